@@ -1,0 +1,214 @@
+"""Every setting of a run, as frozen dataclasses; docs/configuration.md is generated from them.
+
+`[shared]` must be equal on all islands of a run: its digest is compared when a peer joins. All the
+rest is local to one island. Units stand in the names; ranges and choices stand beside the fields
+and are checked by `lowcomm.config.load`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A field with its one line of documentation and its inclusive range or choices."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    if isinstance(default, (list, dict)):
+        raise TypeError("use a tuple")
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The sizes of the GPT; `dim` divides by `heads` into an even head size, `heads` by `kv_heads`."""
+
+    dim: int = setting(160, "width of the residual stream", low=8, high=65_536)
+    layers: int = setting(3, "number of transformer blocks", low=1, high=1_000)
+    heads: int = setting(5, "attention heads", low=1, high=1_024)
+    kv_heads: int = setting(5, "key/value heads (fewer than heads = grouped queries)", low=1, high=1_024)
+    ffn_dim: int = setting(448, "width of the SwiGLU feed-forward layer", low=8, high=1_048_576)
+    context: int = setting(128, "tokens in one training window", low=8, high=1_048_576)
+    rope_theta: float = setting(10_000.0, "base of the rotary frequencies", low=1.0)
+    tie_embeddings: bool = setting(False, "share the embedding with the output layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InnerConfig:
+    """The inner optimizer and its learning rate, which follows the swarm's global progress."""
+
+    name: Literal["muon", "adamw"] = setting(
+        "muon", "muon = Muon for hidden matrices and AdamW for the rest", choices=("muon", "adamw")
+    )
+    lr: float = setting(2e-3, "peak learning rate (of Muon, or of AdamW if that is all)", low=0.0, high=10.0)
+    adamw_lr: float = setting(2e-3, "peak learning rate of AdamW beside Muon", low=0.0, high=10.0)
+    muon_momentum: float = setting(0.95, "momentum of Muon", low=0.0, high=0.9999)
+    beta1: float = setting(0.9, "AdamW's first moment decay", low=0.0, high=0.9999)
+    beta2: float = setting(0.95, "AdamW's second moment decay", low=0.0, high=0.999999)
+    weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0, high=10.0)
+    warmup_fraction: float = setting(0.05, "part of train.steps with rising learning rate", low=0.0, high=1.0)
+    final_lr_fraction: float = setting(0.1, "last learning rate / peak, at the end of the cosine", low=0.0, high=1.0)
+    clip_norm: float = setting(1.0, "gradient norm is clipped here; 0 = off", low=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterConfig:
+    """The outer optimizer that steps on the mean pseudo-gradient."""
+
+    name: Literal["nesterov"] = setting("nesterov", "outer optimizer", choices=("nesterov",))
+    lr: float = setting(0.7, "outer learning rate", low=0.0, high=10.0)
+    momentum: float = setting(0.6, "outer Nesterov momentum; 0 = plain averaging", low=0.0, high=0.9999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """When fragments are exchanged."""
+
+    inner_steps: int = setting(30, "inner steps between two rounds of a fragment (H)", low=1, high=1_000_000)
+    num_fragments: int = setting(1, "fragments, exchanged in turn", low=1, high=100_000)
+    delay: int = setting(0, "inner steps between a round's start and the use of its result (tau)", low=0)
+    merge_alpha: float = setting(
+        0.0, "weight kept on the local parameters when the new anchor is merged", low=0.0, high=1.0
+    )
+    fragmenting: Literal["balanced", "strided"] = setting(
+        "balanced", "how tensors are put into fragments", choices=("balanced", "strided")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """How pseudo-gradients are compressed."""
+
+    name: Literal["fp32", "bf16", "int8"] = setting("int8", "codec", choices=("fp32", "bf16", "int8"))
+    error_feedback: bool = setting(False, "add to the next round what the encoding lost in this one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundConfig:
+    """Who must take part, and how long anybody waits."""
+
+    min_participants: int = setting(1, "fewer than this never commit", low=1, high=100_000)
+    deadline_s: float = setting(60.0, "longest wait for peers that are alive but not ready", low=0.1, high=86_400)
+    partition: Literal["continue", "majority"] = setting(
+        "continue",
+        "continue: whoever is left goes on; majority: only more than half of the last participants",
+        choices=("continue", "majority"),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedDataConfig:
+    """How all islands divide the text."""
+
+    shards: int = setting(8, "parts the documents are dealt into; at most this many islands", low=1, high=1_000_000)
+    holdout_fraction: float = setting(0.05, "part of the documents kept for evaluation", low=0.0, high=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedConfig:
+    """What must be equal on all islands of a run."""
+
+    run_id: str = setting("lowcomm", "name of the run; peers of other runs are refused")
+    seed: int = setting(0, "seeds the initial weights and the order of the data", low=0, high=2**31 - 1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    outer: OuterConfig = field(default_factory=OuterConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    round: RoundConfig = field(default_factory=RoundConfig)
+    data: SharedDataConfig = field(default_factory=SharedDataConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The work of one island."""
+
+    steps: int = setting(3_000, "inner steps of the run; a late joiner starts at the swarm's step", low=1)
+    batch_size: int = setting(2, "windows per rank in one forward pass", low=1)
+    grad_accumulation: int = setting(1, "forward passes per inner step", low=1)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto = bf16 autocast on CUDA devices that have it, else fp32", choices=("auto", "fp32", "bf16")
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    threads: int = setting(0, "CPU threads of torch; 0 = leave as it is", low=0, high=4_096)
+    log_every: int = setting(10, "inner steps between two metric lines", low=1)
+    eval_every: int = setting(0, "outer steps between two evaluations of the anchor; 0 = at the end only", low=0)
+    eval_windows: int = setting(512, "windows of held-out text in an evaluation", low=1)
+    checkpoint_every: int = setting(10, "outer steps between two checkpoints; 0 = at the end only", low=0)
+    keep_checkpoints: int = setting(3, "newest checkpoints that are kept", low=2, high=1_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IslandConfig:
+    """The ranks inside one island."""
+
+    engine: Literal["auto", "plain", "ddp"] = setting(
+        "auto", "auto = ddp under torchrun with more than one rank, else plain", choices=("auto", "plain", "ddp")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where this island's text comes from."""
+
+    source: str = setting("stdlib", "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines")
+    text_key: str = setting("text", "the key that holds the text in JSON lines")
+    shard: int = setting(-1, "this island's part of the documents; -1 = the first that no live peer has", low=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeConfig:
+    """How this island reaches the others."""
+
+    kind: Literal["swarm", "process_group"] = setting(
+        "swarm", "swarm = hivemind over a WAN; process_group = gloo on a LAN", choices=("swarm", "process_group")
+    )
+    initial_peers: tuple[str, ...] = setting((), "addresses to join through (multiaddr or RUN_ID@multiaddr)")
+    listen: tuple[str, ...] = setting(("/ip4/127.0.0.1/tcp/0",), "multiaddrs to listen on; port 0 = any free port")
+    announce: tuple[str, ...] = setting((), "multiaddrs to tell others instead, where a router maps the port")
+    identity: str = setting("", "file of the peer's private key; empty = inside the run folder")
+    streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=64)
+    chunk_bytes: int = setting(1 << 20, "bytes of one piece of a transfer", low=1_024, high=4 << 20)
+    relay: bool = setting(False, "reach and be reached through relays where there is no direct way")
+    nat_port_map: bool = setting(False, "ask the router to map the port (UPnP)")
+    expected_peers: int = setting(1, "islands to wait for before the first step, this one included", low=1)
+    gather_timeout_s: float = setting(120.0, "longest wait for them", low=0.0)
+    heartbeat_s: float = setting(1.0, "seconds between two signs of life", low=0.05, high=3_600)
+    lease_s: float = setting(5.0, "a peer that is silent for so long has left the electorate", low=0.2, high=86_400)
+    group_address: str = setting("", "host:port of rank 0's store, for process_group")
+    group_rank: int = setting(0, "this island's rank, for process_group", low=0)
+    group_size: int = setting(1, "number of islands, for process_group", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsConfig:
+    """Where the run can be followed. metrics.jsonl in the run folder is always written."""
+
+    wandb: Literal["auto", "online", "offline", "off"] = setting(
+        "auto", "auto = online after `wandb login`, else offline", choices=("auto", "online", "offline", "off")
+    )
+    wandb_project: str = setting("lowcomm", "wandb project")
+    wandb_entity: str = setting("", "wandb team or user; empty = the default")
+    console: Literal["auto", "progress", "plain", "off"] = setting(
+        "auto", "auto = a progress bar on a terminal, else plain lines", choices=("auto", "progress", "plain", "off")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One island's whole configuration."""
+
+    out: str = setting("runs/lowcomm", "run folder; a folder that holds this run already is resumed")
+    shared: SharedConfig = field(default_factory=SharedConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    island: IslandConfig = field(default_factory=IslandConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -1,0 +1,157 @@
+"""The seam between the round and the network: authenticated messages between the peers of a run.
+
+An exchange knows nothing of rounds, ledgers or training. It gives each peer two channels to each
+other peer: *control* (small, never behind bulk data) and *bulk* (large payloads, with
+back-pressure). Messages of one channel between two peers may overtake each other on bulk (it may
+be striped); control keeps its order. Everything runs in one asyncio loop, that of `start`.
+
+`loopback` (threads of one process), `process_group` (gloo) and `swarm` (hivemind) implement it;
+tests/exchanges/test_contract.py holds for all three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lowcomm.types import Json, PeerId
+
+MAX_BODY_BYTES = 1 << 20
+MAX_PAYLOAD_BYTES = 4 << 20
+"""Larger frames are refused from their header alone, before anything is allocated."""
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message.
+
+    Attributes:
+        kind: what it is; the receiver looks up the schema of `body` by it.
+        body: plain values, packed with msgpack; at most `MAX_BODY_BYTES`.
+        payload: raw bytes; at most `MAX_PAYLOAD_BYTES`; empty on most control messages.
+    """
+
+    kind: str
+    body: Mapping[str, Json]
+    payload: Buffer = b""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes on this peer's sockets since it started, headers included; only ever grows."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    by_peer: dict[PeerId, int] = field(default_factory=dict)
+
+
+class Receiver(Protocol):
+    """What an exchange calls, always in its own event loop."""
+
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        """A control message. Must not block; must not raise."""
+        ...
+
+    async def on_bulk(self, peer: PeerId, message: Message) -> None:
+        """A bulk message. While this waits, nothing more is read from that stream (back-pressure)."""
+        ...
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        """Messages flow in both directions now."""
+        ...
+
+    def on_peer_down(self, peer: PeerId, reason: str) -> None:
+        """The link broke: the peer died, left, or the path to it did."""
+        ...
+
+
+class Exchange(Protocol):
+    """Authenticated messages between the peers of one run."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's name; known after `start`."""
+        ...
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """How others reach this peer; empty where an address means nothing."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    @property
+    def founder(self) -> bool:
+        """True where no peer was named to join through, so that this one may found the run."""
+        ...
+
+    async def start(self, receiver: Receiver) -> None:
+        """Open for messages and reach the initial peers.
+
+        Raises:
+            AddressError: an initial peer's address can't be parsed.
+            PortInUseError: a listening port is taken.
+            PeerUnreachableError: initial peers were named and none answered.
+        """
+        ...
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Link to a peer that was heard of; returns when `on_peer_up` was called for it.
+
+        Raises:
+            PeerUnreachableError: it can't be reached.
+        """
+        ...
+
+    def connected(self) -> frozenset[PeerId]:
+        """The peers that messages flow to and from."""
+        ...
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Drop the link; `on_peer_down` is called for it if it was up."""
+        ...
+
+    async def send(self, peer: PeerId, message: Message) -> None:
+        """Send on the control channel; returns when handed to the transport.
+
+        Raises:
+            PeerUnreachableError: there is no link, or it broke.
+        """
+        ...
+
+    async def send_bulk(self, peer: PeerId, message: Message) -> None:
+        """Send on the bulk channel; waits while the transport is full.
+
+        The payload must not change until this returns.
+
+        Raises:
+            PeerUnreachableError: there is no link, or it broke.
+        """
+        ...
+
+    async def publish(self, record: bytes, ttl_s: float) -> None:
+        """Put this peer's own signed record into the run's directory for `ttl_s` seconds."""
+        ...
+
+    async def discover(self) -> Mapping[PeerId, bytes]:
+        """The valid records of the directory, this peer's own included."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign with this peer's identity."""
+        ...
+
+    def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` over `data` is `peer`'s."""
+        ...
+
+    async def close(self) -> None:
+        """Leave: end all links, children, sockets and tasks. Idempotent."""
+        ...

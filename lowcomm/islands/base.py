@@ -1,0 +1,68 @@
+"""The seam of the islands: the only place above which nothing knows how a model is sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lowcomm.types import Layout
+
+
+class Island(Protocol):
+    """One island: a model, its inner optimizers, and the ranks that train it together.
+
+    Every method marked *collective* must be called by all ranks of the island at the same inner
+    step. Parameters are addressed by their place in `layout`.
+    """
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world_size(self) -> int: ...
+
+    @property
+    def is_lead(self) -> bool:
+        """True on the one rank that talks to other islands."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
+
+    @property
+    def layout(self) -> Layout:
+        """The trainable tensors, in order, the same on every island of the run."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The tensors at `indices` of the layout, flat and in that order: 1-D fp32 on the host."""
+        ...
+
+    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Overwrite them on all ranks with the lead's `values` (others pass None). Collective."""
+        ...
+
+    def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
+        """The lead's `count` integers on every rank (others pass None). Collective."""
+        ...
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. Collective."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Model, buffers and inner optimizers; loads with `torch.load(weights_only=True)`."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave. Collective."""
+        ...

@@ -1,0 +1,179 @@
+"""A small modern GPT: the Llama architecture in one file.
+
+Pre-norm blocks of causal attention and a gated feed-forward layer:
+
+    h = x + Wo * attention(rope(Wq n(x)), rope(Wk n(x)), Wv n(x))
+    y = h + Wdown * (silu(Wgate n(h)) * (Wup n(h)))
+
+with n = RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), rotary positions (Su et al. 2021,
+arXiv:2104.09864), SwiGLU (Shazeer 2020, arXiv:2002.05202) and, where `kv_heads < heads`, grouped
+queries (Ainslie et al. 2023, arXiv:2305.13245). Parameter names, the half-split rotary convention
+and the epsilon are those of Hugging Face's `LlamaForCausalLM`, so an export loads there and gives
+the same logits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RMS_EPSILON = 1e-5
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTShape:
+    """The sizes of a `GPT`. `dim` must divide by `heads` into an even head size, `heads` by `kv_heads`."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn_dim: int
+    context: int
+    rope_theta: float = 10_000.0
+    tie_embeddings: bool = False
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions; (batch, time, dim) -> the same."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = shape.heads, shape.kv_heads
+        self.head_dim = shape.dim // shape.heads
+        self.q_proj = nn.Linear(shape.dim, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, shape.dim, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, time, _ = x.shape
+        q = self.q_proj(x).view(batch, time, self.heads, self.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(batch, time, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(batch, time, self.kv_heads, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        grouped = self.kv_heads != self.heads
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
+        return out
+
+
+class FeedForward(nn.Module):
+    """SwiGLU; (batch, time, dim) -> the same."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(shape.ffn_dim, shape.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer; (batch, time, dim) -> the same."""
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
+        self.mlp = FeedForward(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and final norm; (batch, time) token ids -> (batch, time, dim)."""
+
+    cos: Tensor  # (context, head_dim)
+    sin: Tensor  # (context, head_dim)
+
+    def __init__(self, shape: GPTShape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.dim)
+        self.layers = nn.ModuleList([Block(shape) for _ in range(shape.layers)])
+        self.norm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
+        cos, sin = rope_table(shape.context, shape.dim // shape.heads, shape.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        time = ids.shape[1]
+        x: Tensor = self.embed_tokens(ids)
+        cos, sin = self.cos[:time], self.sin[:time]
+        for block in self.layers:
+            x = block(x, cos, sin)
+        out: Tensor = self.norm(x)
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only language model.
+
+    Args:
+        shape: the sizes; `GPTShape` says what must divide what.
+        seed: seeds the initial weights, so that all islands start from the same bits.
+    """
+
+    def __init__(self, shape: GPTShape, *, seed: int = 0) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Decoder(shape)
+        self.lm_head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
+        if shape.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self._init_weights(seed)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits, or the mean loss where `targets` is given.
+
+        Args:
+            ids: (batch, time) int64 token ids, time <= context.
+            targets: (batch, time) int64 ids that should follow each position.
+
+        Returns:
+            (batch, time, vocab_size) logits, or the scalar cross-entropy in nats per token (fp32).
+        """
+        logits: Tensor = self.lm_head(self.model(ids))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The 2-D weights between embedding and head: what Muon is meant for."""
+        return [p for p in self.model.layers.parameters() if p.ndim == 2]
+
+    @torch.no_grad()
+    def _init_weights(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = INIT_STD / (2 * self.shape.layers) ** 0.5
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue  # the norms start at one
+            std = residual_std if name.endswith(("o_proj.weight", "down_proj.weight")) else INIT_STD
+            parameter.normal_(0.0, std, generator=generator)
+
+
+def rope_table(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (context, head_dim), fp32."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
+    angle = torch.cat((angle, angle), dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate (batch, heads, time, head_dim) by its positions, pairing element i with i + head_dim/2."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos.to(x.dtype) + torch.cat((-second, first), dim=-1) * sin.to(x.dtype)

@@ -1,0 +1,105 @@
+"""Small values that every layer speaks of. The words are those of docs/glossary.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NewType
+
+PeerId = NewType("PeerId", str)
+"""The name of a peer: the base58 libp2p id on the swarm, any unique text elsewhere."""
+
+Digest = NewType("Digest", str)
+"""A blake3 hash in lower-case hex, 64 characters."""
+
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One trainable tensor of the model, as all islands must agree on it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+
+Layout = tuple[TensorSpec, ...]
+"""All trainable tensors in the model's own order; tied tensors stand once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """What one round did, as it is returned by `OuterLoop.step` and written to metrics.jsonl.
+
+    Attributes:
+        outer_step: the fragment's outer step after the round (unchanged if not committed).
+        fragment: index of the fragment.
+        committed: whether the outer state moved.
+        reason: why not, in words; empty if committed.
+        participants: the peer ids whose pseudo-gradients are in the mean.
+        attempts: how many rosters were tried.
+        bytes_sent, bytes_received: on the sockets of this island from the round's start to its end,
+            headers and control messages included.
+        round_s: from due to commit or abort.
+        wait_s: how long training stood still for it.
+        form_s: from due to the roster.
+        transfer_s: from the roster to the last byte of the mean.
+        tokens: tokens credited to this island by the round.
+        round_tokens: tokens credited to all participants.
+        compression_ratio: fp32 bytes of the fragment / encoded bytes of the mean.
+        pseudo_gradient_norm: L2 norm of this island's pseudo-gradient.
+        mean_norm: L2 norm of the mean that was applied.
+        cosine: mean pairwise cosine between the participants' pseudo-gradients; None below two.
+        adopted: committed updates that this island had missed and has now replayed.
+        digest: of the fragment's anchor and outer-optimizer state after the round.
+        head: of the fragment's chain after the round.
+    """
+
+    outer_step: int
+    fragment: int
+    committed: bool
+    reason: str
+    participants: tuple[PeerId, ...]
+    attempts: int
+    bytes_sent: int
+    bytes_received: int
+    round_s: float
+    wait_s: float
+    form_s: float
+    transfer_s: float
+    tokens: int
+    round_tokens: int
+    compression_ratio: float | None
+    pseudo_gradient_norm: float
+    mean_norm: float | None
+    cosine: float | None
+    adopted: int
+    digest: Digest
+    head: Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerStatus:
+    """A live peer as another one sees it."""
+
+    peer: PeerId
+    role: str
+    phase: str
+    inner_step: int
+    outer_steps: tuple[int, ...]
+    heads: tuple[str, ...]
+    tokens_per_s: float
+    shard: int
+    addresses: tuple[str, ...]
+    seen_s_ago: float
+
+
+SharedSettings = Mapping[str, Json]
+"""Dotted key -> value; what must be equal on all peers of a run."""
