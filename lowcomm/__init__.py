@@ -1,0 +1,46 @@
+"""lowcomm: train one model on GPUs that are not in the same building."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "OuterLoop": "lowcomm.outer.loop",
+    "RoundPolicy": "lowcomm.outer.decision",
+    "JoinReport": "lowcomm.outer.recovery",
+    "Schedule": "lowcomm.algorithms.schedule",
+    "nesterov": "lowcomm.algorithms.outer_optimizers",
+    "RoundReport": "lowcomm.types",
+    "wrap_island": "lowcomm.islands",
+    "Trainer": "lowcomm.train",
+    "load_config": "lowcomm.config.load",
+    "LowcommError": "lowcomm.errors",
+}
+_MODULES = ("codecs", "exchanges", "errors")
+
+__all__ = ["__version__", *_MODULES, *_EXPORTS]
+
+if TYPE_CHECKING:
+    from lowcomm import codecs, errors, exchanges
+    from lowcomm.algorithms.outer_optimizers import nesterov
+    from lowcomm.algorithms.schedule import Schedule
+    from lowcomm.config.load import load_config
+    from lowcomm.errors import LowcommError
+    from lowcomm.islands import wrap_island
+    from lowcomm.outer.decision import RoundPolicy
+    from lowcomm.outer.loop import OuterLoop
+    from lowcomm.outer.recovery import JoinReport
+    from lowcomm.train import Trainer
+    from lowcomm.types import RoundReport
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used, so that `import lowcomm` stays fast."""
+    if name in _MODULES:
+        return importlib.import_module(f"lowcomm.{name}")
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'lowcomm' has no attribute {name!r}")

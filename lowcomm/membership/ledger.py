@@ -1,0 +1,202 @@
+"""The ledger: committed outer updates of one fragment as a hash chain.
+
+An entry names everything that is needed to recompute the state after it from the state before it:
+who took part with which weight, the hash of the encoded mean (a blob that any peer can serve), how
+that blob is cut, the digest of the resulting state, and the hash of the entry before. Its own hash
+is the fragment's *head*; equal heads mean equal histories.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import blake3
+import msgpack
+
+from lowcomm.errors import CheckpointError, ProtocolError
+from lowcomm.membership.fields import Fields, checked_int, checked_text
+from lowcomm.types import Digest, Json, PeerId
+
+MAX_PARTICIPANTS = 4_096
+KEPT_ENTRIES = 32
+"""Encoded means kept in memory for peers that missed rounds."""
+
+
+def hash_bytes(*parts: bytes | bytearray | memoryview) -> Digest:
+    """blake3 over the parts, one after the other."""
+    hasher = blake3.blake3()
+    for part in parts:
+        hasher.update(part)
+    return Digest(hasher.hexdigest())
+
+
+def hash_value(value: Json) -> Digest:
+    """blake3 over a plain value in its one msgpack form."""
+    return hash_bytes(msgpack.packb(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One committed update of one fragment.
+
+    Attributes:
+        participants: (peer id, tokens) in roster order, which is the order of summation.
+        stops: the ends of the reducers' ranges, ascending; the last is the fragment's size.
+        chunk_elements: how ranges were cut into separately encoded chunks.
+        update_hash, update_bytes: of the encoded mean.
+        state_digest: of anchor and momentum after the update.
+        previous: hash of the entry before, or the genesis hash.
+    """
+
+    run_id: str
+    fragment: int
+    outer_step: int
+    participants: tuple[tuple[PeerId, int], ...]
+    stops: tuple[int, ...]
+    chunk_elements: int
+    update_hash: Digest
+    update_bytes: int
+    state_digest: Digest
+    previous: Digest
+
+    def to_json(self) -> dict[str, Json]:
+        """As it travels and as it is hashed."""
+        return {
+            "run_id": self.run_id,
+            "fragment": self.fragment,
+            "outer_step": self.outer_step,
+            "participants": [[peer, tokens] for peer, tokens in self.participants],
+            "stops": list(self.stops),
+            "chunk_elements": self.chunk_elements,
+            "update_hash": self.update_hash,
+            "update_bytes": self.update_bytes,
+            "state_digest": self.state_digest,
+            "previous": self.previous,
+        }
+
+    @property
+    def hash(self) -> Digest:
+        return hash_value(self.to_json())
+
+    def tokens_of(self, peer: PeerId) -> int | None:
+        """Tokens credited to `peer`, or None if it took no part."""
+        return next((tokens for name, tokens in self.participants if name == peer), None)
+
+
+def parse_entry(fields: Fields) -> Entry:
+    """Check and build an entry from the network or a file.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    participants = []
+    for item in fields.items("participants", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError(f"{fields.kind}.participants: expected [peer, tokens] pairs")
+        peer = checked_text("participants.peer", item[0], 128)
+        participants.append((PeerId(peer), checked_int("participants.tokens", item[1], 0, 1 << 62)))
+    stops = fields.integers("stops", MAX_PARTICIPANTS)
+    if not participants or not stops or list(stops) != sorted(stops):
+        raise ProtocolError(f"{fields.kind}: expected participants and ascending stops")
+    return Entry(
+        run_id=fields.text("run_id"),
+        fragment=fields.integer("fragment"),
+        outer_step=fields.integer("outer_step", 1),
+        participants=tuple(participants),
+        stops=stops,
+        chunk_elements=fields.integer("chunk_elements", 1),
+        update_hash=fields.digest("update_hash"),
+        update_bytes=fields.integer("update_bytes"),
+        state_digest=fields.digest("state_digest"),
+        previous=fields.digest("previous"),
+    )
+
+
+class Chain:
+    """The chain of one fragment: its head, and the newest entries with their updates."""
+
+    def __init__(self, run_id: str, fragment: int, genesis_digest: Digest) -> None:
+        self.fragment = fragment
+        self.outer_step = 0
+        self.head = hash_value(["lowcomm genesis", run_id, fragment, genesis_digest])
+        self.last: Entry | None = None
+        self._kept: OrderedDict[int, tuple[Entry, bytes]] = OrderedDict()
+
+    def append(self, entry: Entry, update: bytes) -> None:
+        """Add the next entry with its encoded mean."""
+        if entry.outer_step != self.outer_step + 1 or entry.previous != self.head:
+            raise AssertionError(f"entry {entry.outer_step} does not follow {self.outer_step}")
+        self.outer_step = entry.outer_step
+        self.head = entry.hash
+        self.last = entry
+        self._kept[entry.outer_step] = (entry, update)
+        while len(self._kept) > KEPT_ENTRIES:
+            self._kept.popitem(last=False)
+
+    def restart_at(self, outer_step: int, head: Digest, last: Entry | None) -> None:
+        """Continue from a snapshot or a checkpoint; older entries are not kept."""
+        self.outer_step, self.head, self.last = outer_step, head, last
+        self._kept.clear()
+
+    def after(self, outer_step: int, head: Digest) -> list[Entry] | None:
+        """The entries that follow `head` at `outer_step`; None if they aren't kept or it forked off."""
+        if outer_step == self.outer_step:
+            return [] if head == self.head else None
+        first = self._kept.get(outer_step + 1)
+        if first is None or first[0].previous != head:
+            return None
+        return [entry for step, (entry, _) in self._kept.items() if step > outer_step]
+
+    def update(self, update_hash: Digest) -> bytes | None:
+        """The encoded mean with this hash, if it is kept."""
+        for entry, update in reversed(self._kept.values()):
+            if entry.update_hash == update_hash:
+                return update
+        return None
+
+    def state_dict(self) -> dict[str, Json]:
+        """Position and last entry; updates are not saved."""
+        return {
+            "outer_step": self.outer_step,
+            "head": self.head,
+            "last": self.last.to_json() if self.last else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Json]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            CheckpointError: it isn't one.
+        """
+        try:
+            fields = Fields("ledger", state)
+            last = parse_entry(fields.inner("last")) if fields.has("last") else None
+            self.restart_at(fields.integer("outer_step"), fields.digest("head"), last)
+        except ProtocolError as error:
+            raise CheckpointError(f"the checkpoint's ledger position is damaged: {error}") from error
+
+
+def run_head(heads: Sequence[Digest]) -> Digest:
+    """The run's head: the hash over the fragments' heads."""
+    return hash_value(list(heads))
+
+
+class LedgerFile:
+    """`ledger.jsonl` of the run folder: one line per entry as it was applied, for audits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, entry: Entry) -> None:
+        """Add a line.
+
+        Raises:
+            OSError: the disk is full or the folder is gone; the run itself is not harmed.
+        """
+        line = json.dumps({**entry.to_json(), "hash": entry.hash}, separators=(",", ":"))
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,381 @@
+"""Who is in the swarm: greetings, signs of life, leases, and finding those not met yet.
+
+Every pair of peers greets with `hello` (shared settings, layout) when their link comes up; peers
+that disagree refuse each other and say which keys differ. Then each sends `state` at every
+heartbeat and at every change. A peer silent for longer than its lease is dropped. Peers are found
+through the initial ones, through what peers tell of each other, and through the DHT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+
+from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
+from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.fields import Fields, checked_text
+from lowcomm.membership.ledger import hash_value
+from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
+
+PROTOCOL = 1
+MAX_FRAGMENTS = 100_000
+MAX_CHECKPOINTS = 1_000
+MAX_KNOWN = 4_096
+RECORD_TTL_S = 60.0
+REDIAL_LONGEST_S = 30.0
+FORGET_AFTER_S = 600.0
+REFUSED_KEYS_SHOWN = 8
+
+
+@dataclass(slots=True)
+class State:
+    """What a peer says of itself in every heartbeat.
+
+    Attributes:
+        role: `island`, `seed` (bootstrap only) or `observer`.
+        phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
+            `leaving`.
+        outer_steps, heads: one per fragment; empty until known.
+        checkpoints: inner steps of the checkpoints a restarting peer could load.
+        shard: the part of the data it has claimed, or -1.
+    """
+
+    role: str = "island"
+    phase: str = "starting"
+    inner_step: int = 0
+    outer_steps: tuple[int, ...] = ()
+    heads: tuple[Digest, ...] = ()
+    tokens_per_s: float = 0.0
+    shard: int = -1
+    checkpoints: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "role": self.role,
+            "phase": self.phase,
+            "inner_step": self.inner_step,
+            "outer_steps": list(self.outer_steps),
+            "heads": list(self.heads),
+            "tokens_per_s": self.tokens_per_s,
+            "shard": self.shard,
+            "checkpoints": list(self.checkpoints),
+        }
+
+
+def parse_state(fields: Fields) -> State:
+    """Check and build a `State`.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    role, phase = fields.text("role"), fields.text("phase")
+    if role not in ("island", "seed", "observer"):
+        raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
+    if phase not in ("starting", "joining", "training", "leaving"):
+        raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
+    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+    return State(
+        role=role,
+        phase=phase,
+        inner_step=fields.integer("inner_step"),
+        outer_steps=fields.integers("outer_steps", MAX_FRAGMENTS),
+        heads=heads,
+        tokens_per_s=fields.number("tokens_per_s"),
+        shard=fields.integer("shard", -1),
+        checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
+    )
+
+
+@dataclass(slots=True)
+class Peer:
+    """A linked peer."""
+
+    id: PeerId
+    state: State = field(default_factory=State)
+    addresses: tuple[str, ...] = ()
+    greeted: bool = False
+    seen_at_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """A peer that was heard of; `next_dial_s` in loop time."""
+
+    addresses: tuple[str, ...]
+    heard_at_s: float
+    backoff_s: float = 1.0
+    next_dial_s: float = 0.0
+    dialing: bool = False
+
+
+def differences(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
+    """One line per shared setting in which two peers differ."""
+    lines = []
+    for key in sorted(set(mine) | set(theirs)):
+        here, there = mine.get(key), theirs.get(key)
+        if here != there:
+            lines.append(f"{key}: here {here!r}, there {there!r}")
+    return lines
+
+
+def layout_json(layout: Layout) -> list[Json]:
+    """A layout as it travels in `hello`."""
+    return [[spec.name, list(spec.shape)] for spec in layout]
+
+
+class Peers:
+    """The view of the swarm; call only from the exchange's loop.
+
+    Args:
+        exchange: started by `start`.
+        shared: what must be equal on all peers.
+        layout: the model's tensors; empty for peers without a model (seed, observer).
+        state: this peer's own state; change it and call `announce`.
+        on_change: called after anything changed that a round could care about.
+        on_refused: called with the reasons when a peer and this one don't fit together.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        shared: Mapping[str, Json],
+        layout: Layout,
+        state: State,
+        heartbeat_s: float,
+        lease_s: float,
+        on_change: Callable[[], None],
+        on_refused: Callable[[PeerId, list[str]], None],
+    ) -> None:
+        self._exchange = exchange
+        self._shared = dict(shared)
+        self._layout = layout_json(layout)
+        self.state = state
+        self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
+        self._on_change, self._on_refused = on_change, on_refused
+        self.linked: dict[PeerId, Peer] = {}
+        self._known: dict[PeerId, _Known] = {}
+        self._refused: set[PeerId] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Begin heartbeats and discovery."""
+        self._spawn(self._beat())
+        self._spawn(self._discover())
+
+    async def stop(self) -> None:
+        """End all tasks of this object."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def live(self, role: str = "island") -> list[Peer]:
+        """Greeted peers of a role that are not leaving, this one not among them."""
+        return [
+            peer
+            for peer in self.linked.values()
+            if peer.greeted and peer.state.role == role and peer.state.phase != "leaving"
+        ]
+
+    def statuses(self) -> list[PeerStatus]:
+        """All greeted peers and this one, by id."""
+        now = asyncio.get_running_loop().time()
+        own = Peer(self._exchange.peer_id, self.state, tuple(self._exchange.addresses), True, now)
+        return sorted(
+            (
+                PeerStatus(
+                    peer=peer.id,
+                    role=peer.state.role,
+                    phase=peer.state.phase,
+                    inner_step=peer.state.inner_step,
+                    outer_steps=peer.state.outer_steps,
+                    heads=peer.state.heads,
+                    tokens_per_s=peer.state.tokens_per_s,
+                    shard=peer.state.shard,
+                    addresses=peer.addresses,
+                    seen_s_ago=now - peer.seen_at_s,
+                )
+                for peer in [own, *self.linked.values()]
+                if peer.greeted
+            ),
+            key=lambda status: status.peer,
+        )
+
+    def dialing(self) -> bool:
+        """Whether a link to a peer that was heard of is being made, or a greeting is on its way."""
+        return any(known.dialing for known in self._known.values()) or any(
+            not peer.greeted for peer in self.linked.values()
+        )
+
+    def announce(self) -> None:
+        """Tell all linked peers this peer's state now."""
+        for peer in list(self.linked):
+            self.post(peer, Message("state", self.state.to_json()))
+
+    def post(self, peer: PeerId, message: Message) -> None:
+        """Send a control message in the background; a broken link shows up as `on_peer_down`."""
+        self._spawn(self._send(peer, message))
+
+    async def _send(self, peer: PeerId, message: Message) -> None:
+        try:
+            await self._exchange.send(peer, message)
+        except PeerUnreachableError:
+            return
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        """A link came up: greet."""
+        now = asyncio.get_running_loop().time()
+        self.linked[peer] = Peer(peer, seen_at_s=now)
+        body: dict[str, Json] = {
+            "protocol": PROTOCOL,
+            "shared": self._shared,
+            "layout": self._layout,
+            "addresses": list(self._exchange.addresses),
+            "peers": [[name, list(known.addresses)] for name, known in list(self._known.items())[:MAX_KNOWN]],
+        }
+        self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
+
+    def on_peer_down(self, peer: PeerId) -> None:
+        """A link broke; it will be dialled again for a while."""
+        if self.linked.pop(peer, None) is not None:
+            if peer in self._known:
+                self._known[peer].next_dial_s = asyncio.get_running_loop().time() + 1.0
+            self._on_change()
+
+    def on_hello(self, peer: PeerId, fields: Fields) -> None:
+        """Compare settings; then the peer counts, and the peers it knows are dialled."""
+        entry = self.linked.get(peer)
+        if entry is None:
+            return
+        reasons = self._mismatch(fields)
+        if reasons:
+            self.post(peer, Message("refuse", {"reasons": list(reasons)}))
+            self._drop(peer, reasons)
+            return
+        entry.greeted = True
+        entry.seen_at_s = asyncio.get_running_loop().time()
+        entry.addresses = fields.texts("addresses", 64, 512)
+        entry.state = parse_state(fields.inner("state"))
+        if entry.state.role != "observer":
+            self._learn(peer, entry.addresses)
+        for item in fields.items("peers", MAX_KNOWN):
+            if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list):
+                raise ProtocolError("hello.peers: expected [peer, addresses]")
+            name = PeerId(checked_text("hello.peers", item[0], 128))
+            self._learn(name, tuple(checked_text("hello.peers", a, 512) for a in item[1][:64]))
+        self._on_change()
+
+    def on_state(self, peer: PeerId, fields: Fields) -> None:
+        """A sign of life."""
+        entry = self.linked.get(peer)
+        if entry is None or not entry.greeted:
+            return
+        state = parse_state(fields)
+        entry.seen_at_s = asyncio.get_running_loop().time()
+        entry.state = state
+        self._on_change()
+
+    def on_refuse(self, peer: PeerId, fields: Fields) -> None:
+        """The other side found that we don't fit together; its "here" is our "there"."""
+        theirs = fields.texts("reasons", 64, 1_000)
+        swapped = [r.replace("here ", "\0").replace("there ", "here ").replace("\0", "there ") for r in theirs]
+        self._drop(peer, swapped)
+
+    def _drop(self, peer: PeerId, reasons: list[str]) -> None:
+        first_time = peer not in self._refused
+        self._refused.add(peer)
+        self._known.pop(peer, None)
+        if first_time:
+            self._on_refused(peer, reasons)
+
+    def _mismatch(self, fields: Fields) -> list[str]:
+        protocol = fields.integer("protocol")
+        if protocol != PROTOCOL:
+            return [f"protocol: here {PROTOCOL}, there {protocol}; use the same version of lowcomm"]
+        shared = fields.mapping("shared")
+        role = parse_state(fields.inner("state")).role
+        if not self._shared or not shared or role != "island" or self.state.role != "island":
+            return []
+        reasons = differences(self._shared, shared)[:REFUSED_KEYS_SHOWN]
+        layout = fields.items("layout", MAX_FRAGMENTS)
+        if not reasons and layout != self._layout:
+            pairs = zip([*self._layout, None], [*layout, None], strict=False)
+            here, there = next((a, b) for a, b in pairs if a != b)
+            reasons = [f"model: here tensor {here!r}, there {there!r}"]
+        return [reason[:1_000] for reason in reasons]
+
+    def _learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        now = asyncio.get_running_loop().time()
+        if peer == self._exchange.peer_id or peer in self._refused or len(self._known) >= MAX_KNOWN:
+            return
+        known = self._known.get(peer)
+        if known is None:
+            self._known[peer] = _Known(tuple(addresses), now)
+        else:
+            known.addresses, known.heard_at_s = tuple(addresses) or known.addresses, now
+        self._dial_due()
+
+    def _dial_due(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for peer, known in list(self._known.items()):
+            if peer in self.linked:
+                known.heard_at_s, known.backoff_s = now, 1.0
+            elif now - known.heard_at_s > FORGET_AFTER_S:
+                del self._known[peer]
+            elif not known.dialing and now >= known.next_dial_s:
+                known.dialing = True
+                self._spawn(self._dial(peer, known))
+
+    async def _dial(self, peer: PeerId, known: _Known) -> None:
+        try:
+            await self._exchange.connect(peer, known.addresses)
+        except ExchangeError:
+            known.next_dial_s = asyncio.get_running_loop().time() + known.backoff_s
+            known.backoff_s = min(REDIAL_LONGEST_S, 2 * known.backoff_s)
+        finally:
+            known.dialing = False
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            self.announce()
+            now = asyncio.get_running_loop().time()
+            for peer in list(self.linked.values()):
+                if now - peer.seen_at_s > self._lease_s:
+                    await self._exchange.disconnect(peer.id)
+            self._dial_due()
+
+    async def _discover(self) -> None:
+        while True:
+            record: bytes = msgpack.packb({"addresses": list(self._exchange.addresses), "role": self.state.role})
+            try:
+                if self.state.role != "observer":
+                    await self._exchange.publish(record, RECORD_TTL_S)
+                for peer, found in (await self._exchange.discover()).items():
+                    self._learn(peer, _record_addresses(found))
+            except (ExchangeError, ProtocolError):
+                pass  # the directory is a help, not a need; the next turn tries again
+            await asyncio.sleep(RECORD_TTL_S / 4 if self.linked else RECORD_TTL_S / 20)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _record_addresses(record: bytes) -> tuple[str, ...]:
+    try:
+        body = msgpack.unpackb(record, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"directory: a record is not msgpack: {error}") from error
+    return Fields("record", body).texts("addresses", 64, 512)
+
+
+def shared_digest(shared: Mapping[str, Json]) -> Digest:
+    """A short name for a set of shared settings."""
+    return hash_value([[key, shared[key]] for key in sorted(shared)])

@@ -1,0 +1,160 @@
+"""What one outer step of one fragment is decided from, and the small values it is made of."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lowcomm.codecs.base import Codec
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.base import Exchange
+from lowcomm.membership.blobs import Blobs
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import Entry, parse_entry
+from lowcomm.membership.peers import Peers
+from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
+from lowcomm.outer.state import FragmentState, OuterState
+from lowcomm.outer.transfer import Transfer
+from lowcomm.types import Digest, Json, PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPolicy:
+    """Who must take part, and how long anybody waits.
+
+    Attributes:
+        min_participants: fewer never commit.
+        deadline_s: longest wait for live peers that are not ready, and for a transfer that stalls.
+        partition: `continue` lets whoever is left go on; `majority` only more than half of the
+            participants of the round before.
+    """
+
+    min_participants: int = 1
+    deadline_s: float = 60.0
+    partition: str = "continue"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all fragments' rounds of one peer share."""
+
+    exchange: Exchange
+    peers: Peers
+    blobs: Blobs
+    state: OuterState
+    codec: Codec
+    policy: RoundPolicy
+    pool: Executor
+    chunk_elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """One island's pseudo-gradient for one fragment: 1-D fp32 on the host, and what it weighs."""
+
+    values: Tensor
+    tokens: int
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A peer's announcement that it is due: its head, its weight, its promises."""
+
+    previous: Digest
+    tokens: int
+    norm: float
+    promised: Ballot
+    accepted: tuple[Ballot, Entry] | None
+
+    def to_json(self) -> dict[str, Json]:
+        accepted: Json = None
+        if self.accepted is not None:
+            accepted = {"ballot": self.accepted[0].to_json(), "entry": self.accepted[1].to_json()}
+        return {
+            "previous": self.previous,
+            "tokens": self.tokens,
+            "norm": self.norm,
+            "promised": self.promised.to_json(),
+            "accepted": accepted,
+        }
+
+
+def parse_ready(fields: Fields) -> Ready:
+    """Check and build a `Ready` from the network.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    accepted = None
+    if fields.has("accepted"):
+        inner = fields.inner("accepted")
+        accepted = (parse_ballot(inner), parse_entry(inner.inner("entry")))
+    norm = fields.number("norm")
+    if norm < 0:
+        raise ProtocolError(f"ready.norm: expected 0 or more, got {norm}")
+    return Ready(
+        previous=fields.digest("previous"),
+        tokens=fields.integer("tokens"),
+        norm=norm,
+        promised=parse_ballot(fields, "promised"),
+        accepted=accepted,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An update that this peer holds whole and has voted for.
+
+    `contribution` is what this peer put into it; None if it was finalised without this peer's.
+    """
+
+    ballot: Ballot
+    entry: Entry
+    update: bytes
+    after: FragmentState
+    residual: Tensor | None
+    mean_norm: float | None
+    contribution: Contribution | None
+    participants: tuple[Participant, ...]
+
+
+@dataclass(slots=True)
+class Decision:
+    """What one peer knows and has promised about the next outer step of a fragment.
+
+    Attributes:
+        promised: no vote is ever cast in a lower ballot.
+        seen: the highest ballot that any roster had.
+        busy: peers that a ballot under way holds; they are not proposed to until they say they are free.
+        accepted: the update this peer has voted for; it joins only ballots that finalise it.
+        roster, transfer, task: the ballot under way, if any.
+        votes: (entry hash, state digest) of each voter, by ballot.
+        avoid: peers that were seen to stall a ballot; left out of the next one.
+        unformed: why the leader could not form a roster.
+        refusal: why this outer step can't be decided here at all (digests differ, NaN).
+    """
+
+    outer_step: int
+    promised: Ballot = NO_BALLOT
+    seen: Ballot = NO_BALLOT
+    busy: set[PeerId] = field(default_factory=set)
+    accepted: Accepted | None = None
+    contribution: Contribution | None = None
+    roster: Roster | None = None
+    transfer: Transfer | None = None
+    task: asyncio.Task[None] | None = None
+    readies: dict[PeerId, Ready] = field(default_factory=dict)
+    first_ready_s: float = 0.0
+    votes: dict[Ballot, dict[PeerId, tuple[Digest, Digest]]] = field(default_factory=dict)
+    avoid: set[PeerId] = field(default_factory=set)
+    unformed: str = ""
+    refusal: str = ""
+    failures: list[str] = field(default_factory=list)
+    ballots: int = 0
+    progress_s: float = 0.0
+    joined_s: float = 0.0
+    accepted_s: float = 0.0

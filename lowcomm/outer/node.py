@@ -1,0 +1,360 @@
+"""One peer's part in the swarm: it owns the outer state, answers messages, and runs the rounds.
+
+Everything here runs in the exchange's event loop. `OuterLoop` calls `contribute`, `connect` and
+`join` from the training thread through futures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lowcomm.errors import JoinRefusedError, ProtocolError
+from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.blobs import Blobs
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import Entry, LedgerFile
+from lowcomm.membership.peers import Peers, State
+from lowcomm.membership.roster import Participant
+from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
+from lowcomm.outer.recovery import Recovery
+from lowcomm.outer.round import FragmentRound
+from lowcomm.outer.signal import Signal
+from lowcomm.outer.state import OuterState
+from lowcomm.outer.transfer import weights
+from lowcomm.types import Digest, Json, Layout, PeerId
+
+logger = logging.getLogger(__name__)
+
+POOL_THREADS = 2
+GIVE_UP_DEADLINES = 4.0
+"""After so many deadlines a round without commit is given up and training goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """What one call of `Node.contribute` came to.
+
+    Attributes:
+        entry: the entry that holds this island's contribution; None if nothing was committed.
+        reason: why not.
+        before: the anchor when the call began.
+        base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
+        after: the anchor now.
+        tokens: tokens credited to this island, in `entry` and in adopted entries.
+        adopted: entries taken over from others, without this contribution.
+    """
+
+    entry: Entry | None
+    reason: str
+    before: Tensor
+    base: Tensor
+    after: Tensor
+    tokens: int
+    adopted: int
+    attempts: int
+    mean_norm: float | None
+    cosine: float | None
+    form_s: float
+    transfer_s: float
+    round_s: float
+    bytes_sent: int
+    bytes_received: int
+    digest: Digest
+    head: Digest
+
+
+@dataclass(slots=True)
+class _Call:
+    """Commits that happen while a contribution waits."""
+
+    commits: list[Accepted] = field(default_factory=list)
+
+
+class Node:
+    """A peer with an outer state; an island's lead rank runs one.
+
+    Args:
+        state: the outer state, which this node owns from now on.
+        shared, layout: compared with every peer that greets.
+        expected_peers, gather_timeout_s: islands to wait for in `connect`, and for how long.
+        ledger_file: where committed entries are noted, or None.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        state: OuterState,
+        *,
+        policy: RoundPolicy,
+        shared: Mapping[str, Json],
+        layout: Layout,
+        heartbeat_s: float,
+        lease_s: float,
+        chunk_bytes: int,
+        ledger_file: LedgerFile | None,
+    ) -> None:
+        self.exchange, self.state, self._policy = exchange, state, policy
+        self._ledger_file = ledger_file
+        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
+        self.changed = Signal()
+        self.refusals: list[str] = []
+        self.peers = Peers(
+            exchange,
+            shared=shared,
+            layout=layout,
+            state=State(),
+            heartbeat_s=heartbeat_s,
+            lease_s=lease_s,
+            on_change=self._look,
+            on_refused=self._on_refused,
+        )
+        self.blobs = Blobs(exchange, self._read_blob)
+        self.recovery = Recovery(self)
+        block = state.codec.block_elements
+        chunk_elements = max(1, chunk_bytes // 4 // block) * block
+        context = Context(exchange, self.peers, self.blobs, state, state.codec, policy, self._pool, chunk_elements)
+        self.rounds = [FragmentRound(context, f.index, self._committed) for f in state.fragments]
+        self._calls: dict[int, _Call] = {}
+        self._control: dict[str, Callable[[PeerId, Fields], None]] = {
+            "hello": self.peers.on_hello,
+            "state": self.peers.on_state,
+            "refuse": self.peers.on_refuse,
+            "blob?": self.blobs.on_request,
+            "entries?": self.recovery.on_entries_request,
+            "entries": self.recovery.on_reply,
+            "snapshot?": self.recovery.on_snapshot_request,
+            "snapshot": self.recovery.on_reply,
+            "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
+            "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
+            "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
+            "vote": lambda peer, fields: self._round(fields).on_vote(peer, fields),
+            "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
+        }
+
+    @property
+    def deadline_s(self) -> float:
+        return self._policy.deadline_s
+
+    async def start(self) -> None:
+        """Open the exchange; greet whoever is there."""
+        await self.exchange.start(self)
+        self.peers.start()
+
+    async def close(self) -> None:
+        """Say goodbye, end everything, close the exchange."""
+        if self.peers.linked:
+            self.peers.state.phase = "leaving"
+            farewell = Message("state", self.peers.state.to_json())
+            sends = [self.exchange.send(peer, farewell) for peer in self.peers.linked]
+            await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 2.0)
+        for fragment_round in self.rounds:
+            await fragment_round.close()
+        await self.peers.stop()
+        await self.exchange.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def publish_position(self) -> None:
+        """Put chain positions into this peer's state and tell everybody."""
+        chains = self.state.chains
+        self.peers.state.outer_steps = tuple(chain.outer_step for chain in chains)
+        self.peers.state.heads = tuple(chain.head for chain in chains)
+        self.peers.announce()
+
+    # -- one round ---------------------------------------------------------------------------------
+
+    async def contribute(self, fragment: int, contribution: Contribution) -> RoundOutcome:
+        """Take part in the next round of a fragment; returns when it has committed or is given up."""
+        loop, traffic = asyncio.get_running_loop(), self.exchange.traffic
+        began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
+        fragment_round, call = self.rounds[fragment], _Call()
+        self._calls[fragment] = call
+        before = base = self.state.states[fragment].anchor
+        credited = adopted = attempts = 0
+        form_s = transfer_s = 0.0
+        mine: Accepted | None = None
+        reason = ""
+        fragment_round.contribute(contribution)
+        try:
+            while mine is None:
+                decision = fragment_round.decision
+                attempts = max(attempts, decision.ballots)
+                for accepted in call.commits:
+                    tokens = accepted.entry.tokens_of(self.exchange.peer_id)
+                    credited += tokens or 0
+                    if accepted.contribution is contribution or tokens == contribution.tokens:
+                        mine = accepted
+                        break
+                    adopted += 1
+                    base = accepted.after.anchor
+                    if accepted.contribution is not None:
+                        contribution = _remaining(contribution, accepted.contribution)
+                if mine is not None:
+                    break
+                if call.commits:
+                    call.commits.clear()
+                    fragment_round.contribute(contribution)
+                    continue
+                reason = decision.refusal or decision.unformed
+                if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._policy.deadline_s:
+                    reason = f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
+                if reason:
+                    await fragment_round.abandon()
+                    break
+                if self.recovery.ahead(fragment):
+                    await self.recovery.catch_up(fragment)
+                    continue
+                await fragment_round.changed.wait(fragment_round.next_deadline_s())
+                if decision.joined_s:
+                    form_s = decision.joined_s - began_s
+                    transfer_s = max(0.0, decision.accepted_s - decision.joined_s)
+                fragment_round.check_stall()
+                fragment_round.look()
+        finally:
+            del self._calls[fragment]
+        state, chain = self.state.states[fragment], self.state.chains[fragment]
+        return RoundOutcome(
+            entry=mine.entry if mine else None,
+            reason=reason,
+            before=before,
+            base=base,
+            after=mine.after.anchor if mine else state.anchor,
+            tokens=credited,
+            adopted=adopted,
+            attempts=max(attempts, 1),
+            mean_norm=mine.mean_norm if mine else None,
+            cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
+            form_s=form_s,
+            transfer_s=transfer_s,
+            round_s=loop.time() - began_s,
+            bytes_sent=traffic.sent_bytes - sent,
+            bytes_received=traffic.received_bytes - received,
+            digest=mine.after.digest if mine else state.digest,
+            head=chain.head,
+        )
+
+    def _committed(self, entry: Entry, accepted: Accepted) -> None:
+        call = self._calls.get(entry.fragment)
+        if call is not None:
+            call.commits.append(accepted)
+        if self._ledger_file is not None:
+            try:
+                self._ledger_file.append(entry)
+            except OSError as error:
+                logger.warning("ledger.jsonl could not be written (%s); the run goes on without it", error)
+                self._ledger_file = None
+        self.publish_position()
+        self.changed.notify()
+
+    def adopt(self, accepted: Accepted) -> None:
+        """Commit an entry that was fetched from another peer."""
+        self.state.commit(accepted.entry, accepted.update, accepted.after)
+        self.rounds[accepted.entry.fragment].restart()
+        self._committed(accepted.entry, accepted)
+
+    # -- the exchange's receiver -------------------------------------------------------------------
+
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        """Dispatch a control message; a peer that breaks the protocol is dropped."""
+        handler = self._control.get(message.kind)
+        try:
+            if handler is None:
+                raise ProtocolError(f"unknown message {message.kind!r:.60}")
+            handler(peer, Fields(message.kind, message.body))
+        except (ProtocolError, ValueError) as error:
+            self._drop(peer, error)
+
+    async def on_bulk(self, peer: PeerId, message: Message) -> None:
+        """Dispatch a bulk message."""
+        try:
+            fields = Fields(message.kind, message.body)
+            if message.kind in ("part", "mean"):
+                await self._round(fields).on_piece(peer, fields, message)
+            elif message.kind == "blob":
+                self.blobs.on_piece(peer, fields, bytes(message.payload))
+            else:
+                raise ProtocolError(f"unknown bulk message {message.kind!r:.60}")
+        except (ProtocolError, ValueError) as error:
+            self._drop(peer, error)
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        """A link came up."""
+        self.peers.on_peer_up(peer)
+
+    def on_peer_down(self, peer: PeerId, reason: str) -> None:
+        """A link broke."""
+        self.blobs.on_peer_down(peer)
+        self.recovery.on_peer_down(peer)
+        self.peers.on_peer_down(peer)
+        for fragment_round in self.rounds:
+            fragment_round.on_peer_down(peer, reason)
+        self._look()
+
+    def _drop(self, peer: PeerId, error: Exception) -> None:
+        logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
+        task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
+        task.add_done_callback(lambda done: done.exception())
+
+    def _round(self, fields: Fields) -> FragmentRound:
+        return self.rounds[fields.integer("fragment", 0, len(self.rounds) - 1)]
+
+    def _look(self) -> None:
+        for fragment_round in self.rounds:
+            fragment_round.look()
+        self.changed.notify()
+
+    def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
+        text = f"{peer} runs with other shared settings or another model: " + "; ".join(reasons)
+        logger.warning("%s", text)
+        self.refusals.append(text)
+        task = asyncio.get_running_loop().create_task(self._part(peer))
+        task.add_done_callback(lambda done: done.exception())
+        self.changed.notify()
+
+    async def _part(self, peer: PeerId) -> None:
+        await asyncio.sleep(0.5)  # let the refusal reach the other side before the link goes
+        await self.exchange.disconnect(peer)
+
+    def raise_if_refused(self) -> None:
+        """Raise what a peer refused this one for.
+
+        Raises:
+            JoinRefusedError: it names the keys that differ.
+        """
+        if self.refusals:
+            raise JoinRefusedError(self.refusals[0])
+
+    def _read_blob(self, name: Digest, offset: int, length: int) -> bytes | None:
+        for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):
+            accepted = fragment_round.decision.accepted
+            update = accepted.update if accepted and accepted.entry.update_hash == name else chain.update(name)
+            if update is not None:
+                return update[offset : offset + length]
+        return self.recovery.read_state(name, offset, length)
+
+
+def _remaining(whole: Contribution, credited: Contribution) -> Contribution:
+    """What is left of a pseudo-gradient after an earlier part of it was committed late."""
+    values = whole.values - credited.values
+    return Contribution(values, max(0, whole.tokens - credited.tokens), float(values.norm()))
+
+
+def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:
+    """Mean pairwise cosine of the contributions, from their norms and the norm of their mean.
+
+    |sum w_i g_i|^2 = sum w_i^2 |g_i|^2 + sum_{i != j} w_i w_j <g_i, g_j>, so the second sum, over the
+    same sum of the products of norms, is the weighted mean cosine.
+    """
+    if mean_norm is None or len(participants) < 2:
+        return None
+    scaled = [share * member.norm for share, member in zip(weights(participants), participants, strict=True)]
+    squares = sum(value * value for value in scaled)
+    pairs = sum(scaled) ** 2 - squares
+    return (mean_norm**2 - squares) / pairs if pairs > 0 else None
+
+

@@ -1,0 +1,149 @@
+"""The outer state of a run: anchor, outer momentum and residual of each fragment, and the chains.
+
+Tensors in here are replaced, never changed in place: a donor that serves a snapshot, or the loop
+that reads an anchor, holds one consistent version for as long as it keeps the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowcomm.algorithms.fragments import Fragment
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer
+from lowcomm.codecs.base import Codec
+from lowcomm.errors import CheckpointError, CodecError, ProtocolError
+from lowcomm.membership.ledger import Chain, Entry, hash_bytes, hash_value
+from lowcomm.membership.roster import chunks_of
+from lowcomm.types import Digest
+
+LENGTH_BYTES = 4
+"""Each chunk of an encoded update is preceded by its length."""
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The little-endian bytes of a contiguous host tensor, without a copy."""
+    return memoryview(tensor.numpy().data).cast("B")
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentState:
+    """Anchor and outer momentum of one fragment after some outer step; 1-D fp32 on the host."""
+
+    anchor: Tensor
+    momentum: Tensor
+    digest: Digest
+
+    @staticmethod
+    def of(anchor: Tensor, momentum: Tensor) -> FragmentState:
+        """Hash the two and hold them."""
+        return FragmentState(anchor, momentum, hash_bytes(tensor_bytes(anchor), tensor_bytes(momentum)))
+
+    @property
+    def size_bytes(self) -> int:
+        return 8 * self.anchor.numel()
+
+    def slice_bytes(self, offset: int, length: int) -> bytes:
+        """Part of `anchor || momentum`, for a peer that takes a snapshot."""
+        half = 4 * self.anchor.numel()
+        anchor, momentum = tensor_bytes(self.anchor), tensor_bytes(self.momentum)
+        end = offset + length
+        return bytes(anchor[offset:end]) + bytes(momentum[max(0, offset - half) : max(0, end - half)])
+
+    @staticmethod
+    def from_bytes(data: bytearray, digest: Digest) -> FragmentState:
+        """Build from a whole snapshot blob whose hash has been checked."""
+        both = torch.frombuffer(data, dtype=torch.float32)
+        half = both.numel() // 2
+        return FragmentState(both[:half].clone(), both[half:].clone(), digest)
+
+
+class OuterState:
+    """All fragments' states, residuals and chains."""
+
+    def __init__(
+        self,
+        run_id: str,
+        fragments: Sequence[Fragment],
+        anchors: Sequence[Tensor],
+        optimizer: OuterOptimizer,
+        codec: Codec,
+    ) -> None:
+        self.run_id = run_id
+        self.fragments = tuple(fragments)
+        self.optimizer = optimizer
+        self.codec = codec
+        self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
+        self.residuals: list[Tensor | None] = [None] * len(self.fragments)
+        self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
+
+    @property
+    def digest(self) -> Digest:
+        """Over all fragments' state digests."""
+        return hash_value([state.digest for state in self.states])
+
+    def apply(self, entry: Entry, update: bytes) -> FragmentState:
+        """The state after `entry`, recomputed from the state now and the encoded mean. Pure.
+
+        Raises:
+            ProtocolError: the update is not what the entry names, or gives another state.
+        """
+        state = self.states[entry.fragment]
+        if hash_bytes(update) != entry.update_hash:
+            raise ProtocolError(f"the update of outer step {entry.outer_step} has another hash than its entry")
+        mean = torch.empty_like(state.anchor)
+        view = memoryview(update)
+        try:
+            for _, start, stop in chunks_of(entry.stops, entry.chunk_elements):
+                length = int.from_bytes(view[:LENGTH_BYTES], "little")
+                mean[start:stop] = self.codec.decode(view[LENGTH_BYTES : LENGTH_BYTES + length], stop - start)
+                view = view[LENGTH_BYTES + length :]
+        except CodecError as error:
+            raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
+        after = FragmentState.of(*self.optimizer.step(state.anchor, state.momentum, mean))
+        if after.digest != entry.state_digest:
+            raise ProtocolError(
+                f"fragment {entry.fragment}, outer step {entry.outer_step}: replay gives state "
+                f"{after.digest[:12]}, the ledger says {entry.state_digest[:12]}; this machine rounds "
+                "differently, or the entry is forged"
+            )
+        return after
+
+    def commit(self, entry: Entry, update: bytes, after: FragmentState) -> None:
+        """Move one fragment to the state after `entry`."""
+        self.chains[entry.fragment].append(entry, update)
+        self.states[entry.fragment] = after
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint: tensors by reference, chains' positions."""
+        return {
+            "anchors": [state.anchor for state in self.states],
+            "momenta": [state.momentum for state in self.states],
+            "residuals": list(self.residuals),
+            "chains": [chain.state_dict() for chain in self.chains],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            CheckpointError: it has other fragments, or its tensors don't match its ledger position.
+        """
+        sizes = [anchor.numel() for anchor in state["anchors"]]
+        expected = [fragment.elements for fragment in self.fragments]
+        if sizes != expected:
+            raise CheckpointError(f"expected fragments of {expected} elements, the checkpoint has {sizes}")
+        states = [FragmentState.of(*pair) for pair in zip(state["anchors"], state["momenta"], strict=True)]
+        for chain, saved, restored in zip(self.chains, state["chains"], states, strict=True):
+            chain.load_state_dict(saved)
+            if chain.last is not None and chain.last.state_digest != restored.digest:
+                raise CheckpointError(
+                    f"fragment {chain.fragment}: the checkpoint's tensors have digest "
+                    f"{restored.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
+                )
+        self.states = states
+        self.residuals = list(state["residuals"])

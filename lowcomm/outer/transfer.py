@@ -1,0 +1,263 @@
+"""The data's way in one ballot: pipelined reduce-scatter, one encoded mean, all-gather.
+
+Each participant sends every reducer the encoded chunks of that reducer's range. As soon as a
+reducer has a chunk from all, it averages in fp32 in roster order, encodes the mean once and sends
+these bytes to all. As soon as anyone (the reducer, too) has an encoded mean, it decodes it and
+steps the outer optimizer on that slice into a staged copy. So sending, adding, encoding, decoding
+and stepping overlap chunk by chunk, and all hold the same bits at the end.
+
+Weights: w_i = tokens_i / sum(tokens), rounded to fp32; the sum is multiply and add apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor
+
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer
+from lowcomm.codecs.base import Codec
+from lowcomm.errors import CodecError, PeerUnreachableError
+from lowcomm.exchanges.base import Buffer, Exchange, Message
+from lowcomm.membership.ledger import hash_bytes
+from lowcomm.membership.roster import Participant, Roster, chunks_of
+from lowcomm.outer.state import LENGTH_BYTES, FragmentState
+from lowcomm.types import Digest, Json, PeerId
+
+T = TypeVar("T")
+A = TypeVarTuple("A")
+
+CHUNKS_IN_FLIGHT = 4
+"""Chunks encoded and on their way to one peer at a time."""
+
+
+class PeerFailedError(Exception):
+    """A participant broke the ballot; `peers` names who, where that is certain."""
+
+    def __init__(self, reason: str, peers: Sequence[PeerId] = ()) -> None:
+        super().__init__(reason)
+        self.peers = tuple(peers)
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """What a finished transfer leaves: the encoded mean, the state after it, the sender's residual."""
+
+    update: bytes
+    update_hash: Digest
+    after: FragmentState
+    residual: Tensor | None
+    mean_norm: float
+
+
+def weights(participants: Sequence[Participant]) -> list[float]:
+    """Each participant's share of the tokens; equal shares where nobody has any."""
+    total = sum(member.tokens for member in participants)
+    if total == 0:
+        return [1.0 / len(participants)] * len(participants)
+    return [member.tokens / total for member in participants]
+
+
+def weighted_mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    """Sum of share * part in the given order, fp32, multiply and add apart (no fused rounding)."""
+    total = parts[0].mul(shares[0])
+    for part, share in zip(parts[1:], shares[1:], strict=True):
+        total.add_(part.mul(share))
+    return total
+
+
+class Transfer:
+    """One peer's part in the exchange of one ballot.
+
+    Args:
+        values: this peer's pseudo-gradient, 1-D fp32.
+        residual: what earlier encodings lost, added to `values`; None without error feedback.
+        before: anchor and momentum that the mean will step.
+        on_progress: called whenever something arrived.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        *,
+        values: Tensor,
+        residual: Tensor | None,
+        before: FragmentState,
+        codec: Codec,
+        optimizer: OuterOptimizer,
+        pool: Executor,
+        on_progress: Callable[[], None],
+    ) -> None:
+        self._exchange, self._roster, self._codec, self._optimizer = exchange, roster, codec, optimizer
+        self._pool, self._on_progress = pool, on_progress
+        self._before = before
+        self._values = values if residual is None else values + residual
+        self._residual = torch.zeros_like(values) if codec.error_feedback else None
+        self._chunks = chunks_of(roster.stops, roster.chunk_elements)
+        self._shares = weights(roster.participants)
+        self._parts: list[dict[PeerId, Buffer]] = [{} for _ in self._chunks]
+        self._means: list[Buffer | None] = [None] * len(self._chunks)
+        self._staged = 0
+        self._anchor, self._momentum = torch.empty_like(before.anchor), torch.empty_like(before.momentum)
+        self._mean_square = 0.0
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> Staged:
+        """Send, receive, stage.
+
+        Raises:
+            PeerFailedError: a participant is gone or sent something that can't be decoded.
+            NonFiniteError: this peer's own pseudo-gradient has a NaN or Inf.
+        """
+        for index, peer in enumerate(self._roster.peers):
+            self._spawn(self._send_parts(index, peer))
+        if not self._chunks:
+            self._finished.set_result(None)
+        await self._finished
+        return await self._in_pool(self._finish)
+
+    async def close(self) -> None:
+        """End what is still being sent. After a commit nothing is: all votes mean that all has arrived."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._finished.cancel()
+
+    def missing_parts_from(self) -> list[PeerId]:
+        """The peers that still owe this reducer a part."""
+        owed = set()
+        for (index, _, _), parts, mean in zip(self._chunks, self._parts, self._means, strict=True):
+            if self._roster.peers[index] == self._exchange.peer_id and mean is None:
+                owed |= set(self._roster.peers) - set(parts)
+        return sorted(owed - {self._exchange.peer_id})
+
+    def on_part(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
+        """A participant's encoded chunk for this reducer."""
+        if chunk >= len(self._chunks) or peer not in self._roster.peers:
+            return
+        if self._roster.peers[self._chunks[chunk][0]] != self._exchange.peer_id or peer in self._parts[chunk]:
+            return
+        self._on_progress()
+        self._parts[chunk][peer] = payload
+        if len(self._parts[chunk]) == len(self._roster.participants):
+            self._spawn(self._reduce(chunk))
+
+    def on_mean(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
+        """A reducer's encoded mean."""
+        if chunk >= len(self._chunks) or self._means[chunk] is not None:
+            return
+        if self._roster.peers[self._chunks[chunk][0]] != peer:
+            return
+        self._on_progress()
+        self._means[chunk] = payload
+        self._spawn(self._stage(chunk, peer))
+
+    async def _send_parts(self, index: int, peer: PeerId) -> None:
+        mine = peer == self._exchange.peer_id
+        window = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+
+        async def send(chunk: int, start: int, stop: int) -> None:
+            try:
+                payload = await self._in_pool(self._encode, start, stop)
+                if mine:
+                    self.on_part(peer, chunk, payload)
+                else:
+                    await self._post(peer, "part", chunk, payload)
+            finally:
+                window.release()
+
+        for chunk, (owner, start, stop) in enumerate(self._chunks):
+            if owner == index:
+                await window.acquire()
+                self._spawn(send(chunk, start, stop))
+
+    def _encode(self, start: int, stop: int) -> Buffer:
+        values = self._values[start:stop]
+        payload = self._codec.encode(values)
+        if self._residual is not None:
+            torch.sub(values, self._codec.decode(payload, stop - start), out=self._residual[start:stop])
+        return payload
+
+    async def _reduce(self, chunk: int) -> None:
+        _, start, stop = self._chunks[chunk]
+        parts, self._parts[chunk] = self._parts[chunk], dict.fromkeys(self._parts[chunk], b"")
+        payload = await self._in_pool(self._encode_mean, parts, stop - start)
+        self._means[chunk] = payload
+        for peer in self._roster.peers:
+            if peer != self._exchange.peer_id:
+                self._spawn(self._post(peer, "mean", chunk, payload))
+        await self._stage(chunk, self._exchange.peer_id)
+
+    def _encode_mean(self, parts: dict[PeerId, Buffer], elements: int) -> Buffer:
+        decoded = []
+        for peer in self._roster.peers:
+            try:
+                decoded.append(self._codec.decode(parts[peer], elements))
+            except CodecError as error:
+                raise PeerFailedError(f"{peer} sent a chunk that can't be decoded: {error}", [peer]) from error
+        return self._codec.encode(weighted_mean(decoded, self._shares))
+
+    async def _stage(self, chunk: int, peer: PeerId) -> None:
+        payload = self._means[chunk]
+        assert payload is not None
+        _, start, stop = self._chunks[chunk]
+        try:
+            self._mean_square += await self._in_pool(self._step, payload, start, stop)
+        except CodecError as error:
+            raise PeerFailedError(f"{peer} sent a mean that can't be decoded: {error}", [peer]) from error
+        self._staged += 1
+        if self._staged == len(self._chunks) and not self._finished.done():
+            self._finished.set_result(None)
+
+    def _step(self, payload: Buffer, start: int, stop: int) -> float:
+        mean = self._codec.decode(payload, stop - start)
+        before = self._before
+        anchor, momentum = self._optimizer.step(before.anchor[start:stop], before.momentum[start:stop], mean)
+        self._anchor[start:stop] = anchor
+        self._momentum[start:stop] = momentum
+        return float(mean.square().sum())
+
+    def _finish(self) -> Staged:
+        pieces: list[Buffer] = []
+        for mean in self._means:
+            assert mean is not None
+            pieces += [len(mean).to_bytes(LENGTH_BYTES, "little"), mean]
+        update = b"".join(pieces)
+        after = FragmentState.of(self._anchor, self._momentum)
+        return Staged(update, hash_bytes(update), after, self._residual, self._mean_square**0.5)
+
+    async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
+        body: dict[str, Json] = {
+            "fragment": self._roster.fragment,
+            "outer_step": self._roster.outer_step,
+            "ballot": self._roster.ballot.to_json(),
+            "chunk": chunk,
+        }
+        try:
+            await self._exchange.send_bulk(peer, Message(kind, body, payload))
+        except PeerUnreachableError as error:
+            raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
+
+    async def _in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and not self._finished.done():
+            self._finished.set_exception(error)
