@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Lint, types and tests, on a fresh machine as well as at the desk. Arguments go to pytest:
+#
+#   bash launch/test.sh              bash launch/test.sh tests/data -k resume
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+lowcomm_setup dev,hf
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # small models: more threads only fight over the cores
+step() {
+    echo "== $*"
+    "$@"
+}
+step ruff check .
+step ruff format --check .
+step mypy
+step python -m pytest -q "$@"
