@@ -1,0 +1,171 @@
+"""The run on the terminal: a progress bar, or a plain line per log where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from lowcomm.metrics.base import Record
+from lowcomm.types import Json
+
+
+class PlainSink:
+    """One line per record.
+
+    Args:
+        total_steps: inner steps of the whole run.
+        stream: where the lines go; the standard error by default.
+    """
+
+    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
+        self._total = total_steps
+        self._stream = stream if stream is not None else sys.stderr
+
+    def log(self, record: Record) -> None:
+        line = describe(record, self._total)
+        if line:
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        return None
+
+
+class ProgressSink:
+    """A bar over the inner steps with the figures of the moment; rounds scroll by above it.
+
+    Args:
+        total_steps: inner steps of the whole run.
+        console: where it is drawn; the standard error by default.
+    """
+
+    def __init__(self, total_steps: int, console: Console | None = None) -> None:
+        self._total = total_steps
+        self._console = console if console is not None else Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            transient=False,
+        )
+        self._task = self._progress.add_task("", total=total_steps, figures="waiting for the swarm")
+        self._progress.start()
+
+    def log(self, record: Record) -> None:
+        kind = record.get("kind")
+        if kind == "train":
+            self._progress.update(
+                self._task, completed=_number(record, "inner_step"), figures=_figures(record)
+            )
+            return
+        if kind == "start":
+            self._progress.update(self._task, completed=_number(record, "inner_step"))
+        line = describe(record, self._total)
+        if line:
+            self._console.print(line, markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def console_sink(
+    mode: str, total_steps: int, stream: TextIO | None = None
+) -> PlainSink | ProgressSink | None:
+    """The sink for `metrics.console`: auto, progress, plain or off (None).
+
+    Args:
+        mode: auto draws a bar if the standard error is a terminal.
+        total_steps: inner steps of the whole run.
+        stream: used instead of the standard error.
+    """
+    out = stream if stream is not None else sys.stderr
+    if mode == "off" or out is None:  # a process may have been started without a standard error
+        return None
+    if mode == "progress" or (mode == "auto" and out.isatty()):
+        return ProgressSink(total_steps, Console(file=out, highlight=False))
+    return PlainSink(total_steps, out)
+
+
+def describe(record: Record, total_steps: int) -> str:
+    """One line for a record; empty for kinds that aren't shown."""
+    kind = record.get("kind")
+    if kind == "train":
+        return f"step {int(_number(record, 'inner_step'))}/{total_steps}  {_figures(record)}"
+    if kind == "round":
+        return _round_line(record)
+    if kind == "eval":
+        return (
+            f"eval at step {int(_number(record, 'inner_step'))}: loss {_number(record, 'eval_loss'):.4f} nats"
+            f" after {int(_number(record, 'tokens')):,} tokens of this island"
+        )
+    if kind == "start":
+        how = record.get("how")
+        joined = f" ({how}, at inner step {int(_number(record, 'inner_step'))})" if how else ""
+        return f"run {record.get('run_id', '?')} as peer {short(record.get('peer'))}{joined}"
+    if kind == "end":
+        return f"{record.get('reason', 'ended')} after {_number(record, 'time_s'):.1f} s"
+    return ""
+
+
+def short(name: Json) -> str:
+    """The last eight characters of a peer id: the first ones are the same for all peers."""
+    text = str(name) if name is not None else "?"
+    return text if len(text) <= 10 else "…" + text[-8:]
+
+
+def human_bytes(count: float) -> str:
+    """`count` bytes with a decimal unit: 999 B, 1.5 kB, 23.4 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def time_split(record: Record) -> str:
+    """Compute / wait / transfer as percentages of their sum ("-" before anything was measured).
+
+    The transfer runs beside the training, so that it is time of the link, not of the processor.
+    """
+    parts = [_number(record, key) for key in ("compute_s", "wait_s", "transfer_s")]
+    whole = sum(parts)
+    if whole <= 0:
+        return "-"
+    return "/".join(f"{100 * part / whole:.0f}" for part in parts) + " %"
+
+
+def _figures(record: Record) -> str:
+    return (
+        f"loss {_number(record, 'loss'):.3f}  {_number(record, 'tokens_per_s'):,.0f} tok/s"
+        f"  outer {int(_number(record, 'outer_step'))}  peers {int(_number(record, 'peers'))}"
+        f"  sent {human_bytes(_number(record, 'bytes_sent'))}"
+        f"  compute/wait/transfer {time_split(record)}"
+    )
+
+
+def _round_line(record: Record) -> str:
+    fragment, step = int(_number(record, "fragment")), int(_number(record, "outer_step"))
+    if not record.get("committed"):
+        return (
+            f"round of fragment {fragment} not committed, outer step stays {step}:"
+            f" {record.get('reason') or 'no reason given'}; the progress goes into the next round"
+        )
+    participants = record.get("participants")
+    count = len(participants) if isinstance(participants, list) else 0
+    cosine = record.get("cosine")
+    alike = f", cosine {cosine:.2f}" if isinstance(cosine, (int, float)) else ""
+    return (
+        f"outer step {step} of fragment {fragment}: {count} islands, {_number(record, 'round_s'):.2f} s,"
+        f" sent {human_bytes(_number(record, 'bytes_sent'))}{alike},"
+        f" digest {str(record.get('digest', ''))[:12]}"
+    )
+
+
+def _number(record: Record, key: str) -> float:
+    value = record.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0

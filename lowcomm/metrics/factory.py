@@ -1,0 +1,58 @@
+"""From `[metrics]` to the sinks of one island."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from lowcomm.config.schema import MetricsConfig
+from lowcomm.errors import ConfigError
+from lowcomm.metrics.base import Fanout, Sink
+from lowcomm.metrics.console import console_sink
+from lowcomm.metrics.jsonl import JsonLinesSink
+from lowcomm.metrics.wandb_sink import WandbSink
+from lowcomm.types import Json
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def open_sinks(
+    settings: MetricsConfig,
+    run_dir: Path,
+    run_id: str,
+    name: str,
+    config: Mapping[str, Json],
+    recipe: str,
+) -> Fanout:
+    """Open metrics.jsonl, the console and wandb for one island.
+
+    Args:
+        settings: the `[metrics]` part of the configuration.
+        run_dir: the island's run folder; must exist.
+        run_id: the name of the run; groups the islands in wandb.
+        name: this island among them, e.g. `shard-0-Qm4x7f`.
+        config: the resolved configuration as nested dicts; stored in wandb, and the console reads
+            `train.steps` from it.
+        recipe: the configuration as TOML; stored in wandb.
+
+    Raises:
+        StorageError: metrics.jsonl can't be written: better known before the first step.
+    """
+    sinks: list[tuple[str, Sink]] = [(METRICS_FILE, JsonLinesSink(run_dir / METRICS_FILE))]
+    console = console_sink(settings.console, _total_steps(config))
+    if console is not None:
+        sinks.append(("console", console))
+    if settings.wandb != "off":
+        sinks.append(("wandb", WandbSink(settings, run_dir, run_id, name, config, recipe)))
+    return Fanout(sinks, sys.stderr)
+
+
+def _total_steps(config: Mapping[str, Json]) -> int:
+    train = config.get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
+    if not isinstance(steps, int):
+        raise ConfigError(
+            "the configuration of the run has no train.steps; pass the whole resolved configuration"
+        )
+    return steps

@@ -1,0 +1,215 @@
+"""Weights & Biases: the one module that imports wandb, in a thread of its own.
+
+All runs of a swarm form one group, named by the run id, with one run per island. Everything that
+wandb does (import, connect, log, upload) happens in a worker thread behind a bounded queue, so
+that neither a slow nor an unreachable server holds up the training; where the server can't be
+reached, the run is recorded offline in the run folder, for `wandb sync`. It never asks a question:
+its silent mode refuses to prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lowcomm.config.schema import MetricsConfig
+from lowcomm.metrics.base import Record
+from lowcomm.types import Json
+
+QUEUE_RECORDS = 10_000
+INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 20.0
+Mode = Literal["online", "offline"]
+
+KEY_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+
+ISLAND_KEYS = (
+    "loss", "lr", "tokens", "tokens_per_s", "peers", "compute_s", "wait_s", "transfer_s",
+    "bytes_sent", "bytes_received",
+)  # fmt: skip
+SWARM_KEYS = (
+    "outer_step", "fragment", "committed", "bytes_sent", "bytes_received", "compression_ratio", "round_s",
+    "form_s", "transfer_s", "wait_s", "round_tokens", "pseudo_gradient_norm", "mean_norm", "cosine", "digest",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+class WandbSink:
+    """Sends the records of one island to wandb.
+
+    Args:
+        settings: project, entity and mode.
+        run_dir: the run folder; wandb's files go into its `wandb` folder.
+        run_id: names the group.
+        name: names the island in it.
+        config: the resolved configuration, stored with the run.
+        recipe: the configuration as TOML, stored as a file of the run.
+
+    `log` raises RuntimeError with the reason once the worker has failed, or when the queue is full
+    because wandb takes nothing more.
+    """
+
+    def __init__(
+        self,
+        settings: MetricsConfig,
+        run_dir: Path,
+        run_id: str,
+        name: str,
+        config: Mapping[str, Json],
+        recipe: str,
+    ) -> None:
+        self._settings = settings
+        self._run_dir, self._run_id, self._name = run_dir, run_id, name
+        self._config, self._recipe = config, recipe
+        self._queue: queue.Queue[dict[str, Json] | None] = queue.Queue(QUEUE_RECORDS)
+        self._failure: BaseException | None = None
+        self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._worker.start()
+
+    def log(self, record: Record) -> None:
+        if self._failure is not None:
+            raise RuntimeError(f"{type(self._failure).__name__}: {self._failure}") from self._failure
+        values = to_wandb(record)
+        if values:
+            try:
+                self._queue.put_nowait(values)
+            except queue.Full:
+                raise RuntimeError(f"it has taken none of the last {QUEUE_RECORDS} records") from None
+
+    def close(self) -> None:
+        """Upload what is pending, for `INIT_TIMEOUT_S + FINISH_TIMEOUT_S` at most."""
+        if self._worker.is_alive():
+            try:
+                self._queue.put(None, timeout=FINISH_TIMEOUT_S)
+            except queue.Full:
+                raise RuntimeError(f"it has taken none of the last {QUEUE_RECORDS} records") from None
+        self._worker.join(INIT_TIMEOUT_S + FINISH_TIMEOUT_S)
+        if self._worker.is_alive():
+            raise RuntimeError(
+                f"still busy at the deadline; upload later: wandb sync {self._run_dir}/wandb/*run-*"
+            )
+        if self._failure is not None:
+            raise RuntimeError(f"{type(self._failure).__name__}: {self._failure}") from self._failure
+
+    def _work(self) -> None:
+        try:
+            run = self._open()
+            while (values := self._queue.get()) is not None:
+                run.log(values)
+            run.finish()
+        except Exception as error:  # the boundary of the thread: `log` and `close` raise it again
+            self._failure = error
+
+    def _open(self) -> Any:
+        mode = choose_mode(self._settings.wandb, os.environ)
+        if mode == "online":
+            try:
+                return self._init("online")
+            except Exception as error:  # whatever the server or the network does, the record is kept
+                logger.warning(
+                    "wandb can't be reached (%s); recording offline; later: wandb sync %s/wandb/*run-*",
+                    str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+                    self._run_dir,
+                )
+        return self._init("offline")
+
+    def _init(self, mode: Mode) -> Any:
+        os.environ["WANDB_SILENT"] = "true"  # read at import, and the only switch that rules out a prompt
+        import wandb
+
+        wanted = {
+            "silent": True,
+            "console": "off",
+            "init_timeout": INIT_TIMEOUT_S,
+            "login_timeout": INIT_TIMEOUT_S,
+            "finish_timeout": FINISH_TIMEOUT_S,
+        }
+        known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
+        identity = _wandb_id(self._run_dir)
+        run = wandb.init(
+            project=self._settings.wandb_project,
+            entity=self._settings.wandb_entity or None,
+            dir=str(self._run_dir),
+            id=identity,
+            resume="allow" if mode == "online" else None,
+            group=self._run_id,
+            name=self._name,
+            job_type="island",
+            config=dict(self._config),
+            save_code=False,
+            reinit="create_new",
+            mode=mode,
+            settings=wandb.Settings(**known),
+        )
+        run.define_metric("inner_step", hidden=True)
+        run.define_metric("island/*", step_metric="inner_step")
+        run.define_metric("swarm/*", step_metric="inner_step")
+        recipe = Path(run.dir) / "recipe.toml"
+        recipe.write_text(self._recipe, encoding="utf-8")
+        run.save(str(recipe), base_path=str(run.dir), policy="now")
+        return run
+
+
+def choose_mode(setting: str, environment: Mapping[str, str]) -> Mode:
+    """`online` or `offline` for `metrics.wandb` = auto, online or offline.
+
+    auto follows WANDB_MODE where it is set; else it is online if an API key is configured, in the
+    environment or in the netrc file that `wandb login` writes.
+    """
+    if setting in ("online", "offline"):
+        return "online" if setting == "online" else "offline"
+    forced = environment.get("WANDB_MODE", "")
+    if forced:
+        return "online" if forced == "online" else "offline"
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return "online"
+    hosts = {*KEY_HOSTS, urlsplit(environment.get("WANDB_BASE_URL", "")).netloc} - {""}
+    return "online" if _netrc_hosts(environment) & hosts else "offline"
+
+
+def to_wandb(record: Record) -> dict[str, Json]:
+    """The record under the names that it has in wandb: `island/...` and `swarm/...`."""
+    kind = record.get("kind")
+    if kind == "train":
+        values = {f"island/{key}": record[key] for key in ISLAND_KEYS if key in record}
+        values["swarm/outer_step"] = record.get("outer_step")
+    elif kind == "round":
+        values = {f"swarm/{key}": record[key] for key in SWARM_KEYS if record.get(key) is not None}
+        participants = record.get("participants")
+        values["swarm/participants"] = len(participants) if isinstance(participants, (list, tuple)) else 0
+    elif kind == "eval":
+        values = {"swarm/eval_loss": record.get("eval_loss"), "island/tokens": record.get("tokens")}
+    else:
+        return {}
+    values["inner_step"] = record.get("inner_step")
+    return values
+
+
+def _netrc_hosts(environment: Mapping[str, str]) -> set[str]:
+    path = environment.get("NETRC") or str(Path(environment.get("HOME", "~")).expanduser() / ".netrc")
+    try:
+        return set(netrc.netrc(path).hosts)
+    except (OSError, netrc.NetrcParseError):
+        return set()
+
+
+def _wandb_id(run_dir: Path) -> str:
+    """The run's name at wandb, kept in the run folder so that a resumed island goes on in it."""
+    path = run_dir / "wandb" / "id.txt"
+    if path.exists():
+        stored = path.read_text(encoding="ascii").strip()
+        if stored:
+            return stored
+    identity = secrets.token_hex(8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(identity + "\n", encoding="ascii")
+    return identity

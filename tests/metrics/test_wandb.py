@@ -1,0 +1,111 @@
+import io
+import json
+import os
+
+import pytest
+
+from lowcomm.config.schema import MetricsConfig
+from lowcomm.metrics import open_sinks
+from lowcomm.metrics.wandb_sink import choose_mode, to_wandb
+
+CONFIG = {"train": {"steps": 10}, "shared": {"run_id": "run"}}
+
+
+@pytest.fixture
+def clean_environment(monkeypatch, tmp_path):
+    for name in [*(name for name in os.environ if name.startswith("WANDB_")), "NETRC"]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = set(os.environ)
+    yield
+    for name in set(os.environ) - before:
+        os.environ.pop(name)
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_offline_writes_a_run_folder_and_never_asks(tmp_path, monkeypatch, capfd):
+    class Refusing(io.StringIO):
+        def read(self, *_):
+            pytest.fail("asked for input")
+
+        readline = read
+
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stdin", Refusing())
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    fanout = open_sinks(
+        MetricsConfig(console="off"), run_dir, "run", "shard-0", CONFIG, "[train]\nsteps = 10\n"
+    )
+    fanout.log({"kind": "train", "inner_step": 1, "loss": 2.0})
+    fanout.log({"kind": "round", "inner_step": 1, "committed": True, "participants": ["a"], "digest": "d"})
+    assert "wandb" in fanout.names
+    fanout.close()
+    assert "failed" not in capfd.readouterr().err
+    (written,) = (run_dir / "wandb").glob("offline-run-*")
+    assert (written / "files" / "recipe.toml").read_text() == "[train]\nsteps = 10\n"
+    assert any(path.stat().st_size > 0 for path in written.glob("*.wandb"))
+    assert len([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]) == 2
+
+
+@pytest.mark.usefixtures("clean_environment")
+def test_unusable_wandb_folder_does_not_stop_training(tmp_path, capfd):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "wandb").write_text("a file where wandb wants a folder")
+    fanout = open_sinks(MetricsConfig(console="off", wandb="offline"), run_dir, "run", "shard-0", CONFIG, "")
+    fanout.log({"kind": "train", "inner_step": 1, "loss": 2.0})
+    fanout.close()
+    assert (run_dir / "metrics.jsonl").read_text().count("\n") == 1
+    assert capfd.readouterr().err.count("wandb failed") == 1
+
+
+def netrc(folder, host):
+    path = folder / ".netrc"
+    path.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    ("setting", "environment", "host", "mode"),
+    [
+        ("auto", {}, "", "offline"),
+        ("auto", {"WANDB_API_KEY": "0" * 40}, "", "online"),
+        ("auto", {"WANDB_API_KEY": "0" * 40, "WANDB_MODE": "offline"}, "", "offline"),
+        ("auto", {}, "api.wandb.ai", "online"),
+        ("auto", {}, "example.org", "offline"),
+        ("auto", {"WANDB_BASE_URL": "https://wandb.example.org"}, "wandb.example.org", "online"),
+        ("offline", {"WANDB_API_KEY": "0" * 40}, "", "offline"),
+        ("online", {}, "", "online"),
+    ],
+    ids=[
+        "no-login",
+        "key",
+        "key-but-forced-offline",
+        "netrc",
+        "other-netrc",
+        "own-server",
+        "offline",
+        "online",
+    ],
+)
+def test_mode(tmp_path, setting, environment, host, mode):
+    if host:
+        netrc(tmp_path, host)
+    assert choose_mode(setting, {"HOME": str(tmp_path), **environment}) == mode
+
+
+def test_names_in_wandb():
+    round_record = {
+        "kind": "round",
+        "inner_step": 30,
+        "outer_step": 1,
+        "participants": ["a", "b"],
+        "cosine": None,
+    }
+    assert to_wandb(round_record) == {"inner_step": 30, "swarm/outer_step": 1, "swarm/participants": 2}
+    train = to_wandb({"kind": "train", "inner_step": 3, "outer_step": 1, "loss": 2.0, "kind_of_extra": 1})
+    assert train == {"inner_step": 3, "island/loss": 2.0, "swarm/outer_step": 1}
+    assert to_wandb({"kind": "end", "reason": "finished"}) == {}
