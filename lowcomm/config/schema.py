@@ -54,7 +54,9 @@ class InnerConfig:
     beta2: float = setting(0.95, "AdamW's second moment decay", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0, high=10.0)
     warmup_fraction: float = setting(0.05, "part of train.steps with rising learning rate", low=0.0, high=1.0)
-    final_lr_fraction: float = setting(0.1, "last learning rate / peak, at the end of the cosine", low=0.0, high=1.0)
+    final_lr_fraction: float = setting(
+        0.1, "last learning rate / peak, at the end of the cosine", low=0.0, high=1.0
+    )
     clip_norm: float = setting(1.0, "gradient norm is clipped here; 0 = off", low=0.0)
 
 
@@ -95,7 +97,9 @@ class RoundConfig:
     """Who must take part, and how long anybody waits."""
 
     min_participants: int = setting(1, "fewer than this never commit", low=1, high=100_000)
-    deadline_s: float = setting(60.0, "longest wait for peers that are alive but not ready", low=0.1, high=86_400)
+    deadline_s: float = setting(
+        60.0, "longest wait for peers that are alive but not ready", low=0.1, high=86_400
+    )
     partition: Literal["continue", "majority"] = setting(
         "continue",
         "continue: whoever is left goes on; majority: only more than half of the last participants",
@@ -107,7 +111,9 @@ class RoundConfig:
 class SharedDataConfig:
     """How all islands divide the text."""
 
-    shards: int = setting(8, "parts the documents are dealt into; at most this many islands", low=1, high=1_000_000)
+    shards: int = setting(
+        8, "parts the documents are dealt into; at most this many islands", low=1, high=1_000_000
+    )
     holdout_fraction: float = setting(0.05, "part of the documents kept for evaluation", low=0.0, high=0.9)
 
 
@@ -115,7 +121,7 @@ class SharedDataConfig:
 class SharedConfig:
     """What must be equal on all islands of a run."""
 
-    run_id: str = setting("lowcomm", "name of the run; peers of other runs are refused")
+    run_id: str = setting("lowcomm", "name of the run, 1 to 64 of A-Z a-z 0-9 . _ -; other runs are refused")
     seed: int = setting(0, "seeds the initial weights and the order of the data", low=0, high=2**31 - 1)
     model: ModelConfig = field(default_factory=ModelConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
@@ -134,12 +140,16 @@ class TrainConfig:
     batch_size: int = setting(2, "windows per rank in one forward pass", low=1)
     grad_accumulation: int = setting(1, "forward passes per inner step", low=1)
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "auto = bf16 autocast on CUDA devices that have it, else fp32", choices=("auto", "fp32", "bf16")
+        "auto",
+        "auto = bf16 autocast on CUDA devices that have it, else fp32",
+        choices=("auto", "fp32", "bf16"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     threads: int = setting(0, "CPU threads of torch; 0 = leave as it is", low=0, high=4_096)
     log_every: int = setting(10, "inner steps between two metric lines", low=1)
-    eval_every: int = setting(0, "outer steps between two evaluations of the anchor; 0 = at the end only", low=0)
+    eval_every: int = setting(
+        0, "outer steps between two evaluations of the anchor; 0 = at the end only", low=0
+    )
     eval_windows: int = setting(512, "windows of held-out text in an evaluation", low=1)
     checkpoint_every: int = setting(10, "outer steps between two checkpoints; 0 = at the end only", low=0)
     keep_checkpoints: int = setting(3, "newest checkpoints that are kept", low=2, high=1_000)
@@ -150,7 +160,9 @@ class IslandConfig:
     """The ranks inside one island."""
 
     engine: Literal["auto", "plain", "ddp"] = setting(
-        "auto", "auto = ddp under torchrun with more than one rank, else plain", choices=("auto", "plain", "ddp")
+        "auto",
+        "auto = ddp under torchrun with more than one rank, else plain",
+        choices=("auto", "plain", "ddp"),
     )
 
 
@@ -158,9 +170,13 @@ class IslandConfig:
 class DataConfig:
     """Where this island's text comes from."""
 
-    source: str = setting("stdlib", "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines")
+    source: str = setting(
+        "stdlib", "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines"
+    )
     text_key: str = setting("text", "the key that holds the text in JSON lines")
-    shard: int = setting(-1, "this island's part of the documents; -1 = the first that no live peer has", low=-1)
+    shard: int = setting(
+        -1, "this island's part of the documents; -1 = the first that no live peer has", low=-1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,10 +184,14 @@ class ExchangeConfig:
     """How this island reaches the others."""
 
     kind: Literal["swarm", "process_group"] = setting(
-        "swarm", "swarm = hivemind over a WAN; process_group = gloo on a LAN", choices=("swarm", "process_group")
+        "swarm",
+        "swarm = hivemind over a WAN; process_group = gloo on a LAN",
+        choices=("swarm", "process_group"),
     )
     initial_peers: tuple[str, ...] = setting((), "addresses to join through (multiaddr or RUN_ID@multiaddr)")
-    listen: tuple[str, ...] = setting(("/ip4/127.0.0.1/tcp/0",), "multiaddrs to listen on; port 0 = any free port")
+    listen: tuple[str, ...] = setting(
+        ("/ip4/127.0.0.1/tcp/0",), "multiaddrs to listen on; port 0 = any free port"
+    )
     announce: tuple[str, ...] = setting((), "multiaddrs to tell others instead, where a router maps the port")
     identity: str = setting("", "file of the peer's private key; empty = inside the run folder")
     streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=64)
@@ -181,7 +201,9 @@ class ExchangeConfig:
     expected_peers: int = setting(1, "islands to wait for before the first step, this one included", low=1)
     gather_timeout_s: float = setting(120.0, "longest wait for them", low=0.0)
     heartbeat_s: float = setting(1.0, "seconds between two signs of life", low=0.05, high=3_600)
-    lease_s: float = setting(5.0, "a peer that is silent for so long has left the electorate", low=0.2, high=86_400)
+    lease_s: float = setting(
+        5.0, "a peer that is silent for so long has left the electorate", low=0.2, high=86_400
+    )
     group_address: str = setting("", "host:port of rank 0's store, for process_group")
     group_rank: int = setting(0, "this island's rank, for process_group", low=0)
     group_size: int = setting(1, "number of islands, for process_group", low=1)
@@ -192,12 +214,16 @@ class MetricsConfig:
     """Where the run can be followed. metrics.jsonl in the run folder is always written."""
 
     wandb: Literal["auto", "online", "offline", "off"] = setting(
-        "auto", "auto = online after `wandb login`, else offline", choices=("auto", "online", "offline", "off")
+        "auto",
+        "auto = online after `wandb login`, else offline",
+        choices=("auto", "online", "offline", "off"),
     )
     wandb_project: str = setting("lowcomm", "wandb project")
     wandb_entity: str = setting("", "wandb team or user; empty = the default")
     console: Literal["auto", "progress", "plain", "off"] = setting(
-        "auto", "auto = a progress bar on a terminal, else plain lines", choices=("auto", "progress", "plain", "off")
+        "auto",
+        "auto = a progress bar on a terminal, else plain lines",
+        choices=("auto", "progress", "plain", "off"),
     )
 
 

@@ -1,0 +1,130 @@
+"""What must hold between settings, beyond the range of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from lowcomm.config.schema import Config, ExchangeConfig
+from lowcomm.config.values import fail, show
+
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+_HOST_PORT = re.compile(r"\S+:\d{1,5}")
+
+
+def check(config: Config, source: str = "") -> None:
+    """Check what must hold between the settings of one configuration.
+
+    Args:
+        config: as built from any source.
+        source: named in the error, e.g. the recipe's path.
+
+    Raises:
+        ConfigError: the first rule that is broken, in one line.
+    """
+    for path, message in _broken(config):
+        fail(source, path, message)
+
+
+def _broken(config: Config) -> Iterator[tuple[str, str]]:
+    yield from _texts(config)
+    yield from _model(config)
+    yield from _shares(config)
+    yield from _exchange(config.exchange)
+
+    schedule = config.shared.schedule
+    if schedule.delay >= schedule.inner_steps:
+        yield (
+            "shared.schedule.delay",
+            f"expected less than inner_steps = {schedule.inner_steps}, got {schedule.delay}; "
+            "a result has to be used before the fragment is due again",
+        )
+
+
+def _texts(config: Config) -> Iterator[tuple[str, str]]:
+    run_id, device = config.shared.run_id, config.train.device
+    if not _RUN_ID.fullmatch(run_id):
+        yield "shared.run_id", f"expected 1 to 64 characters of A-Z a-z 0-9 . _ -, got {show(run_id)}"
+    if not _DEVICE.fullmatch(device):
+        yield "train.device", f'expected "auto", "cpu", "cuda" or "cuda:N", got {show(device)}'
+    needed = {"out": config.out, "data.source": config.data.source, "data.text_key": config.data.text_key}
+    for path, text in needed.items():
+        if not text.strip():
+            yield path, "expected text that is not empty"
+
+
+def _model(config: Config) -> Iterator[tuple[str, str]]:
+    model = config.shared.model
+    if model.dim % model.heads:
+        yield "shared.model.dim", f"expected a multiple of heads = {model.heads}, got {model.dim}"
+    elif model.dim // model.heads % 2:
+        yield (
+            "shared.model.dim",
+            f"expected an even head size (rotary positions pair its elements), got dim / heads = "
+            f"{model.dim} / {model.heads} = {model.dim // model.heads}",
+        )
+    if model.heads % model.kv_heads:
+        yield "shared.model.kv_heads", f"expected a divisor of heads = {model.heads}, got {model.kv_heads}"
+
+
+def _shares(config: Config) -> Iterator[tuple[str, str]]:
+    shards = config.shared.data.shards
+    if config.data.shard >= shards:
+        yield (
+            "data.shard",
+            f"expected -1, or from 0 to below shared.data.shards = {shards}, got {config.data.shard}",
+        )
+    islands = {
+        "exchange.expected_peers": config.exchange.expected_peers,
+        "exchange.group_size": config.exchange.group_size,
+        "shared.round.min_participants": config.shared.round.min_participants,
+    }
+    for path, number in islands.items():
+        if number > shards:
+            yield (
+                path,
+                f"expected at most shared.data.shards = {shards}, got {number}; "
+                "each island trains on a shard of its own, so raise shared.data.shards",
+            )
+
+
+def _exchange(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:
+    if exchange.lease_s < 2 * exchange.heartbeat_s:
+        yield (
+            "exchange.lease_s",
+            f"expected at least twice heartbeat_s = {exchange.heartbeat_s}, got {exchange.lease_s}; "
+            "one late sign of life must not drop a peer",
+        )
+    if exchange.kind == "swarm":
+        yield from _swarm(exchange)
+    else:
+        yield from _process_group(exchange)
+
+
+def _swarm(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:
+    if not exchange.listen:
+        yield "exchange.listen", 'expected at least one address, got []; "/ip4/0.0.0.0/tcp/0" takes any port'
+    for path, addresses in (("exchange.listen", exchange.listen), ("exchange.announce", exchange.announce)):
+        for address in addresses:
+            if not address.startswith("/"):
+                yield path, f"expected a multiaddr such as /ip4/0.0.0.0/tcp/31337, got {show(address)}"
+    for address in exchange.announce:
+        if re.search(r"/(tcp|udp)/0(/|$)", address):
+            yield "exchange.announce", f"expected the port that others can dial, got {show(address)}"
+    for address in exchange.initial_peers:
+        if not address.strip():
+            yield "exchange.initial_peers", f"expected addresses that are not empty, got {show(address)}"
+
+
+def _process_group(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:
+    if exchange.group_rank >= exchange.group_size:
+        yield (
+            "exchange.group_rank",
+            f"expected less than group_size = {exchange.group_size}, got {exchange.group_rank}",
+        )
+    if exchange.group_size > 1 and not _HOST_PORT.fullmatch(exchange.group_address):
+        yield (
+            "exchange.group_address",
+            f"expected host:port of rank 0's store, got {show(exchange.group_address)}",
+        )

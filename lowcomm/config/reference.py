@@ -1,0 +1,62 @@
+"""Writes the configuration reference: `python -m lowcomm.config.reference > docs/configuration.md`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from lowcomm.config.fields import Setting, sections, settings
+from lowcomm.config.values import bounds, show
+
+_INTRODUCTION = """\
+# Configuration
+
+<!-- Generated: python -m lowcomm.config.reference > docs/configuration.md -->
+
+A recipe is a TOML file. What it leaves out has the default below, and `--set key=value` replaces a
+value for one run, e.g. `--set shared.schedule.inner_steps=100` or
+`--set 'exchange.initial_peers=["/ip4/..."]'`. The value is TOML; quotes around a single word may be
+left out. `--dry-run` prints the resolved configuration, which is also written to `config.toml` in
+the run folder.
+
+Everything below `[shared]` must be equal on all islands of a run: its digest is compared when a
+peer joins, and a peer that differs is refused with the names of the keys. All the rest is local to
+one island. Bounds are inclusive. Names end in the unit where there is one.
+"""
+
+
+def reference() -> str:
+    """The reference of all settings as Markdown, a table for each section."""
+    return "\n".join([_INTRODUCTION, *_sections()])
+
+
+def _sections() -> Iterator[str]:
+    for section, cls in sections().items():
+        inside = [setting for setting in settings().values() if setting.section == section]
+        yield f"## `[{section}]`" if section else "## Top of the file"
+        yield ""
+        yield " ".join((inspect.getdoc(cls) or "").split())
+        yield ""
+        if inside:
+            yield "| key | value | default | meaning |"
+            yield "|---|---|---|---|"
+            yield from (_row(setting) for setting in inside)
+            yield ""
+
+
+def _row(setting: Setting) -> str:
+    kind = {
+        "bool": "true, false",
+        "int": "integer",
+        "float": "number",
+        "text": "text",
+        "texts": "list of texts",
+    }
+    value = ", ".join(f"`{choice}`" for choice in setting.choices)
+    value = value or f"{kind[setting.kind]} {bounds(setting)}".rstrip()
+    cells = (f"`{setting.name}`", value, f"`{show(setting.default)}`", setting.doc)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

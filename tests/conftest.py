@@ -1,0 +1,9 @@
+"""What all tests share: quiet tools, no network but this machine, one thread."""
+
+import os
+
+# before torch is imported by any test module
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("MPLBACKEND", "Agg")
