@@ -131,6 +131,7 @@ class Decision:
         seen: the highest ballot that any roster had.
         busy: peers that a ballot under way holds; they are not proposed to until they say they are free.
         accepted: the update this peer has voted for; it joins only ballots that finalise it.
+        ready, told: this peer's announcement, and who has got it.
         roster, transfer, task: the ballot under way, if any.
         votes: (entry hash, state digest) of each voter, by ballot.
         avoid: peers that were seen to stall a ballot; left out of the next one.
@@ -144,6 +145,8 @@ class Decision:
     busy: set[PeerId] = field(default_factory=set)
     accepted: Accepted | None = None
     contribution: Contribution | None = None
+    ready: Ready | None = None
+    told: set[PeerId] = field(default_factory=set)
     roster: Roster | None = None
     transfer: Transfer | None = None
     task: asyncio.Task[None] | None = None

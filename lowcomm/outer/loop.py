@@ -201,17 +201,17 @@ class OuterLoop:
                     timeout_s=self._gather_timeout_s,
                 )
             )
-            self._inner_step = report.inner_step
-            self._outer_steps = list(report.outer_steps)
             changed = report.how in ("replayed", "snapshot")
-            late = changed or (not self._restored and report.inner_step > 0)
-            self._realign = [late] * len(self._fragments)
         facts = self._island.broadcast(
-            [int(changed), int(self._realign[0]), self._inner_step, *self._outer_steps] if self._node else None,
-            3 + len(self._fragments),
+            [int(changed), int(report.out_of_step), report.tokens_credited, report.shard, report.inner_step]
+            + list(report.outer_steps)
+            if report
+            else None,
+            5 + len(self._fragments),
         )
-        changed, self._inner_step, self._outer_steps = bool(facts[0]), facts[2], facts[3:]
-        self._realign = [bool(facts[1])] * len(self._fragments)
+        changed, out_of_step, credited, shard, self._inner_step = bool(facts[0]), bool(facts[1]), *facts[2:5]
+        self._outer_steps = facts[5:]
+        self._realign = [out_of_step] * len(self._fragments)
         if changed:
             for fragment in self._fragments:
                 values = None
@@ -224,28 +224,16 @@ class OuterLoop:
         for index, contribution, use_at_step in self._loaded_flights:
             self._submit(self._fragments[index], contribution, use_at_step)
         self._loaded_flights = []
-        if report is None:
-            steps = tuple(self._outer_steps)
-            report = JoinReport(
-                inner_step=self._inner_step,
-                outer_steps=steps,
-                peers=(),
-                how="aligned",
-                entries=0,
-                snapshot_bytes=0,
-                tokens_credited=0,
-                shard=-1,
-            )
-        shard, credited = self._island.broadcast([report.shard, report.tokens_credited] if self._node else None, 2)
-        return JoinReport(
-            inner_step=report.inner_step,
-            outer_steps=report.outer_steps,
-            peers=report.peers,
-            how=report.how,
-            entries=report.entries,
-            snapshot_bytes=report.snapshot_bytes,
+        return report or JoinReport(
+            inner_step=self._inner_step,
+            outer_steps=tuple(self._outer_steps),
+            peers=(),
+            how="aligned",
+            entries=0,
+            snapshot_bytes=0,
             tokens_credited=credited,
             shard=shard,
+            out_of_step=out_of_step,
         )
 
     def close(self) -> None:
@@ -277,7 +265,7 @@ class OuterLoop:
         if self._node is not None:
             self._node.peers.state.inner_step = self._inner_step
         due = self._schedule.due(self._inner_step)
-        if not due and not self._flights and not any(self._realign):
+        if not (due or self._flights or any(self._realign) or self._is_behind()):
             return ()
         for index in self._called(due):
             if index not in self._flights:
@@ -293,18 +281,33 @@ class OuterLoop:
                 reports += self._land(everything=True)
         return tuple(reports)
 
+    def _is_behind(self) -> bool:
+        """Whether the others have committed without this island.
+
+        Several ranks would have to agree on it at every step; they look when a fragment is due.
+        """
+        return (
+            self._node is not None
+            and self._island.world_size == 1
+            and any(fragment_round.ahead() for fragment_round in self._node.rounds)
+        )
+
     def _called(self, due: tuple[int, ...]) -> list[int]:
-        """Fragments to begin now: due by schedule, or, while out of step, asked for by the others."""
-        if not any(self._realign):
-            return list(due)
+        """Fragments to begin now: due by schedule; missed; or, while out of step, asked for by others."""
         flags = None
         if self._node is not None:
             flags = [
-                int(index in due or (self._realign[index] and fragment_round.called))
+                int(
+                    index in due
+                    or bool(fragment_round.ahead())
+                    or (self._realign[index] and fragment_round.called)
+                )
                 for index, fragment_round in enumerate(self._node.rounds)
             ]
-        chosen = self._island.broadcast(flags, len(self._fragments))
-        return [index for index, flag in enumerate(chosen) if flag]
+        if self._island.world_size == 1 or any(self._realign) or due:
+            chosen = self._island.broadcast(flags, len(self._fragments))
+            return [index for index, flag in enumerate(chosen) if flag]
+        return []
 
     def _begin(self, fragment: Fragment, use_at_step: int) -> None:
         values = self._island.read(fragment.tensors)

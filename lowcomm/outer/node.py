@@ -206,7 +206,7 @@ class Node:
                 if reason:
                     await fragment_round.abandon()
                     break
-                if self.recovery.ahead(fragment):
+                if fragment_round.ahead():
                     await self.recovery.catch_up(fragment)
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())

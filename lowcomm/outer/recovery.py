@@ -47,6 +47,8 @@ class JoinReport:
         tokens_credited: tokens of this island in replayed entries: trained and counted before a
             restart that lost them, so the data loader has to skip them.
         shard: the part of the data this island has claimed.
+        out_of_step: it came while the others were under way, so it answers its first round as soon as
+            they are ready, with however many tokens it has.
     """
 
     inner_step: int
@@ -57,6 +59,7 @@ class JoinReport:
     snapshot_bytes: int
     tokens_credited: int
     shard: int
+    out_of_step: bool
 
 
 class Recovery:
@@ -66,6 +69,7 @@ class Recovery:
         self._node = node
         self._replies: dict[tuple[PeerId, str], asyncio.Future[Fields | None]] = {}
         self._pinned: dict[Digest, tuple[FragmentState, float]] = {}
+        self._expected = False
 
     # -- coming in ---------------------------------------------------------------------------------
 
@@ -134,6 +138,7 @@ class Recovery:
         await self._wait_for_links()
         report_how: Literal["founded", "aligned", "replayed", "snapshot"] = "aligned" if running else "founded"
         entries = snapshot_bytes = credited = 0
+        out_of_step = False
         if running:
             aligned = any(peer.state.heads == state.heads for peer in running)
             if not aligned:
@@ -148,8 +153,8 @@ class Recovery:
                 report_how = "snapshot"
             elif entries:
                 report_how = "replayed"
-            late = fresh and any(sum(peer.state.outer_steps) or peer.state.inner_step for peer in running)
-            if entries or snapshot_bytes or (late and not self._started_together(running)):
+            out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
+            if out_of_step:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
                 state.inner_step = max([state.inner_step, *steps])
         self._claim_shard(num_shards)
@@ -166,6 +171,7 @@ class Recovery:
             snapshot_bytes=snapshot_bytes,
             tokens_credited=credited,
             shard=state.shard,
+            out_of_step=out_of_step,
         )
 
     def _may_found(self, starting: list[Peer], known: list[Peer], alone_ok: bool) -> bool:
@@ -176,11 +182,8 @@ class Recovery:
         return bool(everyone) and len(known) >= len(starting) and self._node.exchange.peer_id < min(everyone)
 
     def _started_together(self, running: list[Peer]) -> bool:
-        """Whether the others are still in their first period, with the state this island starts from."""
-        mine = self._node.peers.state.heads
-        return self._expected and all(p.state.heads == mine and not any(p.state.outer_steps) for p in running)
-
-    _expected = False
+        """Whether the others were waited for, and are still in their first period."""
+        return self._expected and not any(any(peer.state.outer_steps) for peer in running)
 
     def expect_company(self) -> None:
         """Islands that were waited for in `gather` start together, from the same inner step."""
@@ -212,18 +215,6 @@ class Recovery:
 
     # -- catching up -------------------------------------------------------------------------------
 
-    def ahead(self, fragment: int) -> list[Peer]:
-        """Live peers that have committed more of a fragment than this one, the furthest first."""
-        outer_step = self._node.state.chains[fragment].outer_step
-        peers = [
-            peer
-            for peer in self._node.peers.live()
-            if peer.state.phase == "training"
-            and fragment < len(peer.state.outer_steps)
-            and peer.state.outer_steps[fragment] > outer_step
-        ]
-        return sorted(peers, key=lambda peer: (-peer.state.outer_steps[fragment], peer.id))
-
     async def catch_up(self, fragment: int, *, joining: bool = False) -> Moved:
         """Follow the peers that are ahead; a joiner also leaves a head that nobody else has.
 
@@ -232,7 +223,7 @@ class Recovery:
         node = self._node
         moved = Moved([], 0)
         chain = node.state.chains[fragment]
-        donors = self.ahead(fragment)
+        donors = node.rounds[fragment].ahead()
         if joining and not donors:
             same_height = [p for p in node.peers.live() if p.state.phase == "training" and p.state.heads]
             if same_height and all(p.state.heads[fragment] != chain.head for p in same_height):

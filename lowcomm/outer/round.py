@@ -20,6 +20,7 @@ from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
+from lowcomm.membership.peers import Peer
 from lowcomm.membership.roster import (
     NO_BALLOT,
     Ballot,
@@ -57,6 +58,7 @@ class FragmentRound:
         self._chain = context.state.chains[fragment]
         self._early: dict[int, dict[PeerId, Ready]] = {}
         self._committed_here = False
+        self._absent: set[PeerId] = set()
         self.changed = Signal()
         self.decision = Decision(self._chain.outer_step + 1)
 
@@ -71,12 +73,13 @@ class FragmentRound:
 
     @property
     def called(self) -> bool:
-        """Whether other peers are ready for the next outer step."""
-        return any(ready.previous == self._chain.head for ready in self.decision.readies.values())
+        """Whether other peers are ready for the next outer step, or have gone past it."""
+        return bool(self.ahead()) or any(ready.previous == self._chain.head for ready in self.decision.readies.values())
 
     def look(self) -> None:
         """The swarm changed: perhaps a round can be formed now, or has become hopeless."""
         self._follow_commit()
+        self._tell_ready()
         self._lead()
         self.changed.notify()
 
@@ -92,15 +95,29 @@ class FragmentRound:
         if contribution is None:
             return
         accepted = decision.accepted
-        ready = Ready(
+        decision.ready = Ready(
             previous=self._chain.head,
             tokens=contribution.tokens,
             norm=contribution.norm,
             promised=decision.promised,
             accepted=(accepted.ballot, accepted.entry) if accepted else None,
         )
-        self._broadcast("ready", ready.to_json())
-        self._take_ready(self._me, ready)
+        decision.told.clear()
+        self._tell_ready()
+        self._take_ready(self._me, decision.ready)
+
+    def _tell_ready(self) -> None:
+        """Send this peer's readiness to those who train and have not heard of it, newcomers too."""
+        decision = self.decision
+        if decision.ready is None or decision.task is not None:
+            return
+        untold = [
+            peer.id
+            for peer in self._context.peers.live()
+            if peer.state.phase == "training" and peer.id not in decision.told
+        ]
+        decision.told.update(untold)
+        self._send(tuple(untold), "ready", decision.ready.to_json())
 
     def next_deadline_s(self) -> float:
         """When to look again although nothing has come: seconds from now."""
@@ -123,7 +140,7 @@ class FragmentRound:
         """Give up on this round. Training goes on; promises and an accepted update stay."""
         decision = self.decision
         await self._end_ballot()
-        decision.contribution = None
+        decision.contribution = decision.ready = None
         decision.readies.pop(self._me, None)
 
     def restart(self) -> None:
@@ -135,6 +152,8 @@ class FragmentRound:
         for outer_step in [step for step in self._early if step < self.decision.outer_step]:
             del self._early[outer_step]
         self.decision.readies = self._early.pop(self.decision.outer_step, {})
+        if previous.outer_step == self.decision.outer_step:
+            self.decision.readies = previous.readies  # another head at the same height; who shares it counts
         self.decision.first_ready_s = self._now()
         self.changed.notify()
 
@@ -199,6 +218,7 @@ class FragmentRound:
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """A peer is gone: it is not ready any more, and the ballot with it is over."""
         self.decision.readies.pop(peer, None)
+        self.decision.told.discard(peer)
         self.decision.busy.discard(peer)
         for early in self._early.values():
             early.pop(peer, None)
@@ -230,6 +250,7 @@ class FragmentRound:
             self.decision.first_ready_s = self._now()
         self.decision.readies[peer] = ready
         self.decision.busy.discard(peer)
+        self._absent.discard(peer)
         self._lead()
         self.changed.notify()
 
@@ -238,6 +259,8 @@ class FragmentRound:
         decision, policy = self.decision, self._context.policy
         if self._context.peers.state.phase != "training" or not decision.readies or decision.task is not None:
             return
+        if self.ahead():
+            return  # first catch up; what others have committed is decided
         aligned, waiting = self._electorate()
         waited_s = self._now() - decision.first_ready_s
         order = leader_order([*aligned, self._me], self._context.exchange.run_id, self._fragment, decision.outer_step)
@@ -250,8 +273,10 @@ class FragmentRound:
             if said.previous == self._chain.head and (peer == self._me or peer in aligned)
         }
         late = waited_s >= policy.deadline_s
-        if not ready or (not late and not (aligned | {self._me} | waiting) <= set(ready) | decision.avoid):
+        missing = ({self._me} | waiting) - set(ready) - decision.avoid
+        if not ready or (missing and not late):
             return
+        self._absent |= missing
         willing = {peer: said for peer, said in ready.items() if peer not in decision.avoid}
         if not self._may_commit(len(willing)):
             willing = ready
@@ -265,16 +290,34 @@ class FragmentRound:
                 f"{len(last.participants) if last else 0} took part before"
             )
 
+    def ahead(self) -> list[Peer]:
+        """Live peers that have committed more of this fragment, the furthest first."""
+        peers = [
+            peer
+            for peer in self._context.peers.live()
+            if peer.state.phase == "training"
+            and self._fragment < len(peer.state.outer_steps)
+            and peer.state.outer_steps[self._fragment] > self._chain.outer_step
+        ]
+        return sorted(peers, key=lambda peer: (-peer.state.outer_steps[self._fragment], peer.id))
+
     def _electorate(self) -> tuple[set[PeerId], set[PeerId]]:
-        """(peers with this peer's head, peers that are about to have it)."""
+        """(peers with this peer's head, peers worth waiting for).
+
+        Everyone who trains is waited for, also who is behind and will catch up, but for one
+        deadline only: who missed it is not waited for again before it has been ready. Islands that
+        are still on their way in are waited for at the start, not by a running swarm.
+        """
         aligned, waiting = set(), set()
         for peer in self._context.peers.live():
             heads = peer.state.heads
-            if peer.state.phase == "training" and self._fragment < len(heads) and heads[self._fragment] == self._chain.head:
-                aligned.add(peer.id)
-            elif peer.state.phase == "starting" and not self._committed_here:
-                waiting.add(peer.id)  # all islands start together; later ones don't hold up a running swarm
-        return aligned, waiting
+            if peer.state.phase == "training":
+                if self._fragment < len(heads) and heads[self._fragment] == self._chain.head:
+                    aligned.add(peer.id)
+                waiting.add(peer.id)
+            elif not self._committed_here:
+                waiting.add(peer.id)
+        return aligned, waiting - self._absent
 
     def _may_commit(self, participants: int) -> bool:
         policy, last = self._context.policy, self._chain.last
@@ -338,7 +381,12 @@ class FragmentRound:
         decision.promised, decision.roster = roster.ballot, roster
         decision.ballots += 1
         decision.progress_s = decision.joined_s = now
-        work = self._finalise(roster) if finalises else self._reduce(roster, contribution)
+        if finalises:
+            work = self._finalise(roster)
+        else:
+            # made at once, as pieces may come before the task's first step
+            decision.transfer = self._make_transfer(roster, contribution)
+            work = self._reduce(roster, contribution, decision.transfer)
         decision.task = asyncio.get_running_loop().create_task(self._guard(roster, work))
         self.changed.notify()
 
@@ -368,9 +416,9 @@ class FragmentRound:
             decision.votes.setdefault(roster.ballot, {})[self._me] = own
             self._count_votes()
 
-    async def _reduce(self, roster: Roster, contribution: Contribution) -> Accepted:
+    def _make_transfer(self, roster: Roster, contribution: Contribution) -> Transfer:
         context, state = self._context, self._context.state
-        transfer = Transfer(
+        return Transfer(
             context.exchange,
             roster,
             values=contribution.values,
@@ -381,11 +429,11 @@ class FragmentRound:
             pool=context.pool,
             on_progress=self._progressed,
         )
-        self.decision.transfer = transfer
-        self.changed.notify()
+
+    async def _reduce(self, roster: Roster, contribution: Contribution, transfer: Transfer) -> Accepted:
         staged = await transfer.run()
         entry = Entry(
-            run_id=state.run_id,
+            run_id=self._context.state.run_id,
             fragment=self._fragment,
             outer_step=roster.outer_step,
             participants=tuple((m.peer, m.tokens) for m in roster.participants),
@@ -468,7 +516,7 @@ class FragmentRound:
         if accepted is None:
             return
         head = accepted.entry.hash
-        for peer in self._context.peers.live():
+        for peer in self._context.peers.linked.values():
             heads = peer.state.heads
             if self._fragment < len(heads) and heads[self._fragment] == head:
                 self._commit(accepted)

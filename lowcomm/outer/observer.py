@@ -1,0 +1,115 @@
+"""Peers without a model: the bootstrap seed, and the observer behind `lowcomm status`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from lowcomm.errors import JoinRefusedError, ProtocolError
+from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.peers import Peers, State
+from lowcomm.outer.signal import Signal
+from lowcomm.types import PeerId, PeerStatus
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+LEASE_S = 10.0
+SETTLE_S = 1.0
+"""An observer returns once nothing new has come for so long."""
+
+
+class Bystander:
+    """Greets and gossips like any peer, but holds no outer state and takes part in no round."""
+
+    def __init__(self, exchange: Exchange, role: str) -> None:
+        self.changed = Signal()
+        self.refusals: list[str] = []
+        self.peers = Peers(
+            exchange,
+            shared={},
+            layout=(),
+            state=State(role=role, phase="training"),
+            heartbeat_s=HEARTBEAT_S,
+            lease_s=LEASE_S,
+            on_change=self.changed.notify,
+            on_refused=self._on_refused,
+        )
+        self._exchange = exchange
+
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        """Membership messages only; rounds pass by."""
+        handlers = {"hello": self.peers.on_hello, "state": self.peers.on_state, "refuse": self.peers.on_refuse}
+        handler = handlers.get(message.kind)
+        if handler is None:
+            return
+        try:
+            handler(peer, Fields(message.kind, message.body))
+        except ProtocolError as error:
+            logger.warning("peer %s broke the protocol: %s", peer, error)
+
+    async def on_bulk(self, peer: PeerId, message: Message) -> None:
+        """Nobody has reason to send bulk data here; it is dropped."""
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        """A link came up."""
+        self.peers.on_peer_up(peer)
+
+    def on_peer_down(self, peer: PeerId, reason: str) -> None:
+        """A link broke."""
+        self.peers.on_peer_down(peer)
+
+    def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
+        self.refusals.append(f"{peer}: " + "; ".join(reasons))
+        self.changed.notify()
+
+
+async def run_seed(exchange: Exchange, on_address: Callable[[str], None]) -> None:
+    """Be a bootstrap peer until cancelled.
+
+    Args:
+        exchange: not started; closed when this ends.
+        on_address: called with the shared string that islands join with.
+    """
+    seed = Bystander(exchange, "seed")
+    try:
+        await exchange.start(seed)
+        seed.peers.start()
+        on_address(f"{exchange.run_id}@{exchange.addresses[0]}")
+        await asyncio.Event().wait()
+    finally:
+        await seed.peers.stop()
+        await exchange.close()
+
+
+async def observe(exchange: Exchange, timeout_s: float) -> list[PeerStatus]:
+    """Look at the swarm: join without taking part, see who is there, leave.
+
+    Args:
+        exchange: not started, with initial peers; closed when this returns.
+        timeout_s: look for at most so long.
+
+    Raises:
+        ExchangeError: no initial peer can be reached.
+        JoinRefusedError: the peers speak another protocol version.
+    """
+    observer = Bystander(exchange, "observer")
+    try:
+        await exchange.start(observer)
+        observer.peers.start()
+        loop = asyncio.get_running_loop()
+        give_up_s = settled_s = loop.time() + timeout_s
+        seen: set[PeerId] = set()
+        while loop.time() < min(give_up_s, settled_s):
+            await observer.changed.wait(0.2)
+            if observer.refusals:
+                raise JoinRefusedError(observer.refusals[0])
+            now_seen = {status.peer for status in observer.peers.statuses()} - {exchange.peer_id}
+            if now_seen != seen or observer.peers.dialing():
+                seen, settled_s = now_seen, loop.time() + SETTLE_S
+        return [status for status in observer.peers.statuses() if status.peer != exchange.peer_id]
+    finally:
+        await observer.peers.stop()
+        await exchange.close()
