@@ -113,16 +113,18 @@ class WandbSink:
         mode = choose_mode(self._settings.wandb, os.environ)
         if mode == "online":
             try:
-                return self._init("online")
+                return self._init("online", _wandb_id(self._run_dir))
             except Exception as error:  # whatever the server or the network does, the record is kept
                 logger.warning(
                     "wandb can't be reached (%s); recording offline; later: wandb sync %s/wandb/*run-*",
                     str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
                     self._run_dir,
                 )
-        return self._init("offline")
+            # the failed attempt still holds its id inside wandb's service process
+            return self._init("offline", _wandb_id(self._run_dir, renew=True))
+        return self._init("offline", _wandb_id(self._run_dir))
 
-    def _init(self, mode: Mode) -> Any:
+    def _init(self, mode: Mode, identity: str) -> Any:
         os.environ["WANDB_SILENT"] = "true"  # read at import, and the only switch that rules out a prompt
         import wandb
 
@@ -134,7 +136,6 @@ class WandbSink:
             "finish_timeout": FINISH_TIMEOUT_S,
         }
         known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
-        identity = _wandb_id(self._run_dir)
         run = wandb.init(
             project=self._settings.wandb_project,
             entity=self._settings.wandb_entity or None,
@@ -202,10 +203,10 @@ def _netrc_hosts(environment: Mapping[str, str]) -> set[str]:
         return set()
 
 
-def _wandb_id(run_dir: Path) -> str:
+def _wandb_id(run_dir: Path, *, renew: bool = False) -> str:
     """The run's name at wandb, kept in the run folder so that a resumed island goes on in it."""
     path = run_dir / "wandb" / "id.txt"
-    if path.exists():
+    if path.exists() and not renew:
         stored = path.read_text(encoding="ascii").strip()
         if stored:
             return stored
