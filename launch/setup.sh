@@ -10,14 +10,15 @@ LOWCOMM_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 _lowcomm_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
+    # a PYTHON that was asked for is used or refused, never replaced
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
         if command -v "$candidate" >/dev/null 2>&1 &&
             "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return 0
         fi
     done
-    echo "lowcomm: expected python3 >= 3.11, found $(python3 -V 2>&1 || true);" \
+    echo "lowcomm: expected python3 >= 3.11, found ${PYTHON:-python3} = $("${PYTHON:-python3}" -V 2>&1 || true);" \
         "install one, or name it: PYTHON=/path/to/python bash launch/..." >&2
     return 1
 }

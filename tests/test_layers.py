@@ -1,0 +1,133 @@
+"""The structure of the package: who may import whom, and what `import lowcomm` costs.
+
+The layers are those of docs/design; a module imports from its own package and from lower layers
+only, wherever in the module the import stands.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lowcomm
+
+ROOT = Path(lowcomm.__file__).parent
+LAYERS = (
+    {"errors", "types", "clock"},
+    {"config", "algorithms", "codecs", "models"},
+    {"islands", "exchanges", "data", "metrics", "storage"},
+    {"membership"},
+    {"outer"},
+    {"build"},
+    {"train"},
+    {"sim", "plan", "bench", "report"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
+IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb")
+HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
+CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def unit_of(path: Path) -> str:
+    """The package or top-level module that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, absolute dotted name) of every import anywhere in a file; `from a import b` is a.b."""
+    package = ["lowcomm", *path.relative_to(ROOT).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from (
+                (node.lineno, argument.value)
+                for argument in node.args[:1]
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            )
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {unit_of(path) for path in MODULES} <= LAYER.keys()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_come_from_lower_layers(path: Path) -> None:
+    mine = unit_of(path)
+    wrong = [
+        f"{name_of(path)}:{line} (layer {LAYER[mine]}) imports {name} (layer {LAYER.get(unit, '?')})"
+        for line, name in imports(path)
+        if name.split(".")[0] == "lowcomm" and name != "lowcomm.__version__"
+        for unit in [[*name.split("."), "__init__"][1]]
+        if unit != mine and LAYER.get(unit, len(LAYERS)) >= LAYER[mine]
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("library", IN_ONE_MODULE)
+def test_library_is_imported_in_one_module(library: str) -> None:
+    users = [
+        name_of(path) for path in MODULES if any(name.split(".")[0] == library for _, name in imports(path))
+    ]
+    assert len(users) <= 1
+
+
+def test_clocks_are_read_in_clock_only() -> None:
+    readers = []
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = {
+            node.attr
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "time"
+        }
+        names = {name.removeprefix("time.") for _, name in imports(path) if name.startswith("time.")}
+        if CLOCKS & (calls | names):
+            readers.append(name_of(path))
+    assert readers == ["clock.py"]
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for extra in ("deepspeed", "hf") for name in project["optional-dependencies"][extra]]
+    declared = {re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]}
+    used = {name.split(".")[0] for path in MODULES for _, name in imports(path)}
+    assert used - sys.stdlib_module_names - {"lowcomm", "__future__"} <= declared
+
+
+@pytest.mark.parametrize("module", ["lowcomm", "lowcomm.config.load"])
+def test_import_is_light(module: str) -> None:
+    code = f"import sys; before = set(sys.modules); import {module}; print(*(set(sys.modules) - before))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    assert module in found.stdout.split()
+    assert set(found.stdout.split()).isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("name", lowcomm.__all__)
+def test_public_name_exists(name: str) -> None:
+    assert getattr(lowcomm, name) is not None
+
+
+def test_unknown_public_name() -> None:
+    with pytest.raises(AttributeError, match="'lowcomm' has no attribute 'nothing'"):
+        lowcomm.nothing  # noqa: B018
