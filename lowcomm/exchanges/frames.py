@@ -43,9 +43,7 @@ def encode_frame(message: Message) -> tuple[bytes, memoryview]:
     try:
         body: bytes = msgpack.packb([message.kind, message.body])
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ProtocolError(
-            f"message {message.kind!r}: its body can't be packed: {error}"
-        ) from error
+        raise ProtocolError(f"message {message.kind!r}: its body can't be packed: {error}") from error
     _check_sizes(len(body), payload.nbytes, f"message {message.kind!r}")
     return _HEADER.pack(_MAGIC, FRAME_VERSION, 0, len(body), payload.nbytes) + body, payload
 
@@ -90,9 +88,7 @@ def decode_body(body: Buffer, payload: Buffer = b"") -> Message:
 
 def _check_sizes(body_bytes: int, payload_bytes: int, what: str) -> None:
     if body_bytes > MAX_BODY_BYTES:
-        raise ProtocolError(
-            f"{what}: a body of {body_bytes} bytes, at most {MAX_BODY_BYTES} are allowed"
-        )
+        raise ProtocolError(f"{what}: a body of {body_bytes} bytes, at most {MAX_BODY_BYTES} are allowed")
     if payload_bytes > MAX_PAYLOAD_BYTES:
         raise ProtocolError(
             f"{what}: a payload of {payload_bytes} bytes, at most {MAX_PAYLOAD_BYTES} are allowed"
@@ -118,9 +114,7 @@ def _check_plain(fields: dict[Any, Any]) -> None:
                 if isinstance(value, dict | list):
                     below.append(value)
                 elif not isinstance(value, _PLAIN):
-                    raise ProtocolError(
-                        f"frame: a {type(value).__name__} in the body; expected plain values"
-                    )
+                    raise ProtocolError(f"frame: a {type(value).__name__} in the body; expected plain values")
         if not below:
             return
         level = below

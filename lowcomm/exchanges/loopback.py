@@ -188,9 +188,7 @@ class LoopbackHub:
         with self._lock:
             items = sorted(self._records.items())
         return {
-            peer: record
-            for (run, peer), (record, expires_s) in items
-            if run == run_id and expires_s > now_s
+            peer: record for (run, peer), (record, expires_s) in items if run == run_id and expires_s > now_s
         }
 
     def signature(self, peer: PeerId, data: bytes) -> bytes:
