@@ -1,0 +1,91 @@
+"""What the plots show, as arrays: losses over tokens and bytes, rounds over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowcomm.report.runs import IslandRun, Line, Run
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One curve; `x` and `y` are 1-D of equal length, non-finite values left out."""
+
+    label: str
+    x: Array
+    y: Array
+
+
+def train_curves(run: Run, x_key: str) -> list[Curve]:
+    """Each island's training loss (nats per token) over `tokens` (of all) or `bytes_sent` (its own)."""
+    curves = []
+    for island in run.islands:
+        if x_key == "tokens":
+            x = tokens_of_all(run, column(island.train, "inner_step"))
+        else:
+            x = column(island.train, x_key)
+        curves.append(_curve(island.name, x, column(island.train, "loss")))
+    return curves
+
+
+def eval_curve(run: Run, x_key: str) -> Curve:
+    """The evaluation loss of the anchor over the same; of the island that evaluated most often."""
+    island = max(run.islands, key=lambda island: len(island.evals))
+    if x_key == "tokens":
+        x = tokens_of_all(run, column(island.evals, "inner_step"))
+    else:
+        x = column(island.evals, x_key)
+    return _curve("evaluation", x, column(island.evals, "eval_loss"))
+
+
+def tokens_of_all(run: Run, inner_steps: Array) -> Array:
+    """Tokens that all islands together had trained on at these inner steps (global progress)."""
+    total = np.zeros_like(inner_steps)
+    for island in run.islands:
+        if island.train:
+            known = column(island.train, "inner_step")
+            total += np.interp(inner_steps, known, column(island.train, "tokens"), left=0.0)
+    return total
+
+
+def smooth(values: Array, points: int) -> Array:
+    """A moving mean over `points` values around each, over those that there are at both ends."""
+    if points <= 1 or len(values) < 3:
+        return values
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    index = np.arange(len(values))
+    first = np.maximum(index - points // 2, 0)
+    last = np.minimum(index + points // 2 + 1, len(values))
+    return np.asarray((sums[last] - sums[first]) / (last - first), dtype=np.float64)
+
+
+def column(lines: Sequence[Line], key: str) -> Array:
+    """One field of all lines as numbers; NaN where it is missing or no number."""
+    return np.array([_number(line.get(key)) for line in lines], dtype=np.float64)
+
+
+def committed(island: IslandRun) -> list[Line]:
+    """The round lines of what was committed."""
+    return [line for line in island.rounds if line.get("committed")]
+
+
+def failed(island: IslandRun) -> list[Line]:
+    """The round lines of what was not."""
+    return [line for line in island.rounds if not line.get("committed")]
+
+
+def _curve(label: str, x: Array, y: Array) -> Curve:
+    finite = np.isfinite(x) & np.isfinite(y)
+    return Curve(label=label, x=x[finite], y=y[finite])
+
+
+def _number(value: object) -> float:
+    if isinstance(value, (int, float)):
+        return float(value)
+    return float("nan")
