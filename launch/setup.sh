@@ -18,7 +18,7 @@ _lowcomm_python() {
             return 0
         fi
     done
-    echo "lowcomm: expected python3 >= 3.11, found ${PYTHON:-python3} = $("${PYTHON:-python3}" -V 2>&1 || true);" \
+    echo "lowcomm: expected python3 >= 3.11, found ${PYTHON:-python3}: $("${PYTHON:-python3}" -V 2>/dev/null || echo "none that runs");" \
         "install one, or name it: PYTHON=/path/to/python bash launch/..." >&2
     return 1
 }
