@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import lowcomm
+from lowcomm import __version__
 from lowcomm.errors import StorageError
 from lowcomm.report import plots
 from lowcomm.report.figures import run_figures
@@ -61,7 +61,7 @@ def render_page(runs: Sequence[Run]) -> str:
     body = []
     if len(runs) > 1:
         body.append(f"<h1>{len(runs)} runs compared</h1>")
-        body.append(f'<p class="sub">lowcomm {html.escape(lowcomm.__version__)}</p>')
+        body.append(f'<p class="sub">lowcomm {html.escape(__version__)}</p>')
         body.append(_image("Loss against tokens", plots.loss_over_tokens(runs)))
         body.append(_image("Loss against WAN traffic", plots.loss_over_bytes(runs)))
     body += [_run_section(run) for run in runs]

@@ -47,7 +47,8 @@ def write_island(
                 {
                     "kind": "round", "outer_step": outer, "fragment": 0, "committed": good,
                     "reason": "" if good else "peer left in the transfer", "attempts": 1,
-                    "participants": peers if good else [], "bytes_sent": 520_000, "bytes_received": 520_000, "round_s": 0.08,
+                    "participants": peers if good else [],
+                    "bytes_sent": 520_000, "bytes_received": 520_000, "round_s": 0.08,
                     "wait_s": 0.06, "form_s": 0.02, "transfer_s": 0.04, "tokens": 2560, "round_tokens": 5120,
                     "compression_ratio": 3.94, "pseudo_gradient_norm": 2.0 / math.sqrt(1 + outer),
                     "mean_norm": 1.5 / math.sqrt(1 + outer) if good else None,
@@ -75,7 +76,8 @@ def write_island(
     if ended:
         summary = {
             "run_id": run_id, "peer": peers[index], "islands": islands, "inner_steps": last,
-            "outer_steps": outer, "tokens": last * 256, "eval_loss": 1.62 + 4.0 * math.exp(-last / 60), "wan_bytes_sent": sent,
+            "outer_steps": outer, "tokens": last * 256, "eval_loss": 1.62 + 4.0 * math.exp(-last / 60),
+            "wan_bytes_sent": sent,
             "wan_bytes_received": sent, "digest": digest, "head": "ef" * 32, "wall_s": clock,
             "rounds_committed": outer, "rounds_failed": len(failed), "parameters": PARAMETERS,
         }  # fmt: skip
