@@ -1,0 +1,142 @@
+"""What several commands need: options, exit codes, JSON and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowcomm.errors import ConfigError, StorageError
+from lowcomm.types import Json
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+Subparsers = Any
+"""What `ArgumentParser.add_subparsers` returns; its class is private to argparse."""
+
+
+def add_command(commands: Subparsers, name: str, *, about: str, example: str) -> argparse.ArgumentParser:
+    """A subcommand whose help ends with an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return parser
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """`--set a.b=value`, any number of times, into `args.overrides`."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace one setting, e.g. --set shared.schedule.inner_steps=50; may be repeated",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json FILE` into `args.json`."""
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the figures as JSON to FILE (- = standard output)"
+    )
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def check_writable(file: str | None) -> None:
+    """Find out before hours of work that `--json FILE` can't be written.
+
+    Raises:
+        ConfigError: the folder isn't there, or FILE is a folder.
+    """
+    if file is None or file == "-":
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise ConfigError(f"--json {file}: expected a file, got a folder")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--json {file}: expected a file in a folder that exists; make {path.parent} first")
+
+
+def write_json(file: str, value: Mapping[str, Json]) -> None:
+    """Write JSON to a file, or to the standard output where `file` is "-".
+
+    Raises:
+        StorageError: the file can't be written.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    if file == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(file).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{file}: can't be written: {error.strerror or error}") from error
+
+
+def print_error(message: str) -> None:
+    """One line on the standard error."""
+    print("lowcomm: error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on the standard output: drawn on a terminal, tab-separated words in a pipe."""
+    if not sys.stdout.isatty():
+        for row in [headings, *rows] if any(headings) else rows:
+            print("\t".join(row))
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, show_header=any(headings))
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def split_join(strings: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The run id and the addresses of shared strings `RUN_ID@multiaddr`.
+
+    Returns:
+        (run id, or None where no string names one; the multiaddrs).
+
+    Raises:
+        ConfigError: a string is no address, or they name different runs.
+    """
+    run_ids: list[str] = []
+    addresses: list[str] = []
+    for text in strings:
+        run_id, at, address = text.strip().rpartition("@")
+        if not address.startswith("/") or (at and not run_id):
+            raise ConfigError(
+                f"--join {text}: expected RUN_ID@/ip4/.../p2p/..., the shared string that `lowcomm seed`"
+                " prints and that stands in the file `address` of a run folder"
+            )
+        if at:
+            run_ids.append(run_id)
+        addresses.append(address)
+    if len(set(run_ids)) > 1:
+        raise ConfigError(
+            f"--join: expected addresses of one run, got those of {', '.join(sorted(set(run_ids)))}"
+        )
+    return (run_ids[0] if run_ids else None), addresses

@@ -1,0 +1,33 @@
+"""`lowcomm export RUN --out DIR`: the anchor as safetensors in Hugging Face layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lowcomm.cli.common import EXIT_DONE, Subparsers, add_command, positive
+
+
+def add_parser(commands: Subparsers) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "export",
+        about="export the trained model in Hugging Face's layout",
+        example="lowcomm export runs/demo/island-0 --out exported",
+    )
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="an island's run folder")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for model.safetensors")
+    parser.add_argument(
+        "--step", metavar="N", type=positive, help="inner step of the checkpoint (default: newest)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export one checkpoint's anchor."""
+    from lowcomm.storage.export import export
+
+    export(args.run_dir, args.out, step=args.step)
+    print(f"lowcomm: the model is in {args.out}", file=sys.stderr)
+    return EXIT_DONE

@@ -1,0 +1,81 @@
+"""The `lowcomm` command: finds the subcommand, sets up logging, turns errors into one line.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from lowcomm import __version__
+from lowcomm.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, print_error
+from lowcomm.errors import AddressError, ConfigError, LowcommError
+
+COMMANDS = (
+    "quickstart", "train", "launch", "seed", "status", "report", "export",
+    "plan", "simulate", "doctor", "bench",
+)  # fmt: skip
+TRACEBACK = "LOWCOMM_TRACEBACK"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: without the program's name; those of the process by default.
+    """
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    _set_up_logging(args.verbose)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except LowcommError as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        print_error(str(error))
+        return EXIT_USAGE if isinstance(error, (ConfigError, AddressError)) else EXIT_FAILED
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader of our output has left; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser with all commands that this installation has."""
+    parser = argparse.ArgumentParser(
+        prog="lowcomm",
+        description="Train one model on islands of GPUs that are far apart.",
+        epilog="example: lowcomm quickstart\n`lowcomm COMMAND --help` has an example of each command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"lowcomm {__version__}")
+    parser.add_argument("-v", "--verbose", action="count", default=0, help="more messages; twice for all")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        module_name = f"lowcomm.cli.{name}"
+        if importlib.util.find_spec(module_name) is not None:
+            module = importlib.import_module(module_name)
+            module.add_parser(commands)
+            commands.choices[name].set_defaults(run=module.run)
+    return parser
+
+
+def _set_up_logging(verbose: int) -> None:
+    """Our own loggers to the standard error; those of the libraries stay as they are."""
+    logger = logging.getLogger("lowcomm")
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+    logger.propagate = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("lowcomm: %(levelname)s: %(message)s"))
+    logger.handlers = [handler]  # not added to: main() may be called again in one process

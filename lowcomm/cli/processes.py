@@ -1,0 +1,237 @@
+"""Islands as processes of this machine: started in groups of their own, watched, ended."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowcomm.clock import Clock
+from lowcomm.config.schema import Config
+from lowcomm.errors import ConfigError, LowcommError, StorageError
+
+LOG_FILE = "log.txt"
+ADDRESS_FILE = "address"
+LOG_LINES_SHOWN = 12
+PR_SET_PDEATHSIG = 1
+
+
+class IslandStartError(LowcommError):
+    """The first island ended, or got stuck, before others could join it."""
+
+
+@dataclass(kw_only=True)
+class IslandProcess:
+    """One running island: `python -m lowcomm train ...`, or torchrun with several ranks of it."""
+
+    index: int
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def code(self) -> int | None:
+        """The exit code; negative = ended by that signal; None = running."""
+        if self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return None
+            self.kill()  # of what it left behind; until it is reaped its group's number is not given away
+        return self.process.returncode
+
+    def interrupt(self) -> None:
+        """Ask for a clean end, once: torchrun hands the signal on to its ranks by itself."""
+        if self.code is None:
+            self.process.send_signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it and whatever it started, at once."""
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def explain(self) -> str:
+        """How it ended, with the last lines of its log."""
+        code = self.code
+        if code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}"
+        return f"{self.name} {how}; the last lines of {self.folder / LOG_FILE}:\n{log_tail(self.folder)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchPlan:
+    """What to start.
+
+    Attributes:
+        recipe: handed to `lowcomm train`.
+        config: the recipe with the overrides, already checked.
+        overrides: as given to `--set`.
+        out: island i runs in `out/island-i`.
+        islands, ranks: how many islands, and ranks in each.
+    """
+
+    recipe: Path
+    config: Config
+    overrides: Sequence[str]
+    out: Path
+    islands: int
+    ranks: int = 1
+
+    def check(self) -> None:
+        """Refuse what can't work before anything is started.
+
+        Raises:
+            ConfigError: more islands than shards.
+        """
+        shards = self.config.shared.data.shards
+        if self.islands > shards:
+            raise ConfigError(
+                f"--islands {self.islands}: expected at most shared.data.shards = {shards};"
+                f" add --set shared.data.shards={self.islands}"
+            )
+
+    def folder(self, index: int) -> Path:
+        """The run folder of one island."""
+        return self.out / f"island-{index}"
+
+    def command(self, index: int, initial_peers: Sequence[str], group_address: str) -> list[str]:
+        """The command line of one island."""
+        settings = [
+            f"data.shard={index}",
+            f"exchange.expected_peers={max(self.islands, self.config.exchange.expected_peers)}",
+            f"exchange.initial_peers={json.dumps(list(initial_peers))}",
+            f"exchange.listen={json.dumps(['/ip4/127.0.0.1/tcp/0'])}",
+            "metrics.console=plain",
+        ]
+        if group_address:
+            settings += [
+                f"exchange.group_address={group_address}",
+                f"exchange.group_rank={index}",
+                f"exchange.group_size={self.islands}",
+            ]
+        python = [sys.executable, "-m"]
+        if self.ranks > 1:
+            python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}", "-m"]
+        command = [*python, "lowcomm", "train", str(self.recipe), "--out", str(self.folder(index))]
+        for override in (*self.overrides, *settings):
+            command += ["--set", override]
+        return command
+
+
+def start_islands(
+    plan: LaunchPlan, clock: Clock, started: Callable[[IslandProcess], None], tick: Callable[[], bool]
+) -> None:
+    """Start all islands: the first one, and as soon as it can be reached, the others.
+
+    Args:
+        plan: what to start.
+        clock: measures how long the first island may take.
+        started: called with each island, at once after its start.
+        tick: waits a moment; False where no further island shall be started.
+
+    Raises:
+        IslandStartError: the first island ended or got stuck before it was reachable.
+        StorageError: a run folder can't be made.
+    """
+    for index in range(plan.islands):
+        _prepare(plan.folder(index))
+    known = list(plan.config.exchange.initial_peers)
+    group_address = _free_address() if plan.config.exchange.kind == "process_group" else ""
+    for index in range(plan.islands):
+        island = _start(plan, index, known, group_address)
+        started(island)
+        if index == 0 and plan.islands > 1 and not group_address:
+            address = _wait_for_address(island, clock, plan.config.exchange.gather_timeout_s, tick)
+            if address is None:
+                return
+            known.insert(0, address)
+
+
+def log_tail(folder: Path, lines: int = LOG_LINES_SHOWN) -> str:
+    """The last lines of an island's log, indented."""
+    try:
+        text = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "  (no log)"
+    return "\n".join("  " + line for line in text.splitlines()[-lines:]) or "  (empty)"
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # one from an earlier session names a port that is closed now
+        (folder / ADDRESS_FILE).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: can't be used as a run folder: {error.strerror or error}") from error
+
+
+def _start(plan: LaunchPlan, index: int, initial_peers: Sequence[str], group_address: str) -> IslandProcess:
+    folder = plan.folder(index)
+    environment = dict(os.environ)
+    threads = max(1, len(os.sched_getaffinity(0)) // (plan.islands * plan.ranks))
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+    package_root = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environment.get("PYTHONPATH"))))
+    with (folder / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            plan.command(index, initial_peers, group_address),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # the terminal's Ctrl-C must reach an island once, through us
+            preexec_fn=_die_with_parent(),
+        )
+    return IslandProcess(index=index, folder=folder, process=process)
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What the child runs before it starts: it gets SIGTERM (save and leave) when this process dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # looked up here, since between fork and exec nothing may be loaded
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def set_signal() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return set_signal
+
+
+def _wait_for_address(
+    island: IslandProcess, clock: Clock, timeout_s: float, tick: Callable[[], bool]
+) -> str | None:
+    """The shared string of the first island; None if `tick` said to stop."""
+    path = island.folder / ADDRESS_FILE
+    deadline_s = clock.monotonic_s() + timeout_s
+    while tick():
+        if path.exists() and (text := path.read_text(encoding="utf-8").strip()):
+            return text.splitlines()[0]
+        if island.code is not None:
+            raise IslandStartError(island.explain())
+        if clock.monotonic_s() > deadline_s:
+            raise IslandStartError(
+                f"{island.name} was not reachable after {timeout_s:.0f} s (exchange.gather_timeout_s);"
+                f" the last lines of {island.folder / LOG_FILE}:\n{log_tail(island.folder)}"
+            )
+    return None
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"

@@ -1,0 +1,197 @@
+"""One view of several islands on this machine: what their metrics.jsonl files say, as they grow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from lowcomm.clock import Clock
+from lowcomm.metrics import METRICS_FILE
+from lowcomm.metrics.console import human_bytes, time_split
+
+LINES_EVERY_S = 5.0
+
+
+class IslandView:
+    """What is known of one island from its metrics file, read from where it stood at the start.
+
+    Attributes:
+        name: of the island.
+        state: starting, waiting, training, or how it ended.
+        line: the newest train line.
+        failed: rounds of this session that were not committed.
+        eval_loss: the newest, if any.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.name = folder.name
+        self.state = "starting"
+        self.line: dict[str, Any] = {}
+        self.failed = 0
+        self.eval_loss: float | None = None
+        self._path = folder / METRICS_FILE
+        self._offset = self._path.stat().st_size if self._path.exists() else 0
+        self._rest = b""
+
+    def refresh(self) -> bool:
+        """Read what was added; whether there was anything."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return False
+        self._offset += len(added)
+        *whole, self._rest = (self._rest + added).split(b"\n")
+        for text in whole:
+            try:
+                record = json.loads(text)
+            except ValueError:  # the torn last line of an earlier session
+                continue
+            if isinstance(record, dict):
+                self._take(record)
+        return bool(whole)
+
+    def ended(self, code: int) -> None:
+        """Say how its process ended."""
+        if code == 0:
+            self.state = "finished"
+        elif code == 130:
+            self.state = "stopped"
+        else:
+            self.state = f"failed ({code})"
+
+    def _take(self, record: dict[str, Any]) -> None:
+        kind = record.get("kind")
+        if kind == "start":
+            self.state = "training"
+        elif kind == "train":
+            self.line = record
+        elif kind == "round":
+            self.failed += not record.get("committed")
+        elif kind == "eval":
+            self.eval_loss = record.get("eval_loss")
+
+
+class SwarmView(Protocol):
+    """Shows the islands until it is closed."""
+
+    def show(self, islands: Sequence[IslandView]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class LiveView:
+    """A table that is drawn anew in place, with a bar for the progress of the slowest island."""
+
+    def __init__(self, total_steps: int, clock: Clock, console: Console) -> None:
+        self._total, self._clock, self._began_s = total_steps, clock, clock.monotonic_s()
+        self._live = Live(console=console, auto_refresh=False, transient=False)
+        self._live.start()
+
+    def show(self, islands: Sequence[IslandView]) -> None:
+        self._live.update(Group(self._progress(islands), island_table(islands, self._total)), refresh=True)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _progress(self, islands: Sequence[IslandView]) -> Table:
+        step = min((int(island.line.get("inner_step", 0)) for island in islands), default=0)
+        seconds = self._clock.monotonic_s() - self._began_s
+        row = Table.grid(padding=(0, 1))
+        row.add_row(
+            ProgressBar(total=self._total, completed=step, width=40),
+            Text(f"{step:,}/{self._total:,} inner steps  {seconds // 60:.0f}:{seconds % 60:02.0f}"),
+        )
+        return row
+
+
+class LineView:
+    """Lines for where there is no terminal: one for each change of state, and the figures now and then."""
+
+    def __init__(self, total_steps: int, clock: Clock, stream: TextIO) -> None:
+        self._total, self._clock, self._stream = total_steps, clock, stream
+        self._began_s = clock.monotonic_s()
+        self._next_s = 0.0
+        self._states: dict[str, str] = {}
+        self._steps: dict[str, int] = {}
+
+    def show(self, islands: Sequence[IslandView]) -> None:
+        now_s = self._clock.monotonic_s() - self._began_s
+        for island in islands:
+            if self._states.get(island.name) != island.state:
+                self._states[island.name] = island.state
+                self._print(now_s, f"{island.name}: {island.state}")
+        steps = {island.name: int(island.line.get("inner_step", 0)) for island in islands}
+        if now_s >= self._next_s and steps != self._steps:
+            self._next_s, self._steps = now_s + LINES_EVERY_S, steps
+            self._print(now_s, "; ".join(_words(island, self._total) for island in islands if island.line))
+
+    def close(self) -> None:
+        return None
+
+    def _print(self, now_s: float, words: str) -> None:
+        if words:
+            print(f"[{now_s:6.1f} s] {words}", file=self._stream, flush=True)
+
+
+def swarm_view(total_steps: int, clock: Clock) -> SwarmView:
+    """A live table if the standard error is a terminal, else lines."""
+    if sys.stderr.isatty():
+        return LiveView(total_steps, clock, Console(stderr=True, highlight=False))
+    return LineView(total_steps, clock, sys.stderr)
+
+
+def island_table(islands: Sequence[IslandView], total_steps: int) -> Table:
+    """One row per island."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("island")
+    table.add_column("state")
+    for heading in (
+        "step",
+        "loss",
+        "tok/s",
+        "outer",
+        "peers",
+        "sent",
+        "failed rounds",
+        "compute/wait/transfer",
+    ):
+        table.add_column(heading, justify="right")
+    for island in islands:
+        line = island.line
+        if not line:
+            table.add_row(island.name, island.state, *[""] * 8)
+            continue
+        table.add_row(
+            island.name,
+            island.state,
+            f"{int(line['inner_step']):,}/{total_steps:,}",
+            f"{line['loss']:.3f}",
+            f"{line['tokens_per_s']:,.0f}",
+            str(line["outer_step"]),
+            str(line["peers"]),
+            human_bytes(line["bytes_sent"]),
+            str(island.failed),
+            time_split(line),
+        )
+    return table
+
+
+def _words(island: IslandView, total_steps: int) -> str:
+    line = island.line
+    return (
+        f"{island.name} step {line['inner_step']}/{total_steps} loss {line['loss']:.3f}"
+        f" {line['tokens_per_s']:,.0f} tok/s outer {line['outer_step']} peers {line['peers']}"
+        f" sent {human_bytes(line['bytes_sent'])}"
+    )
