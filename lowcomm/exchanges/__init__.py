@@ -6,15 +6,51 @@ imported when they are called, so that importing this package stays fast.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from lowcomm.exchanges.base import Exchange, Message, Receiver, Traffic
 from lowcomm.types import PeerId
 
 if TYPE_CHECKING:
-    from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+    from pathlib import Path
 
-__all__ = ["Exchange", "Message", "Receiver", "Traffic", "hub", "loopback"]
+    from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+    from lowcomm.exchanges.swarm.exchange import SwarmExchange
+
+__all__ = ["Exchange", "Message", "Receiver", "Traffic", "hub", "loopback", "swarm"]
+
+
+def swarm(
+    *,
+    run_id: str,
+    initial_peers: Sequence[str] = (),
+    listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+    announce: Sequence[str] = (),
+    identity_path: Path | str | None = None,
+    connect_timeout_s: float = 20.0,
+    streams: int = 4,
+    relay: bool = True,
+    auto_relay: bool = False,
+    nat_port_map: bool = False,
+) -> SwarmExchange:
+    """An exchange over the Internet; see `lowcomm.exchanges.swarm.exchange.SwarmExchange`."""
+    from lowcomm.exchanges.swarm.exchange import SwarmExchange
+
+    return SwarmExchange(
+        run_id,
+        initial_peers=initial_peers,
+        listen=listen,
+        announce=announce,
+        identity_path=identity_path,
+        connect_timeout_s=connect_timeout_s,
+        streams=streams,
+        relay=relay,
+        auto_relay=auto_relay,
+        nat_port_map=nat_port_map,
+    )
 
 
 def hub() -> LoopbackHub:
@@ -29,3 +65,18 @@ def loopback(hub: LoopbackHub, *, run_id: str, peer_id: str, founder: bool) -> L
     from lowcomm.exchanges.loopback import LoopbackExchange
 
     return LoopbackExchange(hub, run_id, PeerId(peer_id), founder=founder)
+
+
+class _Package(ModuleType):
+    """Keeps `exchanges.swarm` and its like the functions they are.
+
+    Importing the submodule `swarm` sets the attribute `swarm` of its package; without this, every
+    second call of a factory would find a module in its place.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

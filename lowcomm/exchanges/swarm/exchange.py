@@ -1,0 +1,318 @@
+"""The exchange over the Internet: libp2p streams, and a directory in hivemind's DHT.
+
+p2pd gives encryption, authenticated peer ids, QUIC, relays and NAT traversal; everything above it
+(links, frames, back-pressure, the checks of what strangers send) is in this package.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lowcomm.clock import SystemClock
+from lowcomm.errors import AddressError, ExchangeError, JoinRefusedError, PeerUnreachableError
+from lowcomm.exchanges.base import Message, Receiver, Traffic
+from lowcomm.exchanges.swarm.addresses import check_free, group_by_peer, most_reachable, peer_of
+from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
+from lowcomm.exchanges.swarm.directory import Directory
+from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr, p2pd_program
+from lowcomm.exchanges.swarm.identity import Identity, IdentityFile, verify
+from lowcomm.exchanges.swarm.links import Links
+from lowcomm.types import PeerId
+
+logger = logging.getLogger(__name__)
+
+_HEARD_OF_TIMEOUT_S = 8.0
+_DIRECTORY_TIMEOUT_S = 15.0
+_DOMAIN = "message"
+
+T = TypeVar("T")
+
+
+class SwarmExchange:
+    """A peer of the swarm; an `Exchange`.
+
+    Args:
+        run_id: peers of other runs are refused.
+        initial_peers: addresses of any live peers, each `[RUN_ID@]MULTIADDR/p2p/ID`; empty for the
+            peer that founds the run.
+        listen: multiaddrs to listen on, `/ip4/0.0.0.0/tcp/31337` or `/ip4/0.0.0.0/udp/31337/quic-v1`.
+        announce: multiaddrs to tell others, where those found are not the right ones (port forwarding).
+        identity_path: file of the peer's key, made if missing; None takes a new identity each time.
+        connect_timeout_s: how long `start` tries to reach an initial peer.
+        streams: bulk streams to each peer; several fill a long link better than one.
+        relay, auto_relay, nat_port_map: see `DaemonOptions`; with `auto_relay` the initial peers serve
+            as relays.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        *,
+        initial_peers: Sequence[str] = (),
+        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+        announce: Sequence[str] = (),
+        identity_path: Path | str | None = None,
+        connect_timeout_s: float = 20.0,
+        streams: int = 4,
+        relay: bool = True,
+        auto_relay: bool = False,
+        nat_port_map: bool = False,
+    ) -> None:
+        self._run_id = run_id
+        self._initial_peers, self._listen, self._announce = initial_peers, listen, announce
+        self._identity_path = None if identity_path is None else Path(identity_path)
+        self._connect_timeout_s, self._streams = connect_timeout_s, streams
+        self._relay, self._auto_relay, self._nat_port_map = relay, auto_relay, nat_port_map
+        self._traffic = Traffic()
+        self._addresses: tuple[str, ...] = ()
+        self._identity: Identity | None = None
+        self._identity_file: IdentityFile | None = None
+        self._folder: Path | None = None
+        self._daemon: Daemon | None = None
+        self._node: HivemindNode | None = None
+        self._links: Links | None = None
+        self._directory: Directory | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._own().peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._addresses
+
+    @property
+    def join_string(self) -> str:
+        """The one string that another peer needs as its initial peer: `RUN_ID@MULTIADDR`.
+
+        Raises:
+            ExchangeError: not started, or this peer listens nowhere.
+        """
+        if not self._addresses:
+            raise ExchangeError("this peer has no address yet: start it first, with a listen address")
+        return f"{self._run_id}@{most_reachable(self._addresses)}"
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._traffic
+
+    @property
+    def founder(self) -> bool:
+        return not self._initial_peers
+
+    @property
+    def daemon_pid(self) -> int | None:
+        """The process id of p2pd, while it runs."""
+        return self._daemon.pid if self._daemon is not None and self._daemon.alive else None
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def start(self, receiver: Receiver) -> None:
+        """Start p2pd, open for messages, reach an initial peer.
+
+        Raises:
+            AddressError, PortInUseError, JoinRefusedError, PeerUnreachableError: see `Exchange`.
+            StorageError: the identity file can't be used.
+            ExchangeError: p2pd does not work.
+        """
+        peers = group_by_peer(self._initial_peers, self._run_id)
+        for address in [*(a for group in peers.values() for a in group), *self._listen, *self._announce]:
+            check_multiaddr(address)
+        for address in self._listen:
+            check_free(address)
+        for address in self._announce:
+            if "/tcp/0" in address or "/udp/0" in address:
+                raise AddressError(f"announce address {address!r}: expected the port that others see, got 0")
+        try:
+            await self._start(receiver, peers)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _start(self, receiver: Receiver, peers: Mapping[PeerId, Sequence[str]]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="lowcomm-"))
+        if self._identity_path is not None:
+            self._identity_file = IdentityFile(self._identity_path)
+            self._identity = self._identity_file.identity
+        else:
+            self._identity = Identity.generate()
+        key_file = self._folder / "key"  # p2pd's copy; the folder is ours alone
+        key_file.touch(mode=0o600)
+        key_file.write_bytes(self._identity.to_bytes())
+        options = DaemonOptions(
+            listen=self._listen,
+            announce=self._announce,
+            relay=self._relay,
+            auto_relay=self._auto_relay,
+            trusted_relays=[a for group in peers.values() for a in group] if self._auto_relay else (),
+            nat_port_map=self._nat_port_map,
+        )
+        self._daemon = await Daemon.start(
+            p2pd_program(), key_file, self._folder, options, self._on_daemon_exit
+        )
+        key_file.unlink()
+        self._node = await HivemindNode.attach(self._daemon.control_socket)
+        if self._node.peer_id != self._identity.peer_id:
+            raise ExchangeError(f"p2pd took the name {self._node.peer_id}, not {self._identity.peer_id}")
+        self._addresses = tuple(await self._node.addresses())
+        self._directory = Directory(self._node, self._run_id, self._identity, SystemClock())
+        await self._directory.start()
+        self._links = Links(
+            self._node, self._run_id, receiver, self._traffic, self._streams, on_up=self._meet
+        )
+        await self._links.serve()
+        await self._join({peer: group for peer, group in peers.items() if peer != self.peer_id})
+
+    async def _join(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
+        """Link to all initial peers at once; one is enough, the others go on in the background."""
+        if not peers:
+            return
+        links = self._links
+        assert links is not None
+        dials = {
+            self._spawn(links.connect(peer, group, self._connect_timeout_s, patient=True))
+            for peer, group in peers.items()
+        }
+        errors: list[BaseException] = []
+        while dials:
+            done, dials = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+            if any(dial.exception() is None for dial in done):
+                return
+            errors += [error for dial in done if (error := dial.exception()) is not None]
+        refused = [error for error in errors if isinstance(error, JoinRefusedError)]
+        if refused:
+            raise refused[0]
+        raise PeerUnreachableError(
+            "none of the initial peers could be reached:" + "".join(f"\n  {error}" for error in errors)
+        ) from errors[0]
+
+    async def close(self) -> None:
+        """Leave in order; end p2pd, tasks, sockets. Idempotent."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        if self._links is not None:
+            await self._links.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._node is not None:
+            await self._node.close()
+        if self._daemon is not None:
+            await self._daemon.stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._identity_file is not None:
+            self._identity_file.close()
+
+    def _on_daemon_exit(self, reason: str) -> None:
+        if self._links is not None:
+            self._links.fail_all(reason)
+
+    # -- links and messages ------------------------------------------------------------------------
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Link to a peer; of two that hear of each other at once, the lower id dials.
+
+        Raises:
+            AddressError: an address is none.
+            PeerUnreachableError: it can't be reached within 8 s.
+            JoinRefusedError: it is in another run.
+        """
+        for address in addresses:
+            check_multiaddr(address)
+            if peer_of(address) != peer:
+                raise AddressError(f"address {address!r:.200}: expected one of peer {peer}")
+        await self._running().connect(peer, addresses, _HEARD_OF_TIMEOUT_S, patient=False)
+
+    def connected(self) -> frozenset[PeerId]:
+        """The peers that messages flow to and from."""
+        return frozenset() if self._links is None else self._links.up()
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Drop a link; control messages already sent still arrive."""
+        await self._running().disconnect(peer, "the link was closed")
+
+    async def send(self, peer: PeerId, message: Message) -> None:
+        """Send on the control stream."""
+        await self._running().get(peer).send(message)
+
+    async def send_bulk(self, peer: PeerId, message: Message) -> None:
+        """Send on one of the bulk streams; waits while that is full."""
+        await self._running().get(peer).send_bulk(message)
+
+    # -- directory and signatures ------------------------------------------------------------------
+
+    async def publish(self, record: bytes, ttl_s: float) -> None:
+        """Sign and store this peer's record.
+
+        Raises:
+            ProtocolError: above 16 KiB or one hour.
+            ExchangeError: the DHT did not take it in time.
+        """
+        directory, node = self._directory, self._node
+        if directory is None or node is None or self._closing is not None:
+            raise PeerUnreachableError("this peer is not running")
+        self._addresses = tuple(await node.addresses())  # relays and routers change them
+        await self._in_time(directory.publish(record, ttl_s), "publish")
+
+    async def discover(self) -> Mapping[PeerId, bytes]:
+        """The valid records of the run.
+
+        Raises:
+            ExchangeError: the DHT did not answer in time.
+        """
+        if self._directory is None or self._closing is not None:
+            raise PeerUnreachableError("this peer is not running")
+        return await self._in_time(self._directory.discover(), "discover")
+
+    async def _in_time(self, call: Coroutine[Any, Any, T], what: str) -> T:
+        try:
+            async with asyncio.timeout(_DIRECTORY_TIMEOUT_S):
+                return await call
+        except TimeoutError as error:
+            raise ExchangeError(f"{what}: no answer within {_DIRECTORY_TIMEOUT_S:g} s") from error
+
+    def sign(self, data: bytes) -> bytes:
+        """An ed25519 signature, 64 bytes."""
+        return self._own().sign(_DOMAIN, data)
+
+    def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` over `data` is `peer`'s; needs no link to it."""
+        return verify(peer, _DOMAIN, data, signature)
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _own(self) -> Identity:
+        if self._identity is None:
+            raise ExchangeError("the exchange has no identity yet: start it first")
+        return self._identity
+
+    def _running(self) -> Links:
+        if self._links is None or self._closing is not None:
+            raise PeerUnreachableError("this peer is not running: it was not started, or it was closed")
+        return self._links
+
+    def _meet(self, peer: PeerId) -> None:
+        if self._node is not None:
+            self._spawn(self._node.meet(peer))
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -1,0 +1,299 @@
+"""The table of links: who dials whom, which incoming stream belongs to which link."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.exchanges.base import Message, Receiver, Traffic
+from lowcomm.exchanges.swarm.addresses import endpoint_of
+from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
+from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, Link
+from lowcomm.exchanges.swarm.streams import Incoming, Verdict
+from lowcomm.types import PeerId
+
+logger = logging.getLogger(__name__)
+
+POLITE_S = 1.5
+"""How long the peer with the higher id waits for the lower one to dial."""
+
+MAX_STREAMS_PER_LINK = 64
+MAX_UNOPENED = 64
+"""Streams of strangers that have not said yet what they are for."""
+
+_PROBE_S = 3.0
+_DIAL_S = 8.0
+_RETRY_S = (0.1, 0.2, 0.4, 0.8, 1.0)
+_LEAVE_S = 1.0
+
+
+class Links:
+    """All links of this peer."""
+
+    def __init__(
+        self,
+        node: HivemindNode,
+        run_id: str,
+        receiver: Receiver,
+        traffic: Traffic,
+        bulk_streams: int,
+        on_up: Callable[[PeerId], None],
+    ) -> None:
+        self._on_up = on_up
+        self.run_id, self.receiver = run_id, receiver
+        self._node, self._traffic, self._bulk_streams = node, traffic, bulk_streams
+        self._links: dict[PeerId, Link] = {}
+        self._unopened: set[Incoming] = set()
+        self._arrivals: dict[PeerId, set[asyncio.Future[None]]] = {}
+        self._closed = False
+        self._gone: str | None = None
+        self.refused_streams = 0
+
+    async def serve(self) -> None:
+        """Accept streams from now on."""
+        await self._node.serve(STREAM_NAME, self._on_stream)
+
+    def up(self) -> frozenset[PeerId]:
+        """The peers whose links are up."""
+        return frozenset(peer for peer, link in self._links.items() if link.is_up)
+
+    def get(self, peer: PeerId) -> Link:
+        """The link to a peer.
+
+        Raises:
+            PeerUnreachableError: there is none.
+        """
+        link = self._links.get(peer)
+        if link is None:
+            raise PeerUnreachableError(f"{peer}: {self._gone or 'there is no link to it; connect first'}")
+        return link
+
+    # -- dialling ----------------------------------------------------------------------------------
+
+    async def connect(
+        self, peer: PeerId, addresses: Sequence[str], timeout_s: float, *, patient: bool
+    ) -> None:
+        """Link to a peer.
+
+        Args:
+            patient: dial at once whatever the ids are, and go on while nobody listens there, as
+                with an initial peer that may start a little later.
+
+        Raises:
+            PeerUnreachableError: not within `timeout_s`.
+            JoinRefusedError: it is in another run.
+        """
+        if peer == self._node.peer_id:
+            raise PeerUnreachableError(f"{peer}: that is this peer itself")
+        last = "no answer"
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not patient and self._node.peer_id > peer and await self._comes_up(peer):
+                    return
+                attempt = 0
+                while True:
+                    if self._gone is not None or self._closed:
+                        raise PeerUnreachableError(f"{peer}: {self._gone or 'this peer left'}")
+                    try:
+                        await self._try(peer, addresses)
+                        return
+                    except _NobodyListensError as error:
+                        if not patient:
+                            raise
+                        last = str(error)
+                    except PeerUnreachableError as error:
+                        last = str(error)
+                    await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
+                    attempt += 1
+        except TimeoutError as error:
+            tried = ", ".join(addresses) or "no address known"
+            raise PeerUnreachableError(
+                f"{peer} can't be reached within {timeout_s:g} s ({tried}); last: {last}. "
+                f"Check that it runs, and that its port is open to this host"
+            ) from error
+
+    async def _comes_up(self, peer: PeerId) -> bool:
+        """Whether the other side links to us within `POLITE_S`."""
+        link = self._links.get(peer)
+        if link is not None and link.is_up:
+            return True
+        arrival = asyncio.get_running_loop().create_future()
+        self._arrivals.setdefault(peer, set()).add(arrival)
+        try:
+            done, _ = await asyncio.wait([arrival], timeout=POLITE_S)
+            return bool(done)
+        finally:
+            self._arrivals[peer].discard(arrival)
+            if not self._arrivals[peer]:
+                del self._arrivals[peer]
+
+    async def _try(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        if peer not in self._links:
+            await self._reach(peer, addresses)
+        link = self._links.get(peer)
+        if link is None:
+            link = self._add(peer)
+            link.spawn(link.dial())
+        await asyncio.shield(link.up)
+
+    async def _reach(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Have a libp2p connection to the peer.
+
+        libp2p holds back further dials for 5 s and more after one that failed, so plain TCP finds
+        out first whether anybody listens.
+        """
+        if peer in await self._node.connected():
+            return
+        direct = [
+            endpoint
+            for address in addresses
+            if "/p2p-circuit" not in address
+            and (endpoint := endpoint_of(address)).protocol == "tcp"
+            and not endpoint.is_name
+        ]
+        if addresses and len(direct) == len(addresses):
+            answers = await asyncio.gather(*(_listens(at.host, at.port) for at in direct))
+            if not any(answers):
+                raise _NobodyListensError(f"{peer}: nobody listens at {', '.join(addresses)}")
+        await self._node.connect(peer, addresses, _DIAL_S)
+
+    def _add(self, peer: PeerId) -> Link:
+        link = Link(self, peer, self._bulk_streams)
+        self._links[peer] = link
+        return link
+
+    # -- accepting ---------------------------------------------------------------------------------
+
+    async def _on_stream(
+        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._closed or len(self._unopened) >= MAX_UNOPENED:
+            self.refused_streams += 1
+            writer.transport.abort()
+            return
+        stream = Incoming(
+            writer,
+            on_open=lambda stream, message: self._on_open(peer, stream, message),
+            on_end=lambda reason: self._on_early_end(peer, stream, reason),
+            count=lambda size: self.count(peer, 0, size),
+        )
+        self._unopened.add(stream)
+        asyncio.get_running_loop().call_later(OPEN_TIMEOUT_S, self._expire, stream)
+        stream.begin()
+
+    def _expire(self, stream: Incoming) -> None:
+        if stream in self._unopened:
+            self._unopened.discard(stream)
+            self.refused_streams += 1
+            stream.close()
+
+    def _on_open(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
+        self._unopened.discard(stream)
+        verdict = self._verdict(peer, stream, message)
+        if verdict is not Verdict.OK:
+            self.refused_streams += 1
+            logger.debug("refused a stream of %s: %s", peer, verdict.name)
+        return verdict
+
+    def _verdict(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
+        run, channel = message.body.get("run"), message.body.get("channel")
+        token, answer = message.body.get("token"), message.body.get("answer")
+        if not isinstance(channel, int) or not isinstance(token, str) or not isinstance(answer, str):
+            return Verdict.MALFORMED
+        if run != self.run_id:
+            return Verdict.OTHER_RUN
+        if self._closed or self._gone is not None:
+            return Verdict.CLOSING
+        link = self._links.get(peer)
+        if channel != CONTROL:
+            if link is None or link.peer_token != token or link.incoming_streams >= MAX_STREAMS_PER_LINK:
+                return Verdict.STALE
+            link.accept(stream, channel)
+            return Verdict.OK
+        if answer and (link is None or answer != link.token or link.answered):
+            return Verdict.STALE
+        if link is not None and link.answered:
+            link.fail("the peer connected anew")
+            link = None
+        is_new = link is None
+        if link is None:
+            link = self._add(peer)
+        link.peer_token = token
+        link.accept(stream, channel)
+        if is_new:
+            link.spawn(link.dial())
+        return Verdict.OK
+
+    def _on_early_end(self, peer: PeerId, stream: Incoming, reason: str) -> None:
+        self._unopened.discard(stream)
+        self.refused_streams += 1
+        logger.debug("a stream of %s ended before it was opened: %s", peer, reason)
+
+    # -- what links report -------------------------------------------------------------------------
+
+    async def open_stream(
+        self, peer: PeerId, name: str, timeout_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a stream to a connected peer, for its link."""
+        return await self._node.open_stream(peer, name, timeout_s)
+
+    def on_link_up(self, link: Link) -> None:
+        """A link came up."""
+        for arrival in self._arrivals.get(link.peer, ()):
+            if not arrival.done():
+                arrival.set_result(None)
+        if not self._closed:
+            self._on_up(link.peer)
+            self.receiver.on_peer_up(link.peer)
+
+    def on_link_down(self, link: Link, reason: str, was_up: bool) -> None:
+        """A link ended, or never came up."""
+        if self._links.get(link.peer) is link:
+            del self._links[link.peer]
+        if was_up and not self._closed:
+            self.receiver.on_peer_down(link.peer, reason)
+
+    def count(self, peer: PeerId, sent: int, received: int) -> None:
+        """Add to the traffic."""
+        traffic = self._traffic
+        traffic.sent_bytes += sent
+        traffic.received_bytes += received
+        traffic.by_peer[peer] = traffic.by_peer.get(peer, 0) + sent + received
+
+    # -- ending ------------------------------------------------------------------------------------
+
+    async def disconnect(self, peer: PeerId, reason: str) -> None:
+        """Take a link down in order."""
+        link = self._links.get(peer)
+        if link is not None:
+            await link.leave(reason, _LEAVE_S)
+
+    def fail_all(self, reason: str) -> None:
+        """The network below is gone: all links are down, for good."""
+        self._gone = reason
+        for link in list(self._links.values()):
+            link.fail(reason)
+
+    async def close(self) -> None:
+        """Leave all peers; no callback comes after this."""
+        self._closed = True
+        await asyncio.gather(*(link.leave("this peer left", _LEAVE_S) for link in list(self._links.values())))
+        for stream in self._unopened:
+            stream.close()
+        self._unopened.clear()
+
+
+class _NobodyListensError(PeerUnreachableError):
+    """All addresses of a peer refuse connections."""
+
+
+async def _listens(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.transport.abort()
+    return True
