@@ -21,7 +21,22 @@ _EXPORTS = {
 }
 _MODULES = ("codecs", "exchanges", "errors")
 
-__all__ = ["__version__", *_MODULES, *_EXPORTS]
+__all__ = [
+    "JoinReport",
+    "LowcommError",
+    "OuterLoop",
+    "RoundPolicy",
+    "RoundReport",
+    "Schedule",
+    "Trainer",
+    "__version__",
+    "codecs",
+    "errors",
+    "exchanges",
+    "load_config",
+    "nesterov",
+    "wrap_island",
+]
 
 if TYPE_CHECKING:
     from lowcomm import codecs, errors, exchanges

@@ -58,7 +58,7 @@ def nesterov(lr: float = 0.7, momentum: float = 0.9) -> Nesterov:
         lr: outer learning rate; 0.6-0.7 for 2-4 islands, 0.8 from 8 up.
         momentum: 0.9 with AdamW inside, 0.6-0.8 with Muon inside; 0 with lr 1 is plain averaging.
     """
-    if not 0.0 <= lr:
+    if not lr >= 0.0:
         raise ConfigError(f"nesterov.lr: expected 0 or more, got {lr}")
     if not 0.0 <= momentum < 1.0:
         raise ConfigError(f"nesterov.momentum: expected 0 <= momentum < 1, got {momentum}")

@@ -236,7 +236,6 @@ class Peers:
             "shared": self._shared,
             "layout": self._layout,
             "addresses": list(self._exchange.addresses),
-            "peers": [[name, list(known.addresses)] for name, known in list(self._known.items())[:MAX_KNOWN]],
         }
         self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
 
@@ -261,14 +260,28 @@ class Peers:
         entry.seen_at_s = asyncio.get_running_loop().time()
         entry.addresses = fields.texts("addresses", 64, 512)
         entry.state = parse_state(fields.inner("state"))
+        self.post(peer, Message("peers", {"peers": self._known_json()}))
         if entry.state.role != "observer":
             self._learn(peer, entry.addresses)
+            news: list[Json] = [[peer, list(entry.addresses)]]
+            for other in self.linked.values():
+                if other.greeted and other.id != peer:
+                    self.post(other.id, Message("peers", {"peers": news}))
+        self._on_change()
+
+    def on_peers(self, peer: PeerId, fields: Fields) -> None:
+        """Peers that another one has met: link to them, too."""
+        entry = self.linked.get(peer)
+        if entry is None or not entry.greeted:
+            return
         for item in fields.items("peers", MAX_KNOWN):
             if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list):
-                raise ProtocolError("hello.peers: expected [peer, addresses]")
-            name = PeerId(checked_text("hello.peers", item[0], 128))
-            self._learn(name, tuple(checked_text("hello.peers", a, 512) for a in item[1][:64]))
-        self._on_change()
+                raise ProtocolError("peers: expected [peer, addresses]")
+            name = PeerId(checked_text("peers.peer", item[0], 128))
+            self._learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
+
+    def _known_json(self) -> list[Json]:
+        return [[name, list(known.addresses)] for name, known in list(self._known.items())[:MAX_KNOWN]]
 
     def on_state(self, peer: PeerId, fields: Fields) -> None:
         """A sign of life."""
@@ -283,7 +296,9 @@ class Peers:
     def on_refuse(self, peer: PeerId, fields: Fields) -> None:
         """The other side found that we don't fit together; its "here" is our "there"."""
         theirs = fields.texts("reasons", 64, 1_000)
-        swapped = [r.replace("here ", "\0").replace("there ", "here ").replace("\0", "there ") for r in theirs]
+        swapped = [
+            r.replace("here ", "\0").replace("there ", "here ").replace("\0", "there ") for r in theirs
+        ]
         self._drop(peer, swapped)
 
     def _drop(self, peer: PeerId, reasons: list[str]) -> None:
@@ -352,7 +367,9 @@ class Peers:
 
     async def _discover(self) -> None:
         while True:
-            record: bytes = msgpack.packb({"addresses": list(self._exchange.addresses), "role": self.state.role})
+            record: bytes = msgpack.packb(
+                {"addresses": list(self._exchange.addresses), "role": self.state.role}
+            )
             try:
                 if self.state.role != "observer":
                     await self._exchange.publish(record, RECORD_TTL_S)

@@ -202,13 +202,11 @@ class OuterLoop:
                 )
             )
             changed = report.how in ("replayed", "snapshot")
-        facts = self._island.broadcast(
-            [int(changed), int(report.out_of_step), report.tokens_credited, report.shard, report.inner_step]
-            + list(report.outer_steps)
-            if report
-            else None,
-            5 + len(self._fragments),
-        )
+        facts = None
+        if report is not None:
+            flags = [int(changed), int(report.out_of_step)]
+            facts = [*flags, report.tokens_credited, report.shard, report.inner_step, *report.outer_steps]
+        facts = self._island.broadcast(facts, 5 + len(self._fragments))
         changed, out_of_step, credited, shard, self._inner_step = bool(facts[0]), bool(facts[1]), *facts[2:5]
         self._outer_steps = facts[5:]
         self._realign = [out_of_step] * len(self._fragments)
@@ -349,7 +347,13 @@ class OuterLoop:
             moved, credited = int(values is not None), outcome.tokens
             outer_step = self._node.state.chains[fragment.index].outer_step
         facts = self._island.broadcast(
-            [moved, credited, outer_step, int(bool(outcome and outcome.entry)), int(bool(outcome and outcome.adopted))]
+            [
+                moved,
+                credited,
+                outer_step,
+                int(bool(outcome and outcome.entry)),
+                int(bool(outcome and outcome.adopted)),
+            ]
             if self._node
             else None,
             5,
@@ -405,7 +409,9 @@ class OuterLoop:
             transfer_s=outcome.transfer_s if outcome else 0.0,
             tokens=credited,
             round_tokens=sum(tokens for _, tokens in entry.participants) if entry else 0,
-            compression_ratio=4 * fragment.elements / entry.update_bytes if entry and entry.update_bytes else None,
+            compression_ratio=4 * fragment.elements / entry.update_bytes
+            if entry and entry.update_bytes
+            else None,
             pseudo_gradient_norm=flight.contribution.norm,
             mean_norm=outcome.mean_norm if outcome else None,
             cosine=outcome.cosine if outcome else None,
@@ -425,6 +431,11 @@ class OuterLoop:
     def outer_step(self) -> int:
         """Outer steps that all fragments have reached."""
         return min(self._outer_steps)
+
+    @property
+    def tokens_uncommitted(self) -> int:
+        """Tokens of this island that no committed round has credited yet."""
+        return max(self._tokens)
 
     @property
     def parameters(self) -> int:
@@ -537,11 +548,7 @@ class OuterLoop:
             for index, values, tokens, use_at_step in state["flights"]
         ]
         if self._node is not None:
-            self._node.state.load_state_dict(state["outer"])
-            for fragment_round in self._node.rounds:
-                fragment_round.restart()
-            if self._node.peers.state.shard < 0:
-                self._node.peers.state.shard = state["shard"]
+            self._thread.call(self._node.restore(state["outer"], state["shard"]))
 
     @property
     def _lead(self) -> Node:

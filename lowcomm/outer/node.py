@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class RoundOutcome:
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
-        adopted: entries taken over from others, without this contribution.
+        adopted: outer steps taken over from others, without this contribution.
     """
 
     entry: Entry | None
@@ -118,11 +119,14 @@ class Node:
         self.recovery = Recovery(self)
         block = state.codec.block_elements
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
-        context = Context(exchange, self.peers, self.blobs, state, state.codec, policy, self._pool, chunk_elements)
+        context = Context(
+            exchange, self.peers, self.blobs, state, state.codec, policy, self._pool, chunk_elements
+        )
         self.rounds = [FragmentRound(context, f.index, self._committed) for f in state.fragments]
         self._calls: dict[int, _Call] = {}
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
+            "peers": self.peers.on_peers,
             "state": self.peers.on_state,
             "refuse": self.peers.on_refuse,
             "blob?": self.blobs.on_request,
@@ -159,6 +163,18 @@ class Node:
         await self.exchange.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    async def restore(self, saved: dict[str, Any], shard: int) -> None:
+        """Load a checkpoint's outer state, between `start` and `Recovery.join`.
+
+        Raises:
+            CheckpointError: it belongs to another model or is damaged.
+        """
+        self.state.load_state_dict(saved)
+        for fragment_round in self.rounds:
+            fragment_round.restart()
+        if self.peers.state.shard < 0:
+            self.peers.state.shard = shard
+
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
         chains = self.state.chains
@@ -174,8 +190,10 @@ class Node:
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
         fragment_round, call = self.rounds[fragment], _Call()
         self._calls[fragment] = call
+        chain = self.state.chains[fragment]
         before = base = self.state.states[fragment].anchor
-        credited = adopted = attempts = 0
+        height = chain.outer_step
+        credited = attempts = 0
         form_s = transfer_s = 0.0
         mine: Accepted | None = None
         reason = ""
@@ -190,7 +208,6 @@ class Node:
                     if accepted.contribution is contribution or tokens == contribution.tokens:
                         mine = accepted
                         break
-                    adopted += 1
                     base = accepted.after.anchor
                     if accepted.contribution is not None:
                         contribution = _remaining(contribution, accepted.contribution)
@@ -202,12 +219,15 @@ class Node:
                     continue
                 reason = decision.refusal or decision.unformed
                 if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._policy.deadline_s:
-                    reason = f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
+                    reason = (
+                        f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
+                    )
                 if reason:
                     await fragment_round.abandon()
                     break
                 if fragment_round.ahead():
                     await self.recovery.catch_up(fragment)
+                    base = self.state.states[fragment].anchor
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())
                 if decision.joined_s:
@@ -217,7 +237,7 @@ class Node:
                 fragment_round.look()
         finally:
             del self._calls[fragment]
-        state, chain = self.state.states[fragment], self.state.chains[fragment]
+        state = self.state.states[fragment]
         return RoundOutcome(
             entry=mine.entry if mine else None,
             reason=reason,
@@ -225,7 +245,7 @@ class Node:
             base=base,
             after=mine.after.anchor if mine else state.anchor,
             tokens=credited,
-            adopted=adopted,
+            adopted=chain.outer_step - height - (1 if mine else 0),
             attempts=max(attempts, 1),
             mean_norm=mine.mean_norm if mine else None,
             cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
@@ -332,7 +352,9 @@ class Node:
     def _read_blob(self, name: Digest, offset: int, length: int) -> bytes | None:
         for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):
             accepted = fragment_round.decision.accepted
-            update = accepted.update if accepted and accepted.entry.update_hash == name else chain.update(name)
+            update = (
+                accepted.update if accepted and accepted.entry.update_hash == name else chain.update(name)
+            )
             if update is not None:
                 return update[offset : offset + length]
         return self.recovery.read_state(name, offset, length)
@@ -356,5 +378,3 @@ def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) ->
     squares = sum(value * value for value in scaled)
     pairs = sum(scaled) ** 2 - squares
     return (mean_norm**2 - squares) / pairs if pairs > 0 else None
-
-

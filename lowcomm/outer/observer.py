@@ -41,7 +41,12 @@ class Bystander:
 
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Membership messages only; rounds pass by."""
-        handlers = {"hello": self.peers.on_hello, "state": self.peers.on_state, "refuse": self.peers.on_refuse}
+        handlers = {
+            "hello": self.peers.on_hello,
+            "peers": self.peers.on_peers,
+            "state": self.peers.on_state,
+            "refuse": self.peers.on_refuse,
+        }
         handler = handlers.get(message.kind)
         if handler is None:
             return

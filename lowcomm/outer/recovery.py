@@ -136,7 +136,9 @@ class Recovery:
                 )
             await node.changed.wait(min(1.0, give_up_s - loop.time()))
         await self._wait_for_links()
-        report_how: Literal["founded", "aligned", "replayed", "snapshot"] = "aligned" if running else "founded"
+        report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
+            "aligned" if running else "founded"
+        )
         entries = snapshot_bytes = credited = 0
         out_of_step = False
         if running:
@@ -231,13 +233,16 @@ class Recovery:
         for donor in donors:
             try:
                 reply = await self._ask(
-                    donor.id, "entries", {"fragment": fragment, "outer_step": chain.outer_step, "head": chain.head}
+                    donor.id,
+                    "entries",
+                    {"fragment": fragment, "outer_step": chain.outer_step, "head": chain.head},
                 )
-                if reply.has("entries"):
-                    others = [peer.id for peer in donors if peer.id != donor.id]
-                    await self._replay(fragment, reply, [donor.id, *others], moved)
-                else:
+                entries = self._worth_replaying(fragment, reply)
+                if entries is None:
                     moved.snapshot_bytes += await self._take_state(fragment, donor.id)
+                else:
+                    others = [peer.id for peer in donors if peer.id != donor.id]
+                    await self._replay(fragment, entries, [donor.id, *others], moved)
                 return moved
             except (PeerUnreachableError, ProtocolError) as error:
                 logger.warning("catching up from %s failed: %s", donor.id, error)
@@ -248,10 +253,18 @@ class Recovery:
             await asyncio.sleep(0.2)  # all donors failed; they may be about to drop off the list
         return moved
 
-    async def _replay(self, fragment: int, reply: Fields, donors: list[PeerId], moved: Moved) -> None:
+    def _worth_replaying(self, fragment: int, reply: Fields) -> list[Entry] | None:
+        """The entries of a reply, or None if there are none or the state itself is smaller."""
+        if not reply.has("entries"):
+            return None
+        items = reply.items("entries", MAX_ENTRIES)
+        entries = [parse_entry(Fields("entries.entry", item)) for item in items]
+        state_bytes = self._node.state.states[fragment].size_bytes
+        return entries if sum(entry.update_bytes for entry in entries) <= state_bytes else None
+
+    async def _replay(self, fragment: int, entries: list[Entry], donors: list[PeerId], moved: Moved) -> None:
         node = self._node
-        for item in reply.items("entries", MAX_ENTRIES):
-            entry = parse_entry(Fields("entries.entry", item))
+        for entry in entries:
             if node.state.chains[fragment].outer_step >= entry.outer_step:
                 continue  # committed here meanwhile
             accepted = await node.rounds[fragment].fetch(entry, donors, NO_BALLOT)
@@ -264,7 +277,9 @@ class Recovery:
         reply = await self._ask(donor, "snapshot", {"fragment": fragment})
         digest, outer_step, head = reply.digest("digest"), reply.integer("outer_step"), reply.digest("head")
         last = parse_entry(reply.inner("last")) if reply.has("last") else None
-        if last is not None and (last.hash != head or last.state_digest != digest or last.outer_step != outer_step):
+        if last is not None and (
+            last.hash != head or last.state_digest != digest or last.outer_step != outer_step
+        ):
             raise ProtocolError("the snapshot's state is not the one that its ledger names")
         peer = node.peers.linked.get(donor)
         if peer is None or fragment >= len(peer.state.heads):

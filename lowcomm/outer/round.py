@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Message
@@ -74,7 +73,9 @@ class FragmentRound:
     @property
     def called(self) -> bool:
         """Whether other peers are ready for the next outer step, or have gone past it."""
-        return bool(self.ahead()) or any(ready.previous == self._chain.head for ready in self.decision.readies.values())
+        return bool(self.ahead()) or any(
+            ready.previous == self._chain.head for ready in self.decision.readies.values()
+        )
 
     def look(self) -> None:
         """The swarm changed: perhaps a round can be formed now, or has become hopeless."""
@@ -179,7 +180,9 @@ class FragmentRound:
         """
         roster = parse_roster(fields.inner("roster"))
         if roster.fragment != self._fragment or roster.ballot.leader != peer:
-            raise ProtocolError(f"roster of {peer}: it names fragment {roster.fragment} and leader {roster.ballot.leader}")
+            raise ProtocolError(
+                f"roster of {peer}: it names fragment {roster.fragment} and leader {roster.ballot.leader}"
+            )
         signature = bytes.fromhex(fields.text("signature", 1_024))
         signed = roster.signed_bytes(self._context.exchange.run_id)
         if not self._context.exchange.verify(peer, signed, signature):
@@ -209,10 +212,16 @@ class FragmentRound:
         """A participant ended a ballot."""
         decision = self.decision
         roster = decision.roster
-        if roster is None or peer not in roster.peers or fields.integer("outer_step", 1) != decision.outer_step:
+        if (
+            roster is None
+            or peer not in roster.peers
+            or fields.integer("outer_step", 1) != decision.outer_step
+        ):
             return
         if parse_ballot(fields) == roster.ballot:
-            decision.avoid |= set(roster.peers) & {PeerId(p) for p in fields.texts("avoid", len(roster.peers))}
+            decision.avoid |= set(roster.peers) & {
+                PeerId(p) for p in fields.texts("avoid", len(roster.peers))
+            }
             self.fail(f"{peer}: {fields.text('reason', 500)}", tell=False)
 
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
@@ -239,7 +248,10 @@ class FragmentRound:
                 return
             await self.changed.wait(give_up_s - self._now())
         transfer = self.decision.transfer
-        if transfer is not None and (outer_step, ballot) == (self.decision.outer_step, self.decision.promised):
+        if transfer is not None and (outer_step, ballot) == (
+            self.decision.outer_step,
+            self.decision.promised,
+        ):
             receive = transfer.on_part if message.kind == "part" else transfer.on_mean
             receive(peer, fields.integer("chunk"), message.payload)
 
@@ -263,7 +275,9 @@ class FragmentRound:
             return  # first catch up; what others have committed is decided
         aligned, waiting = self._electorate()
         waited_s = self._now() - decision.first_ready_s
-        order = leader_order([*aligned, self._me], self._context.exchange.run_id, self._fragment, decision.outer_step)
+        order = leader_order(
+            [*aligned, self._me], self._context.exchange.run_id, self._fragment, decision.outer_step
+        )
         turn = int(waited_s / (LEADER_PATIENCE * policy.deadline_s))
         if order[turn % len(order)] != self._me or decision.busy & (aligned | {self._me}):
             return
@@ -381,19 +395,20 @@ class FragmentRound:
         decision.promised, decision.roster = roster.ballot, roster
         decision.ballots += 1
         decision.progress_s = decision.joined_s = now
-        if finalises:
-            work = self._finalise(roster)
-        else:
+        if not finalises:
             # made at once, as pieces may come before the task's first step
             decision.transfer = self._make_transfer(roster, contribution)
-            work = self._reduce(roster, contribution, decision.transfer)
-        decision.task = asyncio.get_running_loop().create_task(self._guard(roster, work))
+        decision.task = asyncio.get_running_loop().create_task(self._run(roster, contribution))
         self.changed.notify()
 
-    async def _guard(self, roster: Roster, work: Coroutine[Any, Any, Accepted]) -> None:
+    async def _run(self, roster: Roster, contribution: Contribution) -> None:
         """Run a ballot up to its vote; what goes wrong ends the ballot, not the peer."""
+        transfer = self.decision.transfer
         try:
-            accepted = await work
+            if transfer is None:
+                accepted = await self._finalise(roster)
+            else:
+                accepted = await self._reduce(roster, contribution, transfer)
         except NonFiniteError as error:
             self.decision.refusal = f"this island's pseudo-gradient is not finite: {error}"
             self.fail(str(error))
@@ -477,9 +492,13 @@ class FragmentRound:
         if entry.run_id != context.state.run_id or entry.fragment != self._fragment:
             raise ProtocolError("the entry is another run's or fragment's")
         if entry.previous != self._chain.head or entry.outer_step != self._chain.outer_step + 1:
-            raise ProtocolError(f"entry {entry.outer_step} does not follow outer step {self._chain.outer_step}")
+            raise ProtocolError(
+                f"entry {entry.outer_step} does not follow outer step {self._chain.outer_step}"
+            )
         if entry.stops[-1] != elements or entry.update_bytes > most:
-            raise ProtocolError(f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements")
+            raise ProtocolError(
+                f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements"
+            )
         deadline_s = context.policy.deadline_s
         update = bytes(await context.blobs.fetch(entry.update_hash, entry.update_bytes, donors, deadline_s))
         loop = asyncio.get_running_loop()
@@ -543,7 +562,11 @@ class FragmentRound:
         decision.failures.append(reason)
         if tell:
             avoid: list[Json] = [str(peer) for peer in sorted(decision.avoid & set(roster.peers))]
-            body: dict[str, Json] = {"ballot": roster.ballot.to_json(), "reason": reason[:500], "avoid": avoid}
+            body: dict[str, Json] = {
+                "ballot": roster.ballot.to_json(),
+                "reason": reason[:500],
+                "avoid": avoid,
+            }
             self._send(roster.peers, "abort", body)
         self._cancel_ballot()
         decision.first_ready_s = self._now()

@@ -94,7 +94,9 @@ class OuterState:
         """
         state = self.states[entry.fragment]
         if hash_bytes(update) != entry.update_hash:
-            raise ProtocolError(f"the update of outer step {entry.outer_step} has another hash than its entry")
+            raise ProtocolError(
+                f"the update of outer step {entry.outer_step} has another hash than its entry"
+            )
         mean = torch.empty_like(state.anchor)
         view = memoryview(update)
         try:

@@ -202,7 +202,9 @@ class Transfer:
             try:
                 decoded.append(self._codec.decode(parts[peer], elements))
             except CodecError as error:
-                raise PeerFailedError(f"{peer} sent a chunk that can't be decoded: {error}", [peer]) from error
+                raise PeerFailedError(
+                    f"{peer} sent a chunk that can't be decoded: {error}", [peer]
+                ) from error
         return self._codec.encode(weighted_mean(decoded, self._shares))
 
     async def _stage(self, chunk: int, peer: PeerId) -> None:
@@ -210,9 +212,10 @@ class Transfer:
         assert payload is not None
         _, start, stop = self._chunks[chunk]
         try:
-            self._mean_square += await self._in_pool(self._step, payload, start, stop)
+            square = await self._in_pool(self._step, payload, start, stop)
         except CodecError as error:
             raise PeerFailedError(f"{peer} sent a mean that can't be decoded: {error}", [peer]) from error
+        self._mean_square += square
         self._staged += 1
         if self._staged == len(self._chunks) and not self._finished.done():
             self._finished.set_result(None)

@@ -1,0 +1,75 @@
+"""Killing all islands and starting them again continues bit for bit."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+
+from lowcomm import Schedule
+from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, train_step
+
+
+def train_part(
+    swarm: Swarm, island: int, until: int, saved: dict[tuple[int, int], bytes], checkpoints: list[int]
+) -> Result:
+    """Train to `until`, from the checkpoint that the islands agree on; save one at every multiple of 4."""
+    result = swarm.results[island] = Result()
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr, momentum=0.9)
+    outer = swarm.loop(island, model, optimizer)
+    try:
+        chosen = outer.connect(checkpoints)
+        if chosen is not None:
+            state = torch.load(io.BytesIO(saved[island, chosen]), weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            outer.load_state_dict(state["outer"])
+        outer.join()
+        while outer.inner_step < until:
+            inputs = batch(island, outer.inner_step)
+            result.losses.append(train_step(model, optimizer, inputs))
+            result.reports += outer.step(tokens=len(inputs))
+            if outer.inner_step % 4 == 0:
+                file = io.BytesIO()
+                parts: dict[str, Any] = {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "outer": outer.state_dict(),
+                }
+                torch.save(parts, file)
+                saved[island, outer.inner_step] = file.getvalue()
+        result.digest, result.head = outer.digest, outer.head
+        result.tokens_trained = outer.tokens_trained
+    finally:
+        outer.close()
+    return result
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        pytest.param(Schedule(inner_steps=4), id="plain"),
+        pytest.param(Schedule(inner_steps=4, num_fragments=2, delay=1, merge_alpha=0.5), id="in-flight"),
+    ],
+)
+def test_resumed_equals_uninterrupted(schedule: Schedule) -> None:
+    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
+        swarm = Swarm(islands=2, schedule=schedule)
+        calls = [lambda i=i: train_part(swarm, i, until, saved, lists[i]) for i in range(2)]
+        in_parallel(calls, swarm.results, [0, 1])
+        assert [result.error for result in swarm.results.values()] == [None, None]
+        return swarm.results
+
+    whole = run(25, {}, [[], []])
+    saved: dict[tuple[int, int], bytes] = {}
+    run(15, saved, [[], []])
+    # island 1 was killed before it could write its last checkpoint: both go back to step 8
+    again = run(25, saved, [[4, 8, 12], [4, 8]])
+    for island in range(2):
+        assert again[island].losses == whole[island].losses[8:]
+        assert again[island].digest == whole[island].digest
+        assert again[island].head == whole[island].head
+        assert again[island].tokens_trained == whole[island].tokens_trained
