@@ -75,7 +75,6 @@ def _set_up_logging(verbose: int) -> None:
     """Our own loggers to the standard error; those of the libraries stay as they are."""
     logger = logging.getLogger("lowcomm")
     logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
-    logger.propagate = False
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("lowcomm: %(levelname)s: %(message)s"))
     logger.handlers = [handler]  # not added to: main() may be called again in one process

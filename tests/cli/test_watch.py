@@ -1,0 +1,77 @@
+"""The combined view of several islands follows their metrics files."""
+
+import io
+
+from rich.console import Console
+
+from lowcomm.cli.watch import IslandView, LineView, LiveView
+from lowcomm.metrics.jsonl import JsonLinesSink
+from tests.report.make_runs import write_island
+
+
+class StillClock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def monotonic_s(self) -> float:
+        return self.now_s
+
+    def wall_s(self) -> float:
+        return 1.0e9
+
+
+def test_only_what_is_added_counts(tmp_path):
+    write_island(tmp_path / "island-0", 0, last=50, failed=(20,), ended=False)
+    view = IslandView(tmp_path / "island-0")
+    assert view.refresh() is False
+    assert (view.state, view.line, view.failed) == ("starting", {}, 0)
+    write_island(tmp_path / "island-0", 0, first=50, last=100, failed=(60, 70))
+    assert view.refresh() is True
+    assert (view.state, view.line["inner_step"], view.failed) == ("training", 100, 2)
+
+
+def test_a_torn_line_of_an_earlier_session_is_passed_over(tmp_path):
+    folder = tmp_path / "island-0"
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "in')
+    view = IslandView(folder)
+    sink = JsonLinesSink(folder / "metrics.jsonl")
+    sink.log({"kind": "start", "run_id": "r"})
+    sink.close()
+    view.refresh()
+    assert view.state == "training"
+
+
+def test_line_view_says_states_and_figures(tmp_path):
+    out, clock = io.StringIO(), StillClock()
+    views = [IslandView(tmp_path / f"island-{index}") for index in range(2)]
+    shown = LineView(100, clock, out)
+    shown.show(views)
+    for index, view in enumerate(views):
+        write_island(tmp_path / f"island-{index}", index, last=100)
+        view.refresh()
+    clock.now_s += 10
+    shown.show(views)
+    shown.show(views)
+    views[1].ended(-9)
+    shown.show(views)
+    lines = out.getvalue().splitlines()
+    assert [line.split("] ")[1] for line in lines[:2]] == ["island-0: starting", "island-1: starting"]
+    assert sum("island-1 step 100/100" in line for line in lines) == 1
+    assert "island-1: failed (-9)" in lines[-1]
+
+
+def test_live_view_draws_a_table(tmp_path):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=140)
+    write_island(tmp_path / "island-0", 0, last=10)
+    view = IslandView(tmp_path / "missing")
+    full = IslandView(tmp_path / "island-0")
+    full.state = "training"
+    write_island(tmp_path / "island-0", 0, first=10, last=100)
+    full.refresh()
+    live = LiveView(100, StillClock(), console)
+    live.show([view, full])
+    live.close()
+    assert "100/100" in out.getvalue()
+    assert "starting" in out.getvalue()
