@@ -59,6 +59,10 @@ class Island(Protocol):
         """Whether `flag` is true on any rank. Collective."""
         ...
 
+    def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Every rank's `state`, by rank, on the lead; empty elsewhere. Collective."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Model, buffers and inner optimizers; loads with `torch.load(weights_only=True)`."""
         ...

@@ -423,6 +423,11 @@ class OuterLoop:
     # -- looking in --------------------------------------------------------------------------------
 
     @property
+    def is_lead(self) -> bool:
+        """Whether this rank talks to the other islands."""
+        return self._node is not None
+
+    @property
     def inner_step(self) -> int:
         """Inner steps on the swarm's count; the learning rate follows it."""
         return self._inner_step

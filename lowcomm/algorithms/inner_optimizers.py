@@ -1,0 +1,80 @@
+"""Inner optimizers: AdamW for everything, or Muon for hidden matrices and AdamW for the rest.
+
+AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon orthogonalises the momentum of a matrix by
+Newton-Schulz iterations (Jordan et al. 2024, kellerjordan.github.io/posts/muon); with
+`match_rms_adamw` (Liu et al. 2025, arXiv:2502.16982) its learning rate has AdamW's scale. Muon
+inside DiLoCo: Therien et al. 2025, arXiv:2505.23725.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lowcomm.errors import ConfigError
+
+
+def make_inner_optimizers(
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    adamw_lr: float,
+    muon_momentum: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> list[torch.optim.Optimizer]:
+    """The inner optimizers for all trainable parameters of `model`.
+
+    Args:
+        model: its `hidden_matrices()`, if it has this method, are Muon's; else all 2-D weights of
+            linear layers but the last.
+        name: `adamw`, or `muon`.
+        lr: peak learning rate of Muon, or of AdamW if there is no Muon.
+        adamw_lr: peak learning rate of AdamW beside Muon.
+        weight_decay: decoupled; applied to matrices, not to norms and biases.
+
+    Returns:
+        Optimizers whose groups keep the peak in `peak_lr`, for `learning_rate.set_lr`.
+    """
+    if name == "adamw":
+        optimizers = [_adamw([p for p in model.parameters() if p.requires_grad], lr, betas, weight_decay)]
+    elif name == "muon":
+        hidden = [p for p in _hidden_matrices(model) if p.requires_grad]
+        if not hidden:
+            raise ConfigError("shared.inner.name = muon: this model has no hidden matrices; use adamw")
+        chosen = {id(parameter) for parameter in hidden}
+        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        muon = torch.optim.Muon(
+            hidden,
+            lr=lr,
+            momentum=muon_momentum,
+            weight_decay=weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        )
+        optimizers = [muon, *([_adamw(rest, adamw_lr, betas, weight_decay)] if rest else [])]
+    else:
+        raise ConfigError(f"shared.inner.name: expected adamw or muon, got {name!r}")
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def _adamw(
+    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
+
+
+def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    chosen = getattr(model, "hidden_matrices", None)
+    if chosen is not None:
+        matrices: list[nn.Parameter] = chosen()
+        return matrices
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[:-1]

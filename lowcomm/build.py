@@ -1,0 +1,119 @@
+"""Configuration to objects: the one place where names become classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lowcomm import codecs, exchanges
+from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.clock import Clock
+from lowcomm.codecs.base import Codec
+from lowcomm.config.load import shared_settings
+from lowcomm.config.schema import Config
+from lowcomm.data.shards import VOCAB_SIZE
+from lowcomm.exchanges.base import Exchange
+from lowcomm.islands import wrap_island
+from lowcomm.islands.base import Island
+from lowcomm.models.gpt import GPT, GPTShape
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.types import Json
+
+
+def build_model(config: Config) -> GPT:
+    """The GPT of the recipe, with weights from `shared.seed`: the same bits on every island."""
+    shape = GPTShape(vocab_size=VOCAB_SIZE, **_fields(config.shared.model))
+    return GPT(shape, seed=config.shared.seed)
+
+
+def build_optimizers(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """The inner optimizers of the recipe for `model`."""
+    inner = config.shared.inner
+    return make_inner_optimizers(
+        model,
+        name=inner.name,
+        lr=inner.lr,
+        adamw_lr=inner.adamw_lr,
+        muon_momentum=inner.muon_momentum,
+        betas=(inner.beta1, inner.beta2),
+        weight_decay=inner.weight_decay,
+    )
+
+
+def build_codec(config: Config) -> Codec:
+    """The codec of the recipe."""
+    return codecs.by_name(config.shared.codec.name, error_feedback=config.shared.codec.error_feedback)
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The schedule of the recipe."""
+    return Schedule(**_fields(config.shared.schedule))
+
+
+def build_outer_optimizer(config: Config) -> OuterOptimizer:
+    """The outer optimizer of the recipe."""
+    return nesterov(lr=config.shared.outer.lr, momentum=config.shared.outer.momentum)
+
+
+def build_exchange(config: Config, identity_path: Path) -> Exchange:
+    """The exchange of the recipe; `identity_path` holds the peer's key unless the recipe names one."""
+    settings = config.exchange
+    if settings.kind == "process_group":
+        return exchanges.process_group(
+            run_id=config.shared.run_id,
+            address=settings.group_address,
+            rank=settings.group_rank,
+            world_size=settings.group_size,
+        )
+    return exchanges.swarm(
+        run_id=config.shared.run_id,
+        initial_peers=settings.initial_peers,
+        listen=settings.listen,
+        announce=settings.announce,
+        identity_path=Path(settings.identity) if settings.identity else identity_path,
+        streams=settings.streams,
+        relay=settings.relay,
+        auto_relay=settings.relay,
+        nat_port_map=settings.nat_port_map,
+    )
+
+
+def build_outer_loop(
+    config: Config, island: Island, exchange: Exchange | None, *, ledger_path: Path | None, clock: Clock
+) -> OuterLoop:
+    """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead."""
+    settings, policy = config.exchange, config.shared.round
+    shared: Mapping[str, Json] = {**shared_settings(config), "train.steps": config.train.steps}
+    return OuterLoop(
+        island,
+        exchange,
+        schedule=build_schedule(config),
+        codec=build_codec(config),
+        outer_optimizer=build_outer_optimizer(config),
+        round_policy=RoundPolicy(**_fields(policy)),
+        shared=shared,
+        expected_peers=settings.expected_peers,
+        gather_timeout_s=settings.gather_timeout_s,
+        heartbeat_s=settings.heartbeat_s,
+        lease_s=settings.lease_s,
+        chunk_bytes=settings.chunk_bytes,
+        shard=config.data.shard,
+        num_shards=config.shared.data.shards,
+        ledger_path=ledger_path,
+        clock=clock,
+    )
+
+
+def build_island(config: Config, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Island:
+    """The island of the recipe around a model that is on its device already."""
+    return wrap_island(model, optimizers, engine=config.island.engine)
+
+
+def _fields(part: object) -> dict[str, object]:
+    return dict(vars(part))

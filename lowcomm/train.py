@@ -1,0 +1,456 @@
+"""The trainer of one island: a recipe in, a trained share of a model and a summary out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor, nn
+
+from lowcomm import __version__
+from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.build import build_exchange, build_island, build_model, build_optimizers, build_outer_loop
+from lowcomm.clock import Clock, SystemClock
+from lowcomm.config.load import shared_digest, to_dict, to_toml
+from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.shards import ShardedText, load_text
+from lowcomm.errors import ConfigError, LossError, StorageError
+from lowcomm.evaluation import mean_loss
+from lowcomm.exchanges.base import Exchange
+from lowcomm.islands.base import Island
+from lowcomm.metrics.base import Fanout
+from lowcomm.metrics.factory import open_sinks
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.storage.checkpoint import Checkpoints
+from lowcomm.storage.rng import rng_state, set_rng_state
+from lowcomm.storage.run_folder import RunFolder
+from lowcomm.types import Json, RoundReport
+
+logger = logging.getLogger(__name__)
+
+EVAL_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The figures of one island's finished run; summary.json holds the same."""
+
+    run_id: str
+    peer: str
+    islands: int
+    inner_steps: int
+    outer_steps: int
+    tokens: int
+    eval_loss: float | None
+    wan_bytes_sent: int
+    wan_bytes_received: int
+    data_parallel_bytes: int
+    digest: str
+    head: str
+    wall_s: float
+    rounds_committed: int
+    rounds_failed: int
+    tokens_credited: int
+    tokens_dropped: int
+    parameters: int
+    interrupted: bool
+
+    def to_dict(self) -> dict[str, Json]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def data_parallel_bytes(islands: int, parameters: int, inner_steps: int) -> int:
+    """What a ring all-reduce of fp32 gradients at each inner step would have sent, per island."""
+    return 8 * (islands - 1) * parameters * inner_steps // max(1, islands)
+
+
+class Trainer:
+    """Trains one island of a run; under torchrun, every rank makes one and calls `fit`.
+
+    Args:
+        config: see `lowcomm.config.load_config`.
+        exchange: instead of the one that the configuration names, e.g. a loopback exchange.
+    """
+
+    def __init__(self, config: Config, *, exchange: Exchange | None = None, clock: Clock | None = None) -> None:
+        self._config = config
+        self._exchange = exchange
+        self._clock = clock or SystemClock()
+        self._began_s = self._clock.monotonic_s()
+        self._rank = int(os.environ.get("RANK", "0"))
+        self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._device = choose_device(config.train.device)
+        self._signals = 0
+        self._compute_s = 0.0
+        self._rounds_committed = self._rounds_failed = 0
+        self._islands = config.exchange.expected_peers
+        self._last_digest = ""
+        self._eval_loss: float | None = None
+        self._sinks = Fanout([])
+
+    def fit(self) -> Summary:
+        """Train until `train.steps`, a signal, or an error; resumes what the run folder holds.
+
+        Raises:
+            LowcommError: see `lowcomm.errors`; what was saved before is not harmed.
+        """
+        config = self._config
+        if config.train.threads:
+            torch.set_num_threads(config.train.threads)
+        text = load_text(
+            config.data.source,
+            text_key=config.data.text_key,
+            shards=config.shared.data.shards,
+            holdout_fraction=config.shared.data.holdout_fraction,
+            seed=config.shared.seed,
+        )
+        with contextlib.ExitStack() as stack:
+            folder: RunFolder | None = None
+            if self._rank == 0:
+                folder = stack.enter_context(
+                    RunFolder.open(
+                        Path(config.out),
+                        run_id=config.shared.run_id,
+                        shared_digest=shared_digest(config),
+                        version=__version__,
+                    )
+                )
+                (folder.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+            if self._world_size > 1:
+                stack.enter_context(process_group(self._device))
+            stack.enter_context(self._handle_signals())
+            return self._train(text, folder, stack)
+
+    # -- the run -----------------------------------------------------------------------------------
+
+    def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
+        config = self._config
+        model = build_model(config).to(self._device)
+        island = build_island(config, model, build_optimizers(config, model))
+        exchange = None
+        if folder is not None:
+            exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
+        checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep_checkpoints)
+        outer = build_outer_loop(
+            config,
+            island,
+            exchange,
+            ledger_path=folder.path / "ledger.jsonl" if folder else None,
+            clock=self._clock,
+        )
+        stack.callback(outer.close)
+        chosen = outer.connect(checkpoints.steps(), on_address=self._write_address)
+        loader_state = None
+        if chosen is not None:
+            parts = checkpoints.load(chosen)
+            island.load_state_dict(parts["island"])
+            outer.load_state_dict(parts["outer"])
+            rank_state = parts["ranks"][self._rank]
+            loader_state = rank_state["loader"]
+            set_rng_state(rank_state["rng"])
+        join = outer.join()
+        loader = Loader(
+            text.shard(join.shard),
+            context=config.shared.model.context,
+            batch_size=config.train.batch_size,
+            seed=config.shared.seed,
+            rank=self._rank,
+            world_size=self._world_size,
+            name=f"shard {join.shard}",
+        )
+        if loader_state is not None:
+            loader.load_state_dict(loader_state)
+        if join.tokens_credited:
+            loader.skip(join.tokens_credited)
+        if folder is not None:
+            self._sinks = open_sinks(
+                config.metrics,
+                folder.path,
+                config.shared.run_id,
+                f"shard-{join.shard}-{outer.peer_id[-6:]}",
+                to_dict(config),
+                to_toml(config),
+            )
+            stack.callback(self._sinks.close)
+            self._log(
+                kind="start",
+                run_id=config.shared.run_id,
+                peer=outer.peer_id,
+                shared_digest=shared_digest(config),
+                config=to_dict(config),
+                version=__version__,
+                how=join.how,
+                inner_step=join.inner_step,
+                shard=join.shard,
+                resumed_from=chosen,
+            )
+        run = _Run(island, outer, loader, checkpoints, text)
+        try:
+            interrupted = self._steps(run)
+            if not interrupted:
+                self._after_rounds(run, outer.finish())
+            self._evaluate(run)
+            if interrupted or outer.inner_step % self._checkpoint_steps != 0 or not checkpoints.steps():
+                self._save(run)
+        except BaseException as error:
+            self._log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
+            raise
+        summary = self._summarise(outer, interrupted)
+        if folder is not None:
+            text_form = json.dumps(summary.to_dict(), indent=2) + "\n"
+            (folder.path / "summary.json").write_text(text_form, encoding="utf-8")
+            self._log(kind="end", reason="stopped" if interrupted else "finished", summary=summary.to_dict())
+        return summary
+
+    def _steps(self, run: _Run) -> bool:
+        """The inner steps; returns whether a signal ended them."""
+        config, outer = self._config, run.outer
+        losses: list[Tensor] = []
+        tokens = run.loader.batch_tokens * config.train.grad_accumulation
+        since_s, since_tokens = self._clock.monotonic_s(), 0
+        while outer.inner_step < config.train.steps:
+            if run.island.any_rank(self._signals > 0):
+                return True
+            began_s = self._clock.monotonic_s()
+            losses.append(self._inner_step(run))
+            self._compute_s += self._clock.monotonic_s() - began_s
+            reports = outer.step(tokens)
+            since_tokens += tokens
+            log_now = outer.inner_step % config.train.log_every == 0 or outer.inner_step == config.train.steps
+            if log_now or reports:
+                self._check_loss(losses, outer.inner_step)
+            if log_now:
+                now_s = self._clock.monotonic_s()
+                speed = since_tokens / max(1e-9, now_s - since_s)
+                self._log_train(run, float(torch.stack(losses).mean()), speed)
+                losses, since_s, since_tokens = [], now_s, 0
+            self._after_rounds(run, reports)
+            if outer.inner_step % self._checkpoint_steps == 0:
+                self._save(run)
+        return False
+
+    def _inner_step(self, run: _Run) -> Tensor:
+        """One optimizer step on `grad_accumulation` batches; the mean loss, detached."""
+        config, inner = self._config, self._config.shared.inner
+        factor = lr_factor(
+            run.outer.inner_step, config.train.steps, inner.warmup_fraction, inner.final_lr_fraction
+        )
+        set_lr(run.island.optimizers, factor)
+        count = config.train.grad_accumulation
+        total = torch.zeros((), device=self._device)
+        for micro_step in range(count):
+            inputs, targets = run.loader.next_batch()
+            last = micro_step == count - 1
+            sync = contextlib.nullcontext() if last or not hasattr(run.island.model, "no_sync") else run.island.model.no_sync()
+            with sync:
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                    loss = run.island.model(inputs.to(self._device), targets.to(self._device)) / count
+                loss.backward()
+            total += loss.detach()
+        if inner.clip_norm > 0:
+            nn.utils.clip_grad_norm_(run.island.model.parameters(), inner.clip_norm)
+        for optimizer in run.island.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return total
+
+    def _check_loss(self, losses: list[Tensor], inner_step: int) -> None:
+        if losses and not all(math.isfinite(float(loss)) for loss in losses):
+            raise LossError(
+                f"the training loss is not finite at or before inner step {inner_step}; this island stops, and its "
+                "checkpoints are as they were. Lower shared.inner.lr or look at the data, then start again to resume"
+            )
+
+    def _after_rounds(self, run: _Run, reports: tuple[RoundReport, ...]) -> None:
+        every = self._config.train.eval_every
+        for report in reports:
+            self._rounds_committed += report.committed
+            self._rounds_failed += not report.committed
+            if report.committed:
+                self._islands = len(report.participants)
+            if run.outer.is_lead:
+                record = {**asdict(report), "participants": list(report.participants)}
+                self._log(kind="round", inner_step=run.outer.inner_step, **record)
+        if every and any(r.committed and r.fragment == 0 and r.outer_step % every == 0 for r in reports):
+            self._evaluate(run)
+
+    def _evaluate(self, run: _Run) -> None:
+        """The anchor's loss on held-out text; the same windows on every island."""
+        holdout = run.text.holdout()
+        context = self._config.shared.model.context
+        if len(holdout) <= context:
+            return
+        batches = eval_batches(
+            holdout,
+            context=context,
+            num_windows=self._config.train.eval_windows,
+            batch_size=EVAL_BATCH,
+            name="the held-out text",
+        )
+        bare = getattr(run.island.model, "module", run.island.model)
+        with run.outer.anchor_weights():
+            self._eval_loss = mean_loss(bare, batches, self._device)
+        if run.outer.is_lead:
+            self._log(
+                kind="eval",
+                inner_step=run.outer.inner_step,
+                outer_step=run.outer.outer_step,
+                tokens=run.outer.tokens_trained,
+                eval_loss=self._eval_loss,
+                bytes_sent=run.outer.traffic.sent_bytes,
+            )
+
+    # -- saving and telling --------------------------------------------------------------------------
+
+    @property
+    def _checkpoint_steps(self) -> int:
+        """Inner steps between checkpoints: the same on all islands, so that all have the same ones."""
+        config = self._config
+        return max(1, config.shared.schedule.inner_steps * config.train.checkpoint_every) or config.train.steps
+
+    def _save(self, run: _Run) -> None:
+        """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""
+        parts = {
+            "island": run.island.state_dict(),
+            "outer": run.outer.state_dict(),
+            "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
+        }
+        if not run.outer.is_lead:
+            return
+        try:
+            run.checkpoints.save(run.outer.inner_step, parts)
+        except StorageError as error:
+            logger.error("no checkpoint at inner step %d: %s; training goes on", run.outer.inner_step, error)
+
+    def _log(self, **record: Json) -> None:
+        self._sinks.log({**record, "time_s": round(self._clock.monotonic_s() - self._began_s, 3)})
+
+    def _log_train(self, run: _Run, loss: float, tokens_per_s: float) -> None:
+        outer = run.outer
+        if not outer.is_lead:
+            return
+        outer.tell_speed(tokens_per_s)
+        self._log(
+            kind="train",
+            inner_step=outer.inner_step,
+            outer_step=outer.outer_step,
+            tokens=outer.tokens_trained,
+            loss=loss,
+            lr=run.island.optimizers[0].param_groups[0]["lr"],
+            tokens_per_s=tokens_per_s,
+            peers=outer.num_peers,
+            compute_s=self._compute_s,
+            wait_s=outer.wait_s,
+            transfer_s=outer.transfer_s,
+            bytes_sent=outer.traffic.sent_bytes,
+            bytes_received=outer.traffic.received_bytes,
+        )
+
+    def _write_address(self, address: str) -> None:
+        path = Path(self._config.out) / "address"
+        partial = path.with_suffix(".new")
+        partial.write_text(address + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    def _summarise(self, outer: OuterLoop, interrupted: bool) -> Summary:
+        lead = outer.is_lead
+        return Summary(
+            run_id=self._config.shared.run_id,
+            peer=outer.peer_id if lead else "",
+            islands=self._islands,
+            inner_steps=outer.inner_step,
+            outer_steps=outer.outer_step,
+            tokens=outer.tokens_trained,
+            eval_loss=self._eval_loss,
+            wan_bytes_sent=outer.traffic.sent_bytes if lead else 0,
+            wan_bytes_received=outer.traffic.received_bytes if lead else 0,
+            data_parallel_bytes=data_parallel_bytes(self._islands, outer.parameters, outer.inner_step),
+            digest=outer.digest if lead else "",
+            head=outer.head if lead else "",
+            wall_s=self._clock.monotonic_s() - self._began_s,
+            rounds_committed=self._rounds_committed,
+            rounds_failed=self._rounds_failed,
+            tokens_credited=outer.tokens_credited,
+            tokens_dropped=outer.tokens_uncommitted,
+            parameters=outer.parameters,
+            interrupted=interrupted,
+        )
+
+    @property
+    def _autocast(self) -> bool:
+        wanted = self._config.train.precision
+        if wanted == "auto":
+            return self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return wanted == "bf16"
+
+    @contextlib.contextmanager
+    def _handle_signals(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends training after this step, saved; the second at once."""
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            self._signals += 1
+            if self._signals > 1:
+                os._exit(128 + number)
+            logger.warning("leaving after this step; once more to leave at once")
+
+        try:
+            before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread, e.g. islands in threads: whoever runs them handles signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one call of `fit` works on."""
+
+    island: Island
+    outer: OuterLoop
+    loader: Loader
+    checkpoints: Checkpoints
+    text: ShardedText
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `train.device` names; under torchrun the rank's own GPU.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    elif name == "cuda":
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"train.device: expected a device that this machine has, got {name!r}: no CUDA here")
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """torchrun's process group inside the island: NCCL between GPUs, Gloo between CPUs."""
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
