@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -67,9 +68,9 @@ def build_exchange(config: Config, identity_path: Path) -> Exchange:
     if settings.kind == "process_group":
         return exchanges.process_group(
             run_id=config.shared.run_id,
-            address=settings.group_address,
             rank=settings.group_rank,
             world_size=settings.group_size,
+            master=settings.group_address,
         )
     return exchanges.swarm(
         run_id=config.shared.run_id,
@@ -115,5 +116,5 @@ def build_island(config: Config, model: nn.Module, optimizers: list[torch.optim.
     return wrap_island(model, optimizers, engine=config.island.engine)
 
 
-def _fields(part: object) -> dict[str, object]:
+def _fields(part: object) -> dict[str, Any]:
     return dict(vars(part))

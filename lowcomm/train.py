@@ -83,7 +83,9 @@ class Trainer:
         exchange: instead of the one that the configuration names, e.g. a loopback exchange.
     """
 
-    def __init__(self, config: Config, *, exchange: Exchange | None = None, clock: Clock | None = None) -> None:
+    def __init__(
+        self, config: Config, *, exchange: Exchange | None = None, clock: Clock | None = None
+    ) -> None:
         self._config = config
         self._exchange = exchange
         self._clock = clock or SystemClock()
@@ -252,8 +254,7 @@ class Trainer:
         for micro_step in range(count):
             inputs, targets = run.loader.next_batch()
             last = micro_step == count - 1
-            sync = contextlib.nullcontext() if last or not hasattr(run.island.model, "no_sync") else run.island.model.no_sync()
-            with sync:
+            with contextlib.nullcontext() if last else run.island.no_sync():
                 with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
                     loss = run.island.model(inputs.to(self._device), targets.to(self._device)) / count
                 loss.backward()
@@ -268,8 +269,9 @@ class Trainer:
     def _check_loss(self, losses: list[Tensor], inner_step: int) -> None:
         if losses and not all(math.isfinite(float(loss)) for loss in losses):
             raise LossError(
-                f"the training loss is not finite at or before inner step {inner_step}; this island stops, and its "
-                "checkpoints are as they were. Lower shared.inner.lr or look at the data, then start again to resume"
+                f"the training loss is not finite at or before inner step {inner_step}; this island stops, "
+                "and its checkpoints are as they were. Lower shared.inner.lr or look at the data, then start "
+                "again to resume"
             )
 
     def _after_rounds(self, run: _Run, reports: tuple[RoundReport, ...]) -> None:
@@ -298,9 +300,8 @@ class Trainer:
             batch_size=EVAL_BATCH,
             name="the held-out text",
         )
-        bare = getattr(run.island.model, "module", run.island.model)
         with run.outer.anchor_weights():
-            self._eval_loss = mean_loss(bare, batches, self._device)
+            self._eval_loss = mean_loss(run.island.bare_model, batches, self._device)
         if run.outer.is_lead:
             self._log(
                 kind="eval",
@@ -317,7 +318,9 @@ class Trainer:
     def _checkpoint_steps(self) -> int:
         """Inner steps between checkpoints: the same on all islands, so that all have the same ones."""
         config = self._config
-        return max(1, config.shared.schedule.inner_steps * config.train.checkpoint_every) or config.train.steps
+        return (
+            max(1, config.shared.schedule.inner_steps * config.train.checkpoint_every) or config.train.steps
+        )
 
     def _save(self, run: _Run) -> None:
         """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""
@@ -441,7 +444,9 @@ def choose_device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"train.device: expected a device that this machine has, got {name!r}: no CUDA here")
+            raise ConfigError(
+                f"train.device: expected a device that this machine has, got {name!r}: no CUDA here"
+            )
         torch.cuda.set_device(device)
     return device
 

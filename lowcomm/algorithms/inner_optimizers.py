@@ -76,5 +76,10 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     if chosen is not None:
         matrices: list[nn.Parameter] = chosen()
         return matrices
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    return linear[:-1]
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return [
+        parameter
+        for module in linear[:-1]
+        for parameter in (module.weight,)
+        if isinstance(parameter, nn.Parameter)
+    ]

@@ -48,5 +48,7 @@ def wrap_island(
     if engine != "ddp":
         raise ConfigError(f"island.engine: expected auto, plain or ddp, got {engine!r}")
     if not ready:
-        raise ConfigError("island.engine = ddp: expected to run under torchrun, but torch.distributed is not set up")
+        raise ConfigError(
+            "island.engine = ddp: expected to run under torchrun, but torch.distributed is not set up"
+        )
     return DDPIsland(model, optimizers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,15 @@ class Island(Protocol):
 
     @property
     def model(self) -> nn.Module: ...
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without the wrapper that ties the ranks together, for evaluation."""
+        ...
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside it backward passes only accumulate: for all micro-steps but the last."""
+        ...
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...

@@ -6,6 +6,7 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class DDPIsland(PlainIsland):
             device = next(model.parameters()).device
             model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
         super().__init__(model, optimizers)
+        self._wrapped = model
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
     @property
@@ -42,6 +44,16 @@ class DDPIsland(PlainIsland):
     @property
     def is_lead(self) -> bool:
         return self._rank == 0
+
+    @property
+    def bare_model(self) -> nn.Module:
+        bare: nn.Module = self._wrapped.module
+        return bare
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """DDP's own."""
+        quiet: AbstractContextManager[None] = self._wrapped.no_sync()
+        return quiet
 
     @property
     def _link_device(self) -> torch.device:

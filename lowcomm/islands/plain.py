@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,9 +37,7 @@ class PlainIsland:
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         named = [(bare_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
         if not named:
-            raise ModelError(
-                f"{type(model).__name__}: expected trainable parameters, found none; nothing could be exchanged"
-            )
+            raise ModelError(f"{type(model).__name__}: expected trainable parameters, found none to exchange")
         self._model, self._optimizers = model, tuple(optimizers)
         self._parameters = [parameter for _, parameter in named]
         self._layout = tuple(TensorSpec(name, tuple(parameter.shape)) for name, parameter in named)
@@ -62,6 +61,14 @@ class PlainIsland:
     @property
     def model(self) -> nn.Module:
         return self._model
+
+    @property
+    def bare_model(self) -> nn.Module:
+        return self._model
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """One rank has nothing to sync."""
+        return nullcontext()
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:

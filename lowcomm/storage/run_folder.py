@@ -1,0 +1,105 @@
+"""The folder of one island's run: claimed by one process, for one run only."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from lowcomm.errors import StorageError
+
+MARK = "run.json"
+LOCK = "lock"
+OURS = frozenset({LOCK, "log.txt", "identity.key"})
+"""Files that may stand in a folder before the run has claimed it (a launcher writes its log there)."""
+
+
+class RunFolder:
+    """A claimed run folder; use as a context manager, or call `close`."""
+
+    def __init__(self, path: Path, lock: IO[str]) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, *, run_id: str, shared_digest: str, version: str) -> RunFolder:
+        """Create the folder, or re-open it to resume.
+
+        Raises:
+            StorageError: it belongs to another run or to other shared settings, holds foreign
+                files, is in use by a live process, or can't be written.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            mark = path / MARK
+            foreign = sorted(item.name for item in path.iterdir() if item.name not in OURS)
+            if not mark.exists() and foreign:
+                raise StorageError(
+                    f"{path}: expected a new or empty folder, or one of run {run_id!r}; found "
+                    f"{foreign[0]!r} and no {MARK}. Choose another --out"
+                )
+            if mark.exists():
+                _check_mark(mark, run_id, shared_digest)
+            lock = (path / LOCK).open("a", encoding="utf-8")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.close()
+                raise StorageError(
+                    f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it, "
+                    "or choose another --out"
+                ) from error
+            facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
+            write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
+            write_atomically(path / "pid", f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise StorageError(f"{path}: the run folder can't be used: {error.strerror or error}") from error
+        return cls(path, lock)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the folder up; it can be resumed."""
+        if not self._lock.closed:
+            (self.path / "pid").unlink(missing_ok=True)
+            self._lock.close()
+
+
+def _check_mark(mark: Path, run_id: str, shared_digest: str) -> None:
+    try:
+        facts = json.loads(mark.read_text(encoding="utf-8"))
+        found_run, found_digest = str(facts["run_id"]), str(facts["shared_digest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"{mark}: expected the mark of a lowcomm run, but it is damaged: {error!r}"
+        ) from error
+    if found_run != run_id:
+        raise StorageError(
+            f"{mark.parent}: this folder belongs to run {found_run!r}, not to {run_id!r}; choose another "
+            "--out"
+        )
+    if found_digest != shared_digest:
+        raise StorageError(
+            f"{mark.parent}: this folder holds run {run_id!r} with other [shared] settings (digest "
+            f"{found_digest[:12]}, now {shared_digest[:12]}); compare {mark.parent / 'config.toml'}, or choose "
+            "another --out"
+        )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader, or a crash, sees the old or the new content, never a part."""
+    partial = path.with_name(path.name + ".new")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
