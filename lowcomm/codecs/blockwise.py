@@ -53,24 +53,25 @@ class Int8:
         payload = np.empty(self.max_payload_bytes(elements), np.uint8)
         scales = torch.from_numpy(payload[: blocks * SCALE_BYTES].view(np.float32))
         quantised = torch.from_numpy(payload[blocks * SCALE_BYTES :].view(np.int8))
+        pieces = _pieces(elements)
         scratch = torch.empty(min(elements, PIECE_ELEMENTS))
-        for start in range(0, elements, PIECE_ELEMENTS):
-            stop = min(start + PIECE_ELEMENTS, elements)
-            whole = start + (stop - start) // BLOCK_ELEMENTS * BLOCK_ELEMENTS
-            for first, last in ((start, whole), (whole, stop)):
-                if first < last:
-                    # the short last block is a single row
-                    width = min(BLOCK_ELEMENTS, last - first)
-                    _quantise(
-                        values[first:last].view(-1, width),
-                        scratch[: last - first].view(-1, width),
-                        scales[first // BLOCK_ELEMENTS : _blocks(last)],
-                        quantised[first:last].view(-1, width),
-                    )
-        # a NaN or Inf in a block has made its scale one
-        broken = torch.isfinite(scales).logical_not().nonzero()
+        for start, stop, width in pieces:
+            absolute = scratch[: stop - start]
+            torch.abs(values[start:stop], out=absolute)
+            maxima = scales[start // BLOCK_ELEMENTS : _blocks(stop)]
+            torch.amax(absolute.view(-1, width), 1, out=maxima)
+        broken = torch.isfinite(scales).logical_not().nonzero()  # a maximum keeps NaN and Inf
         if len(broken):
             raise refuse_non_finite(values, int(broken[0]) * BLOCK_ELEMENTS, self.name)
+        scales.div_(LEVELS).clamp_(max=MAX_SCALE)
+        scales.masked_fill_(scales < MIN_SCALE, 0.0)
+        factors = scales.reciprocal().masked_fill_(scales == 0.0, 0.0)[:, None]
+        for start, stop, width in pieces:
+            levels = scratch[: stop - start].view(-1, width)
+            rows = factors[start // BLOCK_ELEMENTS : _blocks(stop)]
+            torch.mul(values[start:stop].view(-1, width), rows, out=levels)
+            levels.round_().clamp_(-LEVELS, LEVELS)
+            quantised[start:stop].view(-1, width).copy_(levels)
         return payload.data
 
     def decode(self, payload: Buffer, elements: int) -> Tensor:
@@ -87,15 +88,11 @@ class Int8:
             )
         quantised = np.frombuffer(view[scale_bytes:], np.int8)
         values = torch.empty(elements)
-        numbers, factors = values.numpy(), torch.from_numpy(scales)
-        for start in range(0, elements, PIECE_ELEMENTS):
-            stop = min(start + PIECE_ELEMENTS, elements)
-            whole = start + (stop - start) // BLOCK_ELEMENTS * BLOCK_ELEMENTS
+        numbers, factors = values.numpy(), torch.from_numpy(scales)[:, None]
+        for start, stop, width in _pieces(elements):
             numbers[start:stop] = quantised[start:stop]
-            piece = values[start:whole].view(-1, BLOCK_ELEMENTS)
-            piece.mul_(factors[start // BLOCK_ELEMENTS : whole // BLOCK_ELEMENTS, None])
-            if whole < stop:
-                values[whole:stop].mul_(factors[-1])
+            piece = values[start:stop].view(-1, width)
+            piece.mul_(factors[start // BLOCK_ELEMENTS : _blocks(stop)])
         return values
 
 
@@ -103,17 +100,14 @@ def _blocks(elements: int) -> int:
     return -(-elements // BLOCK_ELEMENTS)
 
 
-def _quantise(values: Tensor, scratch: Tensor, scales: Tensor, quantised: Tensor) -> None:
-    """Fill `scales` (blocks,) fp32 and `quantised` (blocks, width) int8 from `values` (blocks, width)."""
-    torch.abs(values, out=scratch)
-    torch.amax(scratch, 1, out=scales)
-    # NaN stays NaN and Inf stays Inf here, for `encode` to find
-    scales.div_(LEVELS)
-    scales.masked_fill_((scales > MAX_SCALE) & scales.isfinite(), MAX_SCALE)
-    scales.masked_fill_(scales < MIN_SCALE, 0.0)
-    factors = scales.reciprocal().masked_fill_(scales == 0.0, 0.0)
-    torch.mul(values, factors[:, None], out=scratch)
-    quantised.copy_(scratch.round_().clamp_(-LEVELS, LEVELS))
+def _pieces(elements: int) -> list[tuple[int, int, int]]:
+    """(start, stop, numbers in a block) of what is worked on at a time; a short last block by itself."""
+    whole = elements // BLOCK_ELEMENTS * BLOCK_ELEMENTS
+    pieces = [
+        (start, min(start + PIECE_ELEMENTS, whole), BLOCK_ELEMENTS)
+        for start in range(0, whole, PIECE_ELEMENTS)
+    ]
+    return pieces if whole == elements else [*pieces, (whole, elements, elements - whole)]
 
 
 def encode_reference(values: Tensor) -> bytes:

@@ -64,7 +64,7 @@ class Fp32:
 
 @dataclass(frozen=True, slots=True)
 class Bf16:
-    """2 bytes per number, relative error at most 2**-9 (for numbers from 2**-126 to 3.38e38)."""
+    """2 bytes per number; relative error at most 2**-8, absolute 2**-134 below 2**-126."""
 
     error_feedback: bool = False
     name: str = "bf16"

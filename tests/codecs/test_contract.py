@@ -1,0 +1,204 @@
+"""One contract for all codecs; a new codec is one row in `CODECS`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lowcomm import codecs
+from lowcomm.codecs.base import Codec
+from lowcomm.errors import CodecError, ConfigError, NonFiniteError
+
+FP32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Case:
+    codec: Codec
+    bits_per_parameter: float
+    largest_error: Callable[[Tensor], Tensor]  # per number, of one tensor of whole blocks or shorter
+
+
+def int8_error(values: Tensor) -> Tensor:
+    """Half a step of each block; a whole one where the scale is cut, all of it where it would be denormal."""
+    errors = torch.empty_like(values, dtype=torch.float64)
+    for start in range(0, values.numel(), 256):
+        peak = float(values[start : start + 256].abs().max())
+        step = peak / 127
+        errors[start : start + 256] = peak if step < 2.0**-126 else step if peak > 3.37e38 else 0.5001 * step
+    return errors
+
+
+def bf16_error(values: Tensor) -> Tensor:
+    return values.double().abs() * 2.0**-8 + 2.0**-134
+
+
+CODECS = {
+    "fp32": Case(codecs.fp32(), 32, lambda values: torch.zeros_like(values, dtype=torch.float64)),
+    "bf16": Case(codecs.bf16(), 16, bf16_error),
+    "int8": Case(codecs.int8(), 8.3, int8_error),
+}
+
+TENSORS = {
+    "empty": torch.zeros(0),
+    "one": torch.tensor([-3.25]),
+    "zeros": torch.zeros(700),
+    "constant": torch.full((513,), 0.3),
+    "tiny": torch.randn(300, generator=torch.Generator().manual_seed(1)) * 1e-30,
+    "denormal": torch.linspace(-1e-38, 1e-38, 1025),
+    "smallest denormal": torch.full((257,), 1e-45),
+    "huge": torch.linspace(-1e38, 1e38, 1000),
+    "largest": torch.tensor([FP32_MAX, -FP32_MAX, 1.0, -0.0] * 100),
+    "mixed scales": torch.randn(2048, generator=torch.Generator().manual_seed(2)) ** 9,
+    "one short of a block": torch.randn(255, generator=torch.Generator().manual_seed(3)),
+    "one over a piece": torch.randn((1 << 16) + 1, generator=torch.Generator().manual_seed(4)),
+    "odd and long": torch.randn(200_003, generator=torch.Generator().manual_seed(5)) * 1e-3,
+}
+
+
+@pytest.fixture(params=CODECS, ids=list(CODECS))
+def case(request: pytest.FixtureRequest) -> Case:
+    return CODECS[request.param]
+
+
+@pytest.mark.parametrize("values", TENSORS.values(), ids=list(TENSORS))
+def test_decoding_stays_within_the_bound(case: Case, values: Tensor) -> None:
+    before = values.clone()
+    payload = case.codec.encode(values)
+    decoded = case.codec.decode(payload, values.numel())
+    assert torch.equal(values, before)
+    assert decoded.shape == values.shape
+    assert decoded.dtype == torch.float32
+    assert decoded.isfinite().all()
+    assert bool(((decoded.double() - values.double()).abs() <= case.largest_error(values)).all())
+
+
+@pytest.mark.parametrize("elements", [0, 1, 2, 127, 255, 256, 257, 512, 65_535, 65_536, 65_537, 100_001])
+def test_payload_has_the_announced_size(case: Case, elements: int) -> None:
+    payload = case.codec.encode(torch.ones(elements))
+    assert len(payload) == memoryview(payload).nbytes == case.codec.max_payload_bytes(elements)
+
+
+def test_bits_per_parameter(case: Case) -> None:
+    assert case.codec.max_payload_bytes(1 << 20) * 8 / (1 << 20) <= case.bits_per_parameter
+
+
+def test_encoding_is_deterministic_and_decoding_ignores_the_buffer(case: Case) -> None:
+    values = TENSORS["odd and long"]
+    payload = bytes(case.codec.encode(values))
+    assert bytes(case.codec.encode(values.clone())) == payload
+    unaligned = memoryview(bytearray(b"x" + payload))[1:]
+    expected = case.codec.decode(payload, values.numel())
+    for buffer in (bytearray(payload), memoryview(payload), unaligned):
+        assert torch.equal(case.codec.decode(buffer, values.numel()), expected)
+
+
+def test_decoded_tensor_owns_its_memory(case: Case) -> None:
+    payload = bytearray(case.codec.encode(torch.ones(10)))
+    case.codec.decode(payload, 10).zero_()
+    assert torch.equal(case.codec.decode(payload, 10), torch.ones(10))
+
+
+def test_decoding_is_the_same_where_denormals_are_flushed(case: Case) -> None:
+    values = torch.cat(list(TENSORS.values()))
+    payload = bytes(case.codec.encode(values))
+    expected = case.codec.decode(payload, values.numel()).numpy().tobytes()
+    supported = torch.set_flush_denormal(True)
+    try:
+        flushed = case.codec.decode(payload, values.numel()).numpy().tobytes()
+    finally:
+        torch.set_flush_denormal(False)
+    assert supported
+    assert flushed == expected
+
+
+@given(cut=st.integers(0, 300), elements=st.integers(0, 70_000), seed=st.integers(0, 9))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("name", CODECS)
+def test_cut_at_blocks_gives_the_same_values(name: str, cut: int, elements: int, seed: int) -> None:
+    codec = CODECS[name].codec
+    values = torch.randn(elements, generator=torch.Generator().manual_seed(seed)) ** 5
+    at = min(cut * codec.block_elements, elements)
+    whole = codec.decode(codec.encode(values), elements)
+    pieces = [codec.decode(codec.encode(piece), piece.numel()) for piece in (values[:at], values[at:])]
+    assert torch.equal(torch.cat(pieces), whole)
+
+
+def test_strided_and_grad_tensors_are_taken(case: Case) -> None:
+    values = torch.randn(1000, requires_grad=True)
+    decoded = case.codec.decode(case.codec.encode(values[::3]), 334)
+    assert torch.equal(decoded, case.codec.decode(case.codec.encode(values.detach()[::3].clone()), 334))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "-inf"])
+@pytest.mark.parametrize("index", [0, 300, 65_536, 70_000])
+def test_non_finite_values_are_refused(case: Case, bad: float, index: int) -> None:
+    values = torch.randn(70_001)
+    values[index] = bad
+    with pytest.raises(NonFiniteError, match=f"got {bad} at index {index}"):
+        case.codec.encode(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.zeros(2, 2), torch.zeros(4, dtype=torch.float64), torch.zeros(()), torch.zeros(4, device="meta")],
+    ids=["2-D", "fp64", "0-D", "not on the host"],
+)
+def test_other_tensors_are_refused(case: Case, values: Tensor) -> None:
+    with pytest.raises(CodecError, match="expected a 1-D float32 tensor on the host"):
+        case.codec.encode(values)
+
+
+@pytest.mark.parametrize("elements", [0, 1, 256, 1000])
+def test_payload_of_the_wrong_size_is_refused(case: Case, elements: int) -> None:
+    payload = bytes(case.codec.encode(torch.ones(elements)))
+    for wrong in (payload + b"\0", payload[:-1] or b"\1"):
+        with pytest.raises(CodecError, match=f"expected {len(payload)} bytes"):
+            case.codec.decode(wrong, elements)
+    with pytest.raises(CodecError):
+        case.codec.decode(payload, 1 << 50)  # were it allocated, this would be a MemoryError
+    with pytest.raises(CodecError):
+        case.codec.decode(payload, -1)
+
+
+@given(payload=st.binary(max_size=3000), elements=st.integers(0, 3000), fit=st.booleans())
+@settings(max_examples=200, deadline=None)
+@pytest.mark.parametrize("name", CODECS)
+def test_any_bytes_give_finite_numbers_or_a_codec_error(
+    name: str, payload: bytes, elements: int, fit: bool
+) -> None:
+    codec = CODECS[name].codec
+    if fit:
+        size = codec.max_payload_bytes(elements)
+        payload = (payload * (size // max(len(payload), 1) + 1))[:size]
+    try:
+        decoded = codec.decode(payload, elements)
+    except CodecError:
+        return
+    assert decoded.shape == (elements,)
+    assert decoded.isfinite().all()
+
+
+def test_by_name_knows_every_codec() -> None:
+    for name in codecs.NAMES:
+        assert codecs.by_name(name).name == name
+        assert not codecs.by_name(name).error_feedback
+    assert codecs.by_name("int8", error_feedback=True).error_feedback
+    assert set(codecs.NAMES) == set(CODECS)
+
+
+def test_by_name_refuses_what_makes_no_sense() -> None:
+    with pytest.raises(
+        ConfigError, match=r"shared\.codec\.name: expected one of fp32, bf16, int8, got 'int9'"
+    ):
+        codecs.by_name("int9")
+    with pytest.raises(ConfigError, match="error_feedback"):
+        codecs.by_name("fp32", error_feedback=True)
