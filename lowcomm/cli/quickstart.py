@@ -58,6 +58,12 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--baseline", action="store_true", help="train data-parallel, too, at equal tokens, to compare with"
     )
+    parser.add_argument(
+        "--save-baseline",
+        metavar="FILE",
+        type=Path,
+        help="add the data-parallel figures to FILE, where later runs with these settings find them",
+    )
     add_set(parser)
     add_json(parser)
 
@@ -91,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         return result.exit_code
     if result.failures and not any((plan.folder(i) / METRICS_FILE).exists() for i in range(plan.islands)):
         return result.exit_code  # nothing has begun: there is nothing to report
-    baseline = _baseline(plan, afresh=args.baseline)
+    baseline = _baseline(plan, afresh=args.baseline, save=args.save_baseline)
     return _conclude(plan, result, baseline, args.json)
 
 
@@ -103,11 +109,12 @@ class _Baseline:
     words: str
 
 
-def _baseline(plan: LaunchPlan, *, afresh: bool) -> _Baseline | None:
+def _baseline(plan: LaunchPlan, *, afresh: bool, save: Path | None) -> _Baseline | None:
     from lowcomm.baseline import baseline_key, run_baseline
 
     recipe = BASELINE_RECIPE if BASELINE_RECIPE.exists() else None
-    if afresh:
+    key = baseline_key(plan.config, plan.islands, recipe)
+    if afresh or save is not None:
         from rich.progress import Progress
 
         with Progress(transient=True) as progress:
@@ -115,22 +122,27 @@ def _baseline(plan: LaunchPlan, *, afresh: bool) -> _Baseline | None:
             figures = run_baseline(
                 plan.config, plan.islands, recipe, on_step=lambda step: progress.update(task, completed=step)
             )
+        if save is not None:
+            entries = {**_read_entries(save), key: figures}
+            save.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return _Baseline(figures, "trained just now")
-    key = baseline_key(plan.config, plan.islands, recipe)
-    entry = _committed().get(key)
+    entry = _read_entries(COMMITTED).get(key)
     if entry is None:
         return None
     return _Baseline(entry, f"committed, text of Python {entry.get('python', '?')}")
 
 
-def _committed() -> dict[str, Any]:
+def _read_entries(path: Path) -> dict[str, Any]:
+    """Baselines by their key; none where there is no such file."""
     try:
-        entries = json.loads(COMMITTED.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise ConfigError(f"{COMMITTED}: expected JSON, got: {error}") from error
-    return entries if isinstance(entries, dict) else {}
+        raise ConfigError(f"{path}: expected JSON, got: {error}") from error
+    if not isinstance(entries, dict):
+        raise ConfigError(f"{path}: expected a JSON object, got a {type(entries).__name__}")
+    return entries
 
 
 def _conclude(

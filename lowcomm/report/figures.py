@@ -70,7 +70,7 @@ def run_figures(run: Run) -> RunFigures:
     islands = run.islands
     parameters = _first(_of_summary(island, "parameters") for island in islands)
     inner_steps = max(_inner_steps(island) for island in islands)
-    sent = tuple(_total(island, "wan_bytes_sent", "bytes_sent") for island in islands)
+    sent = tuple(_sent(island, "wan_bytes_sent", "bytes_sent") for island in islands)
     whole = None if parameters is None else ring_bytes(len(islands), int(parameters), inner_steps)
     digests = tuple(_digest(island) for island in islands)
     known = [digest for digest in digests if digest is not None]
@@ -83,13 +83,11 @@ def run_figures(run: Run) -> RunFigures:
         parameters=None if parameters is None else int(parameters),
         inner_steps=inner_steps,
         outer_steps=max(_outer_steps(island) for island in islands),
-        tokens=sum(_total(island, "tokens", "tokens") for island in islands),
+        tokens=sum(_tokens(island) for island in islands),
         eval_loss=_eval_loss(islands),
         baseline_eval_loss=None if baseline is None else float(baseline),
         wan_bytes_sent=sent,
-        wan_bytes_received=tuple(
-            _total(island, "wan_bytes_received", "bytes_received") for island in islands
-        ),
+        wan_bytes_received=tuple(_sent(island, "wan_bytes_received", "bytes_received") for island in islands),
         data_parallel_bytes=whole,
         ratio=whole / mean_sent if whole and mean_sent else None,
         digests=digests,
@@ -111,10 +109,16 @@ def _first(values: object) -> float | None:
     return next((value for value in values if value is not None), None)  # type: ignore[attr-defined]
 
 
-def _total(island: IslandRun, summary_key: str, line_key: str) -> int:
+def _sent(island: IslandRun, summary_key: str, line_key: str) -> int:
+    """Bytes over all sessions; summary.json counts those of the last one, to its very end."""
     logged = max((int(line.get(line_key, 0)) for line in island.train), default=0)
     ended = _of_summary(island, summary_key)
-    return max(logged, int(ended)) if ended is not None else logged
+    return logged if ended is None else max(logged, int(island.before[line_key] + ended))
+
+
+def _tokens(island: IslandRun) -> int:
+    ended = _of_summary(island, "tokens")
+    return _last(island.train, "tokens") if ended is None else int(ended)
 
 
 def _inner_steps(island: IslandRun) -> int:

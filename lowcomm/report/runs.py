@@ -34,6 +34,7 @@ class IslandRun:
         summary: summary.json, if the run has ended.
         reason: how the last session ended ("" = it is running, or was killed).
         sessions: how often it was started.
+        before: the counters at the start of the last session, which `summary` counts from.
         wall_s: seconds over all sessions.
     """
 
@@ -45,6 +46,7 @@ class IslandRun:
     summary: Line | None
     reason: str
     sessions: int
+    before: dict[str, float]
     wall_s: float
 
     @property
@@ -157,6 +159,7 @@ def load_island(path: Path) -> IslandRun:
         summary=summary,
         reason=str(last.get("reason", "")) if last["kind"] == "end" else "",
         sessions=len(sessions),
+        before=base,
         wall_s=elapsed_s,
     )
 

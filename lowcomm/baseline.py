@@ -1,0 +1,204 @@
+"""Data-parallel training, which a run over the swarm is compared with: equal tokens, equal text.
+
+One process takes, in each inner step, the batch that every island would have drawn from its own
+shard, and makes one optimizer step on their mean gradient: what N islands would do if they
+averaged their gradients in each inner step (Stich 2019, arXiv:1805.09767, with H = 1). Initial
+weights, model, data order, number of steps and evaluation windows are those of the run; the
+learning rate is data-parallel's own best, from a recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from torch import Tensor, nn
+
+from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.build import build_model, build_optimizers
+from lowcomm.clock import Clock, SystemClock
+from lowcomm.config.load import load_config
+from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.shards import load_text
+from lowcomm.errors import ConfigError, LossError
+from lowcomm.evaluation import mean_loss
+from lowcomm.train import EVAL_BATCH, choose_device
+from lowcomm.types import Json
+
+
+def baseline_config(config: Config, recipe: Path | None) -> Config:
+    """The run's configuration with data-parallel's own inner settings.
+
+    Args:
+        config: of the run that is compared.
+        recipe: its `[shared.inner]` is taken if it is for the same inner optimizer; else, or without
+            one, the run's own settings stay.
+
+    Raises:
+        ConfigError: the recipe can't be read.
+    """
+    if recipe is None:
+        return config
+    inner = load_config(recipe).shared.inner
+    if inner.name != config.shared.inner.name:
+        return config
+    return dataclasses.replace(config, shared=dataclasses.replace(config.shared, inner=inner))
+
+
+def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
+    """A digest of all that the baseline's figures depend on; committed ones are found by it.
+
+    Raises:
+        ConfigError: the recipe can't be read.
+    """
+    compared = baseline_config(config, recipe)
+    settings = {
+        "islands": islands,
+        "shared": {
+            name: value
+            for name, value in dataclasses.asdict(compared.shared).items()
+            if name in ("seed", "model", "inner", "data")
+        },
+        "train": {
+            name: value
+            for name, value in dataclasses.asdict(compared.train).items()
+            if name in ("steps", "batch_size", "grad_accumulation", "eval_windows")
+        },
+        "data": {"source": compared.data.source, "text_key": compared.data.text_key},
+    }
+    canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return blake3(canonical.encode("utf-8")).hexdigest()
+
+
+def run_baseline(
+    config: Config,
+    islands: int,
+    recipe: Path | None,
+    *,
+    on_step: Callable[[int], None] = lambda step: None,
+    clock: Clock | None = None,
+) -> dict[str, Json]:
+    """Train data-parallel with the batches of all islands, in this process.
+
+    Args:
+        config: of the run that is compared.
+        islands: how many shards are drawn from in each step.
+        recipe: see `baseline_config`.
+        on_step: called after each inner step.
+        clock: measures `wall_s`.
+
+    Returns:
+        `eval_loss` (nats per token; None without held-out text), `tokens`, `train` (a list of
+        [tokens, mean training loss]), `parameters`, `wall_s`, `python` (its sources are the text of
+        the quickstart) and `text` (the digest of the documents).
+
+    Raises:
+        DataError: the text can't be used.
+        LossError: the loss is not finite.
+    """
+    clock = clock if clock is not None else SystemClock()
+    began_s = clock.monotonic_s()
+    config = baseline_config(config, recipe)
+    text = load_text(
+        config.data.source,
+        text_key=config.data.text_key,
+        shards=config.shared.data.shards,
+        holdout_fraction=config.shared.data.holdout_fraction,
+        seed=config.shared.seed,
+    )
+    if islands > text.num_shards:
+        raise ConfigError(f"expected at most shared.data.shards = {text.num_shards} islands, got {islands}")
+    loaders = [
+        Loader(
+            text.shard(index),
+            context=config.shared.model.context,
+            batch_size=config.train.batch_size,
+            seed=config.shared.seed,
+            name=f"shard {index}",
+        )
+        for index in range(islands)
+    ]
+    device = choose_device(config.train.device)
+    with _all_cores():
+        model = build_model(config).to(device)
+        curve = _train(config, model, loaders, device, on_step)
+        holdout = text.holdout()
+        eval_loss = None
+        if len(holdout) > config.shared.model.context:
+            batches = eval_batches(
+                holdout,
+                context=config.shared.model.context,
+                num_windows=config.train.eval_windows,
+                batch_size=EVAL_BATCH,
+            )
+            eval_loss = mean_loss(model, batches, device)
+    return {
+        "eval_loss": eval_loss,
+        "tokens": sum(loader.tokens for loader in loaders),
+        "train": [[tokens, loss] for tokens, loss in curve],
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        "wall_s": clock.monotonic_s() - began_s,
+        "python": platform.python_version(),
+        "text": text.digest,
+    }
+
+
+def _train(
+    config: Config,
+    model: nn.Module,
+    loaders: list[Loader],
+    device: torch.device,
+    on_step: Callable[[int], None],
+) -> list[tuple[int, float]]:
+    """All inner steps; (tokens, mean loss since the last entry) at each `train.log_every`."""
+    optimizers = build_optimizers(config, model)
+    inner, steps = config.shared.inner, config.train.steps
+    precision = config.train.precision
+    autocast = precision == "bf16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    curve: list[tuple[int, float]] = []
+    losses: list[Tensor] = []
+    for step in range(steps):
+        set_lr(optimizers, lr_factor(step, steps, inner.warmup_fraction, inner.final_lr_fraction))
+        for _ in range(config.train.grad_accumulation):
+            drawn = [loader.next_batch() for loader in loaders]
+            inputs, targets = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                loss = model(inputs, targets) / config.train.grad_accumulation
+            loss.backward()
+            losses.append(loss.detach() * config.train.grad_accumulation)
+        if inner.clip_norm > 0:
+            nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        if (step + 1) % config.train.log_every == 0 or step + 1 == steps:
+            mean = torch.stack(losses).mean()
+            if not torch.isfinite(mean):
+                raise LossError(
+                    f"data-parallel: the loss is not finite at inner step {step + 1}; lower its lr"
+                )
+            curve.append((sum(loader.tokens for loader in loaders), float(mean)))
+            losses.clear()
+        on_step(step + 1)
+    return curve
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """One process does the work of all islands, so that it may have all cores meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
