@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, {"runs": list(lines)})
     if args.json != "-":
-        print_table(("run", "seed", "eval loss"), [(l["name"], l["seed"], f"{l['eval_loss']:.4f}") for l in lines])
+        print_table(("run", "seed", "eval loss"), [(str(x["name"]), str(x["seed"]), f"{x['eval_loss']:.4f}") for x in lines])
     return EXIT_DONE

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 WINDOW = 8
 """Bulk messages that may be on their way between two peers, in one direction."""
 
+RETRY_S = 0.02
+"""Seconds between two looks for a peer to join through."""
+
 Filter = Callable[[PeerId, PeerId, Message], "bool | Message"]
 """(sender, receiver, message) -> False to lose it, True to pass it, or a message to pass instead."""
 
@@ -151,6 +154,11 @@ class LoopbackHub:
             self._members[key] = member
             return there
 
+    def others(self, member: LoopbackExchange) -> list[PeerId]:
+        """The other peers of its run, the oldest first."""
+        with self._lock:
+            return [p for run_id, p in self._members if run_id == member.run_id and p != member.peer_id]
+
     def leave(self, member: LoopbackExchange) -> None:
         """Remove a peer that closes; the others are told."""
         with self._lock:
@@ -205,10 +213,20 @@ class LoopbackExchange:
         run_id: peers of other runs in the same hub are not seen.
         peer_id: any text, unique in the hub.
         founder: whether this peer may found the run; if not, `start` links it to the oldest peer.
+        join_timeout_s: for how long `start` waits until there is one.
     """
 
-    def __init__(self, hub: LoopbackHub, run_id: str, peer_id: PeerId, *, founder: bool) -> None:
+    def __init__(
+        self,
+        hub: LoopbackHub,
+        run_id: str,
+        peer_id: PeerId,
+        *,
+        founder: bool,
+        join_timeout_s: float = 20.0,
+    ) -> None:
         self.hub = hub
+        self._join_timeout_s = join_timeout_s
         self.receiver: Receiver
         self.dead = False
         self._run_id, self._peer_id, self._founder = run_id, peer_id, founder
@@ -245,11 +263,17 @@ class LoopbackExchange:
         there = self.hub.enter(self)
         if self._founder:
             return
-        if not there:
-            self.hub.leave(self)
-            raise PeerUnreachableError(
-                f"run {self._run_id!r} has no peer in this hub; start the founder first"
-            )
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + self._join_timeout_s
+        while not there:
+            if loop.time() >= give_up_s:
+                self.hub.leave(self)
+                raise PeerUnreachableError(
+                    f"run {self._run_id!r} has no other peer in this hub after {self._join_timeout_s:g} s; "
+                    "start the founder first"
+                )
+            await asyncio.sleep(RETRY_S)
+            there = self.hub.others(self)
         await self.connect(there[0], ())
 
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
