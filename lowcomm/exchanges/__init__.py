@@ -59,17 +59,17 @@ def process_group(
     run_id: str,
     rank: int,
     world_size: int,
-    address: str = "127.0.0.1:29400",
+    master: str = "127.0.0.1:29400",
     host: str = "127.0.0.1",
     join_timeout_s: float = 60.0,
 ) -> ProcessGroupExchange:
     """An exchange between a fixed set of peers on a LAN; see `lowcomm.exchanges.process_group`.
 
-    `address` is HOST:PORT, where rank 0 opens the store that all ranks meet in.
+    `master` is HOST:PORT, where rank 0 opens the store that all ranks meet in.
     """
     from lowcomm.exchanges.process_group import ProcessGroupExchange, open_store
 
-    store = open_store(address, rank, join_timeout_s)
+    store = open_store(master, rank, join_timeout_s)
     return ProcessGroupExchange(
         run_id, store=store, rank=rank, world_size=world_size, host=host, join_timeout_s=join_timeout_s
     )
