@@ -1,0 +1,137 @@
+"""The main job, end to end: real processes, a real swarm, real text."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 100
+KEYS = {
+    "islands", "inner_steps", "outer_steps", "tokens", "eval_loss", "baseline_eval_loss", "wan_bytes_sent",
+    "data_parallel_bytes", "digests", "wall_s",
+}  # fmt: skip
+SMALL = (
+    "shared.schedule.inner_steps=10", "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2",
+    "shared.model.kv_heads=2", "shared.model.ffn_dim=64", "shared.model.context=32", "train.eval_windows=16",
+    "train.log_every=5", "metrics.wandb=off",
+)  # fmt: skip
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(f"document {number}: " + "some words that come again. " * 80)
+    return folder
+
+
+@pytest.fixture
+def start(source):
+    """Start the command on small settings; whatever still runs at the end of the test is ended."""
+    running = []
+
+    def start_one(*arguments):
+        running.append(lowcomm(*arguments, source=source))
+        return running[-1]
+
+    yield start_one
+    for process in running:
+        if process.poll() is None:
+            process.terminate()
+            process.terminate()  # twice = at once
+            process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def lowcomm(*arguments, source):
+    settings = [part for override in (*SMALL, f"data.source={source}") for part in ("--set", override)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "lowcomm", *map(str, arguments), *settings],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_quickstart_writes_what_scripts_read(tmp_path, start):
+    out, figures_file = tmp_path / "run", tmp_path / "figures.json"
+    process = start(
+        "quickstart", "--islands", 2, "--steps", 20, "--seed", 3, "--out", out, "--json", figures_file,
+        "--baseline",
+    )  # fmt: skip
+    stdout, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, stderr
+    figures = json.loads(figures_file.read_text())
+    assert set(figures) == KEYS
+    assert (figures["islands"], figures["inner_steps"], figures["outer_steps"]) == (2, 20, 2)
+    assert figures["tokens"] == 2 * 20 * 2 * 32
+    assert len(figures["digests"]) == 2
+    assert len(set(figures["digests"])) == 1
+    assert all(sent > 0 for sent in figures["wan_bytes_sent"])
+    assert 0 < figures["eval_loss"] < 6
+    assert 0 < figures["baseline_eval_loss"] < 6
+    parameters = json.loads((out / "island-0" / "summary.json").read_text())["parameters"]
+    assert figures["data_parallel_bytes"] == parameters * 4 * 20
+    assert "outer states equal, bit for bit\tyes" in stdout
+    assert (out / "report.html").read_text().count("data:image/png") == 4
+    for index in range(2):
+        rounds = [
+            line for line in lines(out / f"island-{index}" / "metrics.jsonl") if line["kind"] == "round"
+        ]
+        assert [line["outer_step"] for line in rounds if line["committed"]] == [1, 2]
+        assert len({line["digest"] for line in rounds}) == len(rounds)
+
+
+def test_interrupted_launch_saves_and_is_resumed(tmp_path, start):
+    out = tmp_path / "run"
+    recipe = ROOT / "recipes" / "quickstart.toml"
+    options = ("launch", recipe, "--islands", 2, "--out", out, "--set", "train.checkpoint_every=1")
+    process = start(*options, "--set", "train.steps=1000000")
+    for line in process.stderr:
+        if re.search(r"island-1 step [1-9]", line):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130, stderr
+    ends = [lines(out / f"island-{index}" / "metrics.jsonl")[-1] for index in range(2)]
+    assert [end["reason"] for end in ends] == ["stopped", "stopped"]
+    reached = min(end["summary"]["inner_steps"] for end in ends)
+
+    figures_file = tmp_path / "figures.json"
+    process = start(*options, "--set", f"train.steps={(reached // 10 + 3) * 10}", "--json", figures_file)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, stderr
+    figures = json.loads(figures_file.read_text())
+    assert figures["inner_steps"] == (reached // 10 + 3) * 10
+    assert figures["digests_equal"] is True
+    assert figures["exit_codes"] == [0, 0]
+
+
+def test_a_failing_island_is_named_and_stops_no_other(tmp_path, start):
+    out = tmp_path / "run"
+    (out / "island-1").mkdir(parents=True)
+    (out / "island-1" / "thesis.txt").write_text("somebody else's")
+    process = start(
+        "launch", ROOT / "recipes" / "quickstart.toml", "--islands", 2, "--out", out,
+        "--set", "train.steps=20", "--set", "exchange.gather_timeout_s=15",
+    )  # fmt: skip
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "lowcomm: error: island-1 ended with exit code 1" in stderr
+    assert "thesis.txt" in stderr
+    assert "island-0: finished" in stderr
+    assert (out / "island-1" / "thesis.txt").read_text() == "somebody else's"
