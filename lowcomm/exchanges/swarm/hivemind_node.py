@@ -107,6 +107,10 @@ class HivemindNode:
             p2p = await private_p2p.replicate(Multiaddr(f"/unix{control_socket}"))
         except (OSError, EOFError, P2PDaemonError) as error:
             raise ExchangeError(f"p2pd does not answer on {control_socket}: {error}") from error
+        control = p2p._client.control
+        for task in (control._read_task, control._write_task):
+            # both break when p2pd ends, which its daemon object reports; nobody awaits them
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return cls(control_socket, p2p)
 
     async def addresses(self) -> list[str]:

@@ -232,12 +232,16 @@ class Link:
         if control is not None:
             # the other side takes all streams down once it has read our last message
             for stream in self._incoming:
-                stream.discard()
+                stream.divert(self._on_message_while_leaving)
             await asyncio.wait([self.ended], timeout=timeout_s)
         for stream in self._incoming:
             stream.close()
         self._abort_outgoing()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_message_while_leaving(self, message: Message) -> None:
+        if message.kind == BYE and not self.ended.done():  # both leave at the same time
+            self.ended.set_result(None)
 
     def _begin_end(self, reason: str, error: ExchangeError | None) -> bool:
         if self.down_reason is not None:

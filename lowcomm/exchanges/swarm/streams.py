@@ -170,9 +170,9 @@ class Incoming(asyncio.BufferedProtocol):
         if not self._held and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def discard(self) -> None:
-        """Hand out nothing more, but read on to the end of the stream."""
-        self.on_message = lambda message: None
+    def divert(self, on_message: Callable[[Message], None]) -> None:
+        """Give what comes from now on to `on_message`, and read on to the end of the stream."""
+        self.on_message = on_message
         self.release()
 
     def close(self) -> None:
