@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,14 @@ import blake3
 import torch
 
 from lowcomm.errors import CheckpointError, StorageError
+from lowcomm.storage.files import io_reason, sync_folder
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{9,})")
 
 
 class Checkpoints:
-    """The checkpoints of one island.
+    """The checkpoints of one island. Only one process at a time may save.
 
     Args:
         path: the folder they lie in; made when the first is saved.
@@ -48,10 +49,10 @@ class Checkpoints:
         Raises:
             StorageError: the disk is full or the folder can't be written; the others are as before.
         """
-        target = self._folder(step)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        target = self.folder(step)
+        partial = target.with_name(f".{target.name}.new")
         try:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._remove_leftovers()
             partial.mkdir(parents=True)
             files = {}
             for name, part in parts.items():
@@ -65,60 +66,78 @@ class Checkpoints:
                 json.dump({"step": step, "files": files}, stream, indent=2)
                 stream.flush()
                 os.fsync(stream.fileno())
-            shutil.rmtree(target, ignore_errors=True)
+            sync_folder(partial)
+            self._hide(step)
             partial.rename(target)
-            _sync_folder(self._path)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            sync_folder(self._path)
+            for old in self.steps()[: -self._keep]:
+                self._hide(old)
+            self._remove_leftovers()
+        except (OSError, RuntimeError) as error:  # torch.save wraps the OSError of a full disk
             shutil.rmtree(partial, ignore_errors=True)
-            reason = (
-                error.strerror
-                if isinstance(error, OSError) and error.strerror
-                else str(error).splitlines()[0]
-            )
-            raise StorageError(f"{target}: the checkpoint could not be written: {reason}") from error
-        for old in self.steps()[: -self._keep]:
-            shutil.rmtree(self._folder(old), ignore_errors=True)
+            raise StorageError(
+                f"{target}: the checkpoint could not be written: {io_reason(error)}"
+            ) from error
 
-    def load(self, step: int) -> dict[str, Any]:
-        """The parts of a checkpoint, after every file's size and hash were checked.
+    def load(self, step: int, *, only: Collection[str] | None = None) -> dict[str, Any]:
+        """The parts of a checkpoint, after the size and hash of their files were checked.
+
+        Args:
+            step: one of `steps()`.
+            only: names of parts; None = all.
 
         Raises:
-            CheckpointError: a file is missing, truncated or damaged; it says which, and what to do.
+            CheckpointError: there is none of this step, or a file is missing, truncated or damaged; it
+                says which, and what to do.
         """
-        folder = self._folder(step)
+        folder = self.folder(step)
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self._path}: expected a checkpoint of inner step {step}, found those of {self.steps()}"
+            )
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files = {str(name): (int(f["bytes"]), str(f["blake3"])) for name, f in manifest["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(step, f"{folder / MANIFEST} can't be read ({error!r})") from error
+        for name in only or ():
+            if f"{name}.pt" not in files:
+                raise self._damaged(step, f"{folder / MANIFEST} names no {name}.pt")
         parts = {}
         for name, (size, digest) in files.items():
             file = folder / name
+            if only is not None and file.stem not in only:
+                continue
             if not file.is_file():
                 raise self._damaged(step, f"{file} is missing")
             if file.stat().st_size != size:
                 raise self._damaged(step, f"{file} has {file.stat().st_size} bytes, expected {size}")
-            if _hash(file) != digest:
-                raise self._damaged(step, f"{file} has other content than was written")
+            found = _hash(file)
+            if found != digest:
+                raise self._damaged(step, f"{file} has blake3 {found[:12]}, expected {digest[:12]}")
             parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
         return parts
 
-    def _folder(self, step: int) -> Path:
+    def folder(self, step: int) -> Path:
+        """Where the checkpoint of an inner step is, or would be."""
         return self._path / f"step-{step:09d}"
+
+    def _hide(self, step: int) -> None:
+        """Take a checkpoint's name away, in one step: it is whole or not there."""
+        folder = self.folder(step)
+        if folder.is_dir():
+            folder.rename(folder.with_name(f".{folder.name}.old"))
+
+    def _remove_leftovers(self) -> None:
+        """What a process that was killed has left, and what was hidden."""
+        for item in self._path.glob(".step-*"):
+            shutil.rmtree(item, ignore_errors=True)
 
     def _damaged(self, step: int, what: str) -> CheckpointError:
         older = [other for other in self.steps() if other < step]
         hint = f"the one of step {older[-1]} is the next older" if older else "there is no older one"
-        return CheckpointError(f"{what}; remove {self._folder(step)} to go on without it ({hint})")
+        return CheckpointError(f"{what}; remove {self.folder(step)} to go on without it ({hint})")
 
 
 def _hash(file: Path) -> str:
     return str(blake3.blake3().update_mmap(file).hexdigest())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import IO, Self
 
 from lowcomm.errors import StorageError
+from lowcomm.storage.files import write_atomically
 
 MARK = "run.json"
 LOCK = "lock"
-OURS = frozenset({LOCK, "log.txt", "identity.key"})
+OURS = frozenset({LOCK, "log.txt", "identity.key", f"{MARK}.new"})
 """Files that may stand in a folder before the run has claimed it (a launcher writes its log there)."""
 
 
@@ -41,20 +42,12 @@ class RunFolder:
                     f"{path}: expected a new or empty folder, or one of run {run_id!r}; found "
                     f"{foreign[0]!r} and no {MARK}. Choose another --out"
                 )
-            if mark.exists():
-                _check_mark(mark, run_id, shared_digest)
             lock = (path / LOCK).open("a", encoding="utf-8")
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+                _claim(path, lock, run_id, shared_digest, version)
+            except BaseException:
                 lock.close()
-                raise StorageError(
-                    f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it, "
-                    "or choose another --out"
-                ) from error
-            facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
-            write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
-            write_atomically(path / "pid", f"{os.getpid()}\n".encode())
+                raise
         except OSError as error:
             raise StorageError(f"{path}: the run folder can't be used: {error.strerror or error}") from error
         return cls(path, lock)
@@ -67,11 +60,40 @@ class RunFolder:
     ) -> None:
         self.close()
 
+    def write(self, name: str, text: str) -> None:
+        """Replace a text file in the folder, atomically.
+
+        Raises:
+            StorageError: it can't be written; the file is as it was.
+        """
+        try:
+            write_atomically(self.path / name, text.encode())
+        except OSError as error:
+            raise StorageError(
+                f"{self.path / name}: the file can't be written: {error.strerror or error}"
+            ) from error
+
     def close(self) -> None:
         """Give the folder up; it can be resumed."""
         if not self._lock.closed:
             (self.path / "pid").unlink(missing_ok=True)
             self._lock.close()
+
+
+def _claim(path: Path, lock: IO[str], run_id: str, shared_digest: str, version: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StorageError(
+            f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it, "
+            "or choose another --out"
+        ) from error
+    mark = path / MARK
+    if mark.exists():
+        _check_mark(mark, run_id, shared_digest)
+    facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
+    write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
+    write_atomically(path / "pid", f"{os.getpid()}\n".encode())
 
 
 def _check_mark(mark: Path, run_id: str, shared_digest: str) -> None:
@@ -90,16 +112,6 @@ def _check_mark(mark: Path, run_id: str, shared_digest: str) -> None:
     if found_digest != shared_digest:
         raise StorageError(
             f"{mark.parent}: this folder holds run {run_id!r} with other [shared] settings (digest "
-            f"{found_digest[:12]}, now {shared_digest[:12]}); compare {mark.parent / 'config.toml'}, or choose "
-            "another --out"
+            f"{found_digest[:12]}, now {shared_digest[:12]}); compare {mark.parent / 'config.toml'}, or "
+            "choose another --out"
         )
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, or a crash, sees the old or the new content, never a part."""
-    partial = path.with_name(path.name + ".new")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
