@@ -5,7 +5,7 @@ import tracemalloc
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lowcomm.errors import ProtocolError
@@ -49,6 +49,7 @@ def feed(decoder: FrameDecoder, data: bytes, step: int) -> list[Message]:
     return out
 
 
+@settings(max_examples=40)
 @given(sent=st.lists(messages, min_size=1, max_size=4), step=st.sampled_from([1_000, 37_777, 65_536, 10**9]))
 def test_messages_survive_any_cutting_of_the_stream(sent: list[Message], step: int) -> None:
     got = feed(opened(), b"".join(map(frame, sent)), step)

@@ -229,15 +229,23 @@ class SwarmExchange:
         """Link to a peer; of two that hear of each other at once, the lower id dials.
 
         Raises:
-            AddressError: an address is none.
+            AddressError: none of the addresses is one.
             PeerUnreachableError: it can't be reached within 8 s.
             JoinRefusedError: it is in another run.
         """
-        for address in addresses:
-            check_multiaddr(address)
-            if peer_of(address) != peer:
-                raise AddressError(f"address {address!r:.200}: expected one of peer {peer}")
-        await self._running().connect(peer, addresses, _HEARD_OF_TIMEOUT_S, patient=False)
+        usable: list[str] = []
+        problem: AddressError | None = None
+        for address in addresses:  # gossip: one that is wrong must not spoil the others
+            try:
+                check_multiaddr(address)
+                if peer_of(address) != peer:
+                    raise AddressError(f"address {address!r:.200}: expected one of peer {peer}")
+                usable.append(address)
+            except AddressError as error:
+                problem = error
+        if problem is not None and not usable:
+            raise problem
+        await self._running().connect(peer, usable, _HEARD_OF_TIMEOUT_S, patient=False)
 
     def connected(self) -> frozenset[PeerId]:
         """The peers that messages flow to and from."""

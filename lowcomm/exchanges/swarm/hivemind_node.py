@@ -17,6 +17,7 @@ import hivemind.hivemind_cli
 from hivemind.dht import DHTNode
 from hivemind.dht.crypto import RecordValidatorBase
 from hivemind.dht.routing import DHTID
+from hivemind.dht.storage import DictionaryDHTValue
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
 from hivemind.proto import p2pd_pb2
@@ -81,9 +82,30 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no 
             value = MSGPackSerializer.loads(record.value)
         except Exception:  # whatever a stranger's bytes make the unpacker raise means: not valid
             return False
-        if not isinstance(subkey, str) or not isinstance(value, bytes):
+        expires_s = record.expiration_time
+        if not isinstance(subkey, str) or not isinstance(value, bytes) or not isinstance(expires_s, float):
             return False
-        return self._check(PeerId(subkey), value, float(record.expiration_time))
+        return self._check(PeerId(subkey), value, expires_s)
+
+
+def _guard_dictionaries(protocol: Any) -> None:
+    """Refuse found dictionaries whose own fields, which hivemind trusts, have odd values.
+
+    Text in the place of a number there ends hivemind's search with a TypeError; a small `maxsize`
+    pushes out the records that other nodes hold.
+    """
+    validate = protocol._validate_dictionary
+
+    def checked(key: bytes, dictionary: Any) -> bool:
+        if not isinstance(dictionary, DictionaryDHTValue):
+            return False
+        if not isinstance(dictionary.latest_expiration_time, float):
+            return False
+        dictionary.maxsize = float("inf")
+        valid: bool = validate(key, dictionary)
+        return valid
+
+    protocol._validate_dictionary = checked
 
 
 class HivemindNode:
@@ -214,6 +236,7 @@ class HivemindNode:
             ensure_bootstrap_success=False,
             strict=False,
         )
+        _guard_dictionaries(self._dht.protocol)
 
     async def meet(self, peer: PeerId) -> None:
         """Make a connected peer and this one known to each other in the DHT; failing is harmless."""
