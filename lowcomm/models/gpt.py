@@ -20,13 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lowcomm.errors import ModelError
+
 RMS_EPSILON = 1e-5
 INIT_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTShape:
-    """The sizes of a `GPT`. `dim` must divide by `heads` into an even head size, `heads` by `kv_heads`."""
+    """The sizes of a `GPT`. `dim` must divide by `heads` into an even head size, `heads` by `kv_heads`.
+
+    Raises:
+        ModelError: they don't.
+    """
 
     vocab_size: int
     dim: int
@@ -37,6 +43,15 @@ class GPTShape:
     context: int
     rope_theta: float = 10_000.0
     tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ModelError(
+                f"dim: expected heads = {self.heads} times an even number (rotary positions pair the "
+                f"elements of a head), got {self.dim}"
+            )
+        if self.heads % self.kv_heads:
+            raise ModelError(f"kv_heads: expected a divisor of heads = {self.heads}, got {self.kv_heads}")
 
 
 class Attention(nn.Module):
@@ -110,6 +125,8 @@ class Decoder(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         time = ids.shape[1]
+        if time > self.cos.shape[0]:
+            raise ModelError(f"expected at most context = {self.cos.shape[0]} tokens, got {time}")
         x: Tensor = self.embed_tokens(ids)
         cos, sin = self.cos[:time], self.sin[:time]
         for block in self.layers:
@@ -144,6 +161,9 @@ class GPT(nn.Module):
 
         Returns:
             (batch, time, vocab_size) logits, or the scalar cross-entropy in nats per token (fp32).
+
+        Raises:
+            ModelError: more tokens than the context.
         """
         logits: Tensor = self.lm_head(self.model(ids))
         if targets is None:
