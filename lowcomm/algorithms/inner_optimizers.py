@@ -27,24 +27,30 @@ def make_inner_optimizers(
     """The inner optimizers for all trainable parameters of `model`.
 
     Args:
-        model: its `hidden_matrices()`, if it has this method, are Muon's; else all 2-D weights of
-            linear layers but the last.
+        model: its `hidden_matrices()`, if it has this method, are Muon's; else the weights
+            of all linear layers but the last, which is taken for the output layer.
         name: `adamw`, or `muon`.
         lr: peak learning rate of Muon, or of AdamW if there is no Muon.
         adamw_lr: peak learning rate of AdamW beside Muon.
         weight_decay: decoupled; applied to matrices, not to norms and biases.
 
+    Raises:
+        ConfigError: there is no such optimizer, nothing is trainable, or nothing is for Muon.
+
     Returns:
         Optimizers whose groups keep the peak in `peak_lr`, for `learning_rate.set_lr`.
     """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError(f"{type(model).__name__}: expected trainable parameters, found none to optimize")
     if name == "adamw":
-        optimizers = [_adamw([p for p in model.parameters() if p.requires_grad], lr, betas, weight_decay)]
+        optimizers = [_adamw(trainable, lr, betas, weight_decay)]
     elif name == "muon":
         hidden = [p for p in _hidden_matrices(model) if p.requires_grad]
         if not hidden:
             raise ConfigError("shared.inner.name = muon: this model has no hidden matrices; use adamw")
         chosen = {id(parameter) for parameter in hidden}
-        rest = [p for p in model.parameters() if p.requires_grad and id(p) not in chosen]
+        rest = [p for p in trainable if id(p) not in chosen]
         muon = torch.optim.Muon(
             hidden,
             lr=lr,
@@ -77,9 +83,11 @@ def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
         matrices: list[nn.Parameter] = chosen()
         return matrices
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    return [
-        parameter
-        for module in linear[:-1]
-        for parameter in (module.weight,)
-        if isinstance(parameter, nn.Parameter)
-    ]
+    others = [module for module in model.modules() if isinstance(module, nn.Embedding)] + linear[-1:]
+    excluded = {id(module.weight) for module in others}  # an embedding may be tied to the output layer
+    unique: dict[int, nn.Parameter] = {}  # layers may share a weight, which Muon must see once
+    for module in linear[:-1]:
+        weight = module.weight
+        if isinstance(weight, nn.Parameter) and id(weight) not in excluded:
+            unique[id(weight)] = weight
+    return list(unique.values())

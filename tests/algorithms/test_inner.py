@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
+from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.errors import ConfigError
+from lowcomm.models.gpt import GPT, GPTShape
+
+SHAPE = GPTShape(vocab_size=32, dim=16, layers=2, heads=2, kv_heads=2, ffn_dim=24, context=16)
+
+
+def make(model: nn.Module, name: str, **changes: object) -> list[torch.optim.Optimizer]:
+    settings = {
+        "lr": 0.02,
+        "adamw_lr": 0.004,
+        "muon_momentum": 0.95,
+        "betas": (0.9, 0.95),
+        "weight_decay": 0.1,
+        **changes,
+    }
+    return make_inner_optimizers(model, name=name, **settings)  # type: ignore[arg-type]
+
+
+def members(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+class Plain(nn.Module):
+    """Without `hidden_matrices`: an embedding tied to the head, two layers that share a weight, a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.head = nn.Linear(8, 11, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.frozen(self.second(self.first(self.embedding(ids)))))
+        return out
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("model", [GPT(SHAPE), Plain()], ids=["gpt", "plain"])
+def test_every_trainable_tensor_has_one_optimizer(name: str, model: nn.Module) -> None:
+    seen = [members(optimizer) for optimizer in make(model, name)]
+    assert sum(len(part) for part in seen) == len(set.union(*seen))
+    assert set.union(*seen) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_muon_has_the_hidden_matrices_of_the_model() -> None:
+    model = GPT(SHAPE)
+    muon, adamw = make(model, "muon")
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert members(muon) == {id(p) for p in model.hidden_matrices()}
+    assert {id(model.lm_head.weight), id(model.model.embed_tokens.weight)} <= members(adamw)
+
+
+def test_muon_finds_the_hidden_matrices_of_any_module() -> None:
+    model = Plain()
+    muon, _ = make(model, "muon")
+    assert members(muon) == {id(model.first.weight)}
+
+
+def test_only_matrices_decay() -> None:
+    model = GPT(SHAPE)
+    decay = {
+        id(p): group["weight_decay"]
+        for optimizer in make(model, "muon")
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    assert all(decay[id(p)] == (0.1 if p.ndim >= 2 else 0.0) for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_they_learn_and_restart_bit_for_bit(name: str) -> None:
+    ids = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(0))
+
+    def step(model: GPT, optimizers: list[torch.optim.Optimizer], number: int) -> float:
+        set_lr(optimizers, lr_factor(number, 12, 0.2, 0.1))
+        loss = model(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    first = GPT(SHAPE, seed=1)
+    optimizers = make(first, name)
+    losses = [step(first, optimizers, number) for number in range(6)]
+    second = GPT(SHAPE, seed=2)
+    second.load_state_dict(first.state_dict())
+    resumed = make(second, name)
+    for optimizer, saved in zip(resumed, optimizers, strict=True):
+        optimizer.load_state_dict(copy.deepcopy(saved.state_dict()))  # else they share moments
+    after = [step(first, optimizers, number) for number in range(6, 12)]
+    assert [step(second, resumed, number) for number in range(6, 12)] == after
+    assert after[-1] < losses[0] - 0.25
+
+
+def test_what_makes_no_sense_is_said() -> None:
+    with pytest.raises(ConfigError, match="expected adamw or muon, got 'sgd'"):
+        make(GPT(SHAPE), "sgd")
+    with pytest.raises(ConfigError, match="no hidden matrices; use adamw"):
+        make(nn.Linear(4, 4), "muon")
+    with pytest.raises(ConfigError, match="expected trainable parameters, found none"):
+        make(nn.Linear(4, 4).requires_grad_(False), "adamw")
+
+
+def test_warm_up_then_cosine() -> None:
+    factors = [lr_factor(step, 100, 0.1, 0.2) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
+    assert factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.6)
+    assert factors[100] == pytest.approx(0.2)
+    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
+
+
+@pytest.mark.parametrize("step", [100, 150, 10_000])
+def test_past_the_end_the_last_rate_stays(step: int) -> None:
+    assert lr_factor(step, 100, 0.1, 0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("total", [1, 2, 7])
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
+def test_short_runs_have_sensible_rates(total: int, warmup: float) -> None:
+    factors = [lr_factor(step, total, warmup, 0.1) for step in range(total)]
+    assert all(0.0 < factor <= 1.0 and math.isfinite(factor) for factor in factors)
+    assert max(factors) == 1.0
+
+
+def test_each_group_keeps_its_own_peak() -> None:
+    optimizers = make(GPT(SHAPE), "muon")
+    set_lr(optimizers, 0.5)
+    set_lr(optimizers, 0.25)
+    assert {group["lr"] for group in optimizers[0].param_groups} == {0.005}
+    assert {group["lr"] for group in optimizers[1].param_groups} == {0.001}

@@ -1,0 +1,116 @@
+"""The outer maths against torch's own optimizer and against the formulas of the papers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowcomm.algorithms.fragments import make_fragments
+from lowcomm.algorithms.merge import merge, rebase
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.errors import ConfigError
+from lowcomm.types import TensorSpec
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
+def test_nesterov_is_that_of_torch(momentum: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchor, state = torch.randn(1000, generator=generator), torch.zeros(1000)
+    parameter = torch.nn.Parameter(anchor.clone())
+    reference = torch.optim.SGD([parameter], lr=0.7, momentum=momentum, nesterov=momentum > 0)
+    ours = nesterov(lr=0.7, momentum=momentum)
+    for _ in range(10):
+        mean = torch.randn(1000, generator=generator)
+        before = anchor.clone(), state.clone()
+        arguments = anchor, state
+        anchor, state = ours.step(*arguments, mean)
+        assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
+        parameter.grad = mean
+        reference.step()
+    assert torch.allclose(anchor, parameter, rtol=1e-5, atol=1e-5)
+
+
+def test_nesterov_rounds_every_operation_by_itself() -> None:
+    """Each product rounded before it is added (no fused multiply-add), and no denormal special case."""
+    import numpy as np
+
+    generator = torch.Generator().manual_seed(1)
+    anchor, state, mean = (torch.randn(5003, generator=generator) for _ in range(3))
+    lr, momentum = np.float32(0.7), np.float32(0.9)
+    m = state.numpy() * momentum + mean.numpy()
+    expected = anchor.numpy() - (m * momentum + mean.numpy()) * lr
+    got_anchor, got_state = nesterov(lr=0.7, momentum=0.9).step(anchor, state, mean)
+    assert np.array_equal(got_state.numpy(), m)
+    assert np.array_equal(got_anchor.numpy(), expected)
+
+
+def test_outer_step_of_one_is_plain_averaging() -> None:
+    anchor, local = torch.zeros(4), torch.tensor([1.0, -2.0, 0.5, 3.0])
+    after, _ = nesterov(lr=1.0, momentum=0.0).step(anchor, torch.zeros(4), anchor - local)
+    assert torch.equal(after, local)
+
+
+@pytest.mark.parametrize(("lr", "momentum"), [(-0.1, 0.9), (0.7, 1.0), (0.7, -0.1)])
+def test_nesterov_refuses_bad_settings(lr: float, momentum: float) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        nesterov(lr=lr, momentum=momentum)
+
+
+def test_merge_and_rebase() -> None:
+    old, new, local = (torch.randn(50, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    assert torch.equal(merge(new, local, 0.0), new)
+    assert torch.equal(merge(new, local, 1.0), local)
+    assert torch.allclose(merge(new, local, 0.25), 0.25 * local + 0.75 * new)
+    assert torch.allclose(new - rebase(old, new, local), old - local, atol=1e-6)
+
+
+sizes = st.lists(st.integers(0, 500), min_size=1, max_size=30)
+
+
+@given(sizes=sizes, data=st.data(), fragmenting=st.sampled_from(["balanced", "strided"]))
+@settings(deadline=None)
+def test_every_tensor_is_in_one_fragment(sizes: list[int], data: st.DataObject, fragmenting: str) -> None:
+    layout = tuple(TensorSpec(str(i), (size,)) for i, size in enumerate(sizes))
+    count = data.draw(st.integers(1, len(sizes)))
+    fragments = make_fragments(layout, count, fragmenting)
+    assert [fragment.index for fragment in fragments] == list(range(count))
+    assert all(fragment.tensors for fragment in fragments)
+    assert sorted(i for fragment in fragments for i in fragment.tensors) == list(range(len(sizes)))
+    assert all(f.elements == sum(sizes[i] for i in f.tensors) for f in fragments)
+    if fragmenting == "balanced":
+        loads = [fragment.elements for fragment in fragments]
+        assert max(loads) - min(loads) <= max(sizes)
+
+
+def test_more_fragments_than_tensors_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected at most 1"):
+        make_fragments((TensorSpec("w", (3,)),), 2, "balanced")
+
+
+@pytest.mark.parametrize(("inner_steps", "num_fragments"), [(1, 1), (10, 1), (10, 3), (7, 7), (3, 5)])
+def test_every_fragment_is_due_once_in_inner_steps(inner_steps: int, num_fragments: int) -> None:
+    schedule = Schedule(inner_steps=inner_steps, num_fragments=num_fragments)
+    assert schedule.due(0) == ()
+    for begin in range(inner_steps, 4 * inner_steps, inner_steps):
+        due = [f for step in range(begin, begin + inner_steps) for f in schedule.due(step)]
+        assert sorted(due) == list(range(num_fragments))
+    assert num_fragments - 1 in schedule.due(inner_steps)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"inner_steps": 0},
+        {"num_fragments": 0},
+        {"delay": 10},
+        {"merge_alpha": 1.5},
+        {"fragmenting": "random"},
+    ],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_wrong_schedule_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"schedule.{next(iter(wrong))}: expected"):
+        Schedule(**{"inner_steps": 10, **wrong})  # type: ignore[arg-type]
