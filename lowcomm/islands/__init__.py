@@ -28,22 +28,23 @@ def wrap_island(
 
     Raises:
         ModelError: nothing in the model is trainable.
-        ConfigError: `ddp` without an initialised torch.distributed.
+        ConfigError: `ddp` without an initialised torch.distributed, or `plain` with a model for it.
     """
     import torch
     import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
 
     from lowcomm.errors import ConfigError
-    from lowcomm.islands.ddp import DDPIsland
+    from lowcomm.islands.ddp import DDPIsland, data_parallel
     from lowcomm.islands.plain import PlainIsland
 
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
     ready = dist.is_available() and dist.is_initialized()
     if engine == "auto":
-        spread = isinstance(model, DistributedDataParallel) or (ready and dist.get_world_size() > 1)
+        spread = data_parallel(model) is not None or (ready and dist.get_world_size() > 1)
         engine = "ddp" if spread else "plain"
     if engine == "plain":
+        if data_parallel(model) is not None:
+            raise ConfigError("island.engine = plain: expected a bare model, got a DistributedDataParallel")
         return PlainIsland(model, optimizers)
     if engine != "ddp":
         raise ConfigError(f"island.engine: expected auto, plain or ddp, got {engine!r}")

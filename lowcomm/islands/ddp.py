@@ -14,7 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lowcomm.islands.plain import PlainIsland
+from lowcomm.islands.plain import COMPILED, PlainIsland
+
+
+def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
+    """The DistributedDataParallel that `model` is, compiled or not; None if it is none."""
+    bare = getattr(model, COMPILED, model)
+    return bare if isinstance(bare, DistributedDataParallel) else None
 
 
 class DDPIsland(PlainIsland):
@@ -26,11 +32,13 @@ class DDPIsland(PlainIsland):
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        if not isinstance(model, DistributedDataParallel):
+        wrapped = data_parallel(model)
+        if wrapped is None:
             device = next(model.parameters()).device
-            model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+            model = wrapped
+        self._wrapped = wrapped
         super().__init__(model, optimizers)
-        self._wrapped = model
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
 
     @property

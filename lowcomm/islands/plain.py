@@ -9,18 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowcomm.errors import ModelError
+from lowcomm.errors import CheckpointError, ModelError
 from lowcomm.types import Layout, TensorSpec
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DDP and `torch.compile` put before parameter names."""
+COMPILED = "_orig_mod"
+"""What `torch.compile` adds to the path of a parameter, wherever a module was compiled."""
 
 
 def bare_name(name: str) -> str:
-    """A parameter's name without what wrappers have put before it."""
-    for prefix in WRAPPERS:
-        name = name.replace(prefix, "")
-    return name
+    """A parameter's name without what `torch.compile` has added to it."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 class PlainIsland:
@@ -35,10 +33,10 @@ class PlainIsland:
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        named = [(bare_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+        self._model, self._optimizers = model, tuple(optimizers)
+        named = [(bare_name(name), p) for name, p in self.bare_model.named_parameters() if p.requires_grad]
         if not named:
             raise ModelError(f"{type(model).__name__}: expected trainable parameters, found none to exchange")
-        self._model, self._optimizers = model, tuple(optimizers)
         self._parameters = [parameter for _, parameter in named]
         self._layout = tuple(TensorSpec(name, tuple(parameter.shape)) for name, parameter in named)
 
@@ -110,16 +108,35 @@ class PlainIsland:
     def state_dict(self) -> dict[str, Any]:
         """Model, buffers and inner optimizers."""
         return {
-            "model": {bare_name(name): value for name, value in self._model.state_dict().items()},
+            "model": {bare_name(name): value for name, value in self.bare_model.state_dict().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        names = {bare_name(name): name for name in self._model.state_dict()}
-        self._model.load_state_dict({names[name]: value for name, value in state["model"].items()})
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        """Restore what `state_dict` gave.
+
+        Raises:
+            CheckpointError: it belongs to another model or to other inner optimizers; nothing is changed.
+        """
+        mine, saved = self.bare_model.state_dict(), state["model"]
+        names = {bare_name(name): name for name in mine}
+        for name in sorted(names.keys() | saved.keys()):
+            expected = tuple(mine[names[name]].shape) if name in names else "not at all"
+            found = tuple(saved[name].shape) if name in saved else "not at all"
+            if expected != found:
+                raise CheckpointError(
+                    f"the checkpoint is of another model: expected {name} {expected}, it has it {found}"
+                )
+        expected_groups = [_group_sizes(optimizer.state_dict()) for optimizer in self._optimizers]
+        found_groups = [_group_sizes(optimizer) for optimizer in state["optimizers"]]
+        if expected_groups != found_groups:
+            raise CheckpointError(
+                "the checkpoint is of other inner optimizers: expected parameter groups of "
+                f"{expected_groups} tensors, it has {found_groups}"
+            )
+        self.bare_model.load_state_dict({names[name]: value for name, value in saved.items()})
+        for optimizer, saved_optimizer in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_optimizer)
 
     def _parts(self, flat: Tensor, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         parts, start = [], 0
@@ -128,3 +145,7 @@ class PlainIsland:
             parts.append((flat[start : start + spec.elements].view(spec.shape), index))
             start += spec.elements
         return parts
+
+
+def _group_sizes(optimizer_state: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]

@@ -1,0 +1,151 @@
+"""Real ranks for tests: `python -m tests.islands.ranks RANK WORLD FOLDER` is one of them.
+
+A rank does all tasks and writes what it saw to FOLDER/rank-N.pt; `run_ranks` starts all ranks, waits and
+loads that. (All tasks in one go: what takes long is to start Python with torch.)
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowcomm.islands import wrap_island
+from lowcomm.islands.base import Island
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 100
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    """A float network with a buffer, a frozen layer, and a submodule whose name holds `module.`."""
+    torch.manual_seed(seed)
+    model = nn.Sequential()
+    model.add_module("submodule", nn.Linear(6, 8))
+    model.add_module("frozen", nn.Linear(8, 8).requires_grad_(False))
+    model.add_module("norm", nn.LayerNorm(8))
+    model.add_module("head", nn.Linear(8, 3, bias=False))
+    model.register_buffer("mean", torch.arange(3.0))
+    return model
+
+
+def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(8, 6) inputs and (8, 3) targets: the global batch of a step."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.randn(8, 6, generator=generator), torch.randn(8, 3, generator=generator)
+
+
+def train(island: Island, steps: range, *, micro_steps: int = 1) -> None:
+    """AdamW steps on this rank's part of the global batches, accumulated over `micro_steps`."""
+    for step in steps:
+        inputs, targets = (
+            part.chunk(island.world_size)[island.rank].to(island.device) for part in batch(step)
+        )
+        pieces = zip(inputs.chunk(micro_steps), targets.chunk(micro_steps), strict=True)
+        for number, (x, y) in enumerate(pieces):
+            loss = nn.functional.mse_loss(island.model(x), y) / micro_steps
+            if number < micro_steps - 1:
+                with island.no_sync():
+                    loss.backward()
+            else:
+                loss.backward()
+        for optimizer in island.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def make_island(seed: int = 0, device: str = "cpu") -> Island:
+    model = make_model(seed).to(device)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return wrap_island(model, torch.optim.AdamW(trainable, lr=0.01))
+
+
+def everything(island: Island) -> torch.Tensor:
+    return island.read(range(len(island.layout)))
+
+
+def task_train(rank: int, folder: Path) -> dict[str, Any]:
+    """Other initial weights on each rank: the first's must be taken by all."""
+    island = make_island(seed=rank)
+    seen = {"start": everything(island), "layout": [(spec.name, spec.shape) for spec in island.layout]}
+    train(island, range(3))
+    train(island, range(3, 6), micro_steps=2)
+    return {**seen, "end": everything(island), "lead": island.is_lead, "size": island.world_size}
+
+
+def task_collectives(rank: int, folder: Path) -> dict[str, Any]:
+    island = make_island()
+    new = torch.arange(float(sum(island.layout[i].elements for i in (1, 3))))
+    island.write((1, 3), new if island.is_lead else None)
+    numbers = island.broadcast([3, -1, 2**40] if island.is_lead else None, 3)
+    flags = [island.any_rank(False), island.any_rank(rank == island.world_size - 1), island.any_rank(True)]
+    gathered = island.gather({"rank": rank, "tensor": torch.full((2,), float(rank))})
+    return {
+        "written": island.read((1, 3)),
+        "inside": next(
+            p for name, p in island.bare_model.named_parameters() if name == "norm.weight"
+        ).detach(),
+        "numbers": numbers,
+        "flags": flags,
+        "gathered": gathered,
+    }
+
+
+def task_resume(rank: int, folder: Path) -> dict[str, Any]:
+    """A restart from the lead's state equals going on, on every rank."""
+    island = make_island()
+    train(island, range(3))
+    path = folder / "state.pt"
+    if island.is_lead:
+        torch.save(island.state_dict(), path)
+    island.any_rank(False)  # the file is there when all have come here
+    train(island, range(3, 6))
+    again = make_island(seed=7)
+    again.load_state_dict(torch.load(path, weights_only=True))
+    train(again, range(3, 6))
+    return {"went on": everything(island), "restarted": everything(again)}
+
+
+TASKS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "train": task_train,
+    "collectives": task_collectives,
+    "resume": task_resume,
+}
+
+
+def run_ranks(world_size: int, folder: Path) -> list[dict[str, dict[str, Any]]]:
+    """What each task returned, by rank and name."""
+    command = [sys.executable, "-m", "tests.islands.ranks"]
+    children = [
+        subprocess.Popen(
+            [*command, str(rank), str(world_size), str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        errors = [child.communicate(timeout=TIMEOUT_S)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    assert [child.returncode for child in children] == [0] * world_size, "\n".join(errors)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+def main(rank: int, world_size: int, folder: Path) -> None:
+    """One rank."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
+    )
+    torch.save({name: task(rank, folder) for name, task in TASKS.items()}, folder / f"rank-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
