@@ -100,8 +100,8 @@ def test_a_filter_loses_or_replaces_messages_and_a_cut_link_can_be_made_anew() -
 def test_names_are_unique_and_a_newcomer_needs_somebody_to_join() -> None:
     async def scenario() -> None:
         hub = exchanges.hub()
+        lonely = LoopbackExchange(hub, RUN, PeerId("a"), founder=False, join_timeout_s=0.0)
         with pytest.raises(PeerUnreachableError, match="founder"):
-            lonely = LoopbackExchange(hub, RUN, PeerId("a"), founder=False, join_timeout_s=0.0)
             await lonely.start(Recorder())
         a = exchanges.loopback(hub, run_id=RUN, peer_id="a", founder=True)
         await a.start(Recorder())

@@ -27,6 +27,7 @@ from lowcomm.exchanges.swarm.addresses import most_reachable
 from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
 from lowcomm.exchanges.swarm.directory import Directory, pack_value, signed_bytes
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
+from lowcomm.exchanges.swarm.folder import PrivateFolder
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, p2pd_program
 from lowcomm.exchanges.swarm.identity import Identity, IdentityFile, public_key, verify
 from lowcomm.exchanges.swarm.link import STREAM_NAME
@@ -136,7 +137,7 @@ def test_losing_p2pd_takes_all_links_down_and_nothing_hangs() -> None:
     asyncio.run(scenario())
 
 
-def test_quic_and_many_peers() -> None:
+def test_quic() -> None:
     async def scenario() -> None:
         listen = ["/ip4/127.0.0.1/udp/0/quic-v1"]
         a, b = exchanges.swarm(run_id=RUN, listen=listen), None
@@ -307,6 +308,22 @@ def test_forged_directory_records_are_refused(stage: Stage) -> None:
             await directory.publish(bytes(20_000), 60.0)
 
     stage.run(scenario())
+
+
+def test_folders_of_killed_processes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    live = PrivateFolder(SystemClock())
+    (tmp_path / "lowcomm-p2p-stale").mkdir()
+    (tmp_path / "lowcomm-p2p-fresh").mkdir()
+    for folder in (live.path, tmp_path / "lowcomm-p2p-stale"):
+        os.utime(folder, (0, 0))
+    second = PrivateFolder(SystemClock())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {live.path.name, second.path.name, "lowcomm-p2p-fresh"}
+    for folder in (live, second):
+        folder.remove()
+        folder.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["lowcomm-p2p-fresh"]
 
 
 # -- identities ------------------------------------------------------------------------------------

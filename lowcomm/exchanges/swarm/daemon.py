@@ -144,17 +144,18 @@ class Daemon:
         """End p2pd: ask, wait 3 s, then kill. Idempotent."""
         self._stopping = True
         if self.alive:
-            self._signal(self._process.terminate)
+            self._signal(signal.SIGTERM)
             try:
                 await asyncio.wait_for(self._process.wait(), _TERMINATE_S)
             except TimeoutError:
-                self._signal(self._process.kill)
+                self._signal(signal.SIGKILL)
         await self._process.wait()
         await self._watch_task
 
-    def _signal(self, send: Callable[[], None]) -> None:
+    def _signal(self, number: signal.Signals) -> None:
+        # not Process.terminate: it may take the exit code away from asyncio's own watcher
         try:
-            send()
+            os.kill(self._process.pid, number)
         except ProcessLookupError:
             pass  # it ended by itself in between
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
-import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,7 @@ from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import check_free, group_by_peer, most_reachable, peer_of
 from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
 from lowcomm.exchanges.swarm.directory import Directory
+from lowcomm.exchanges.swarm.folder import PrivateFolder
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr, p2pd_program
 from lowcomm.exchanges.swarm.identity import Identity, IdentityFile, verify
 from lowcomm.exchanges.swarm.links import Links
@@ -73,7 +72,7 @@ class SwarmExchange:
         self._addresses: tuple[str, ...] = ()
         self._identity: Identity | None = None
         self._identity_file: IdentityFile | None = None
-        self._folder: Path | None = None
+        self._folder: PrivateFolder | None = None
         self._daemon: Daemon | None = None
         self._node: HivemindNode | None = None
         self._links: Links | None = None
@@ -142,13 +141,13 @@ class SwarmExchange:
             raise
 
     async def _start(self, receiver: Receiver, peers: Mapping[PeerId, Sequence[str]]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="lowcomm-"))
+        self._folder = PrivateFolder(SystemClock())
         if self._identity_path is not None:
             self._identity_file = IdentityFile(self._identity_path)
             self._identity = self._identity_file.identity
         else:
             self._identity = Identity.generate()
-        key_file = self._folder / "key"  # p2pd's copy; the folder is ours alone
+        key_file = self._folder.path / "key"  # p2pd's copy; the folder is ours alone
         key_file.touch(mode=0o600)
         key_file.write_bytes(self._identity.to_bytes())
         options = DaemonOptions(
@@ -160,7 +159,7 @@ class SwarmExchange:
             nat_port_map=self._nat_port_map,
         )
         self._daemon = await Daemon.start(
-            p2pd_program(), key_file, self._folder, options, self._on_daemon_exit
+            p2pd_program(), key_file, self._folder.path, options, self._on_daemon_exit
         )
         key_file.unlink()
         self._node = await HivemindNode.attach(self._daemon.control_socket)
@@ -215,7 +214,7 @@ class SwarmExchange:
         if self._daemon is not None:
             await self._daemon.stop()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
         if self._identity_file is not None:
             self._identity_file.close()
 
