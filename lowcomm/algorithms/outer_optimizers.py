@@ -21,6 +21,10 @@ from torch import Tensor
 from lowcomm.errors import ConfigError
 
 
+CACHED_ELEMENTS = 1 << 15
+"""Five arrays of so many numbers stay in a core's cache from one pass to the next."""
+
+
 class OuterOptimizer(Protocol):
     """A deterministic step of the anchor; its state is one fp32 number per element."""
 
@@ -29,8 +33,13 @@ class OuterOptimizer(Protocol):
         """Name and hyper-parameters; must be equal on all peers."""
         ...
 
-    def step(self, anchor: Tensor, momentum: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        """The new anchor and momentum; the arguments stay as they are. All 1-D fp32, same length."""
+    def step(
+        self, anchor: Tensor, momentum: Tensor, mean: Tensor, new_anchor: Tensor, new_momentum: Tensor
+    ) -> None:
+        """Write the new anchor and momentum into the last two; the others stay as they are.
+
+        All 1-D fp32 of the same length. The step is elementwise, so it may be taken slice by slice.
+        """
         ...
 
 
@@ -45,10 +54,15 @@ class Nesterov:
     def settings(self) -> dict[str, float | str]:
         return {"name": "nesterov", "lr": self.lr, "momentum": self.momentum}
 
-    def step(self, anchor: Tensor, momentum: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-        new_momentum = torch.mul(momentum, self.momentum).add_(mean)
-        update = torch.mul(new_momentum, self.momentum).add_(mean).mul_(self.lr)
-        return torch.sub(anchor, update), new_momentum
+    def step(
+        self, anchor: Tensor, momentum: Tensor, mean: Tensor, new_anchor: Tensor, new_momentum: Tensor
+    ) -> None:
+        for start in range(0, anchor.numel(), CACHED_ELEMENTS):
+            part = slice(start, start + CACHED_ELEMENTS)
+            torch.mul(momentum[part], self.momentum, out=new_momentum[part]).add_(mean[part])
+            update = torch.mul(new_momentum[part], self.momentum, out=new_anchor[part])
+            update.add_(mean[part]).mul_(self.lr)
+            torch.sub(anchor[part], update, out=update)
 
 
 def nesterov(lr: float = 0.7, momentum: float = 0.9) -> Nesterov:

@@ -106,7 +106,9 @@ class OuterState:
                 view = view[LENGTH_BYTES + length :]
         except CodecError as error:
             raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
-        after = FragmentState.of(*self.optimizer.step(state.anchor, state.momentum, mean))
+        anchor, momentum = torch.empty_like(state.anchor), torch.empty_like(state.momentum)
+        self.optimizer.step(state.anchor, state.momentum, mean, anchor, momentum)
+        after = FragmentState.of(anchor, momentum)
         if after.digest != entry.state_digest:
             raise ProtocolError(
                 f"fragment {entry.fragment}, outer step {entry.outer_step}: replay gives state "

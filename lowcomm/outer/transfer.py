@@ -64,10 +64,13 @@ def weights(participants: Sequence[Participant]) -> list[float]:
 
 
 def weighted_mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Sum of share * part in the given order, fp32, multiply and add apart (no fused rounding)."""
-    total = parts[0].mul(shares[0])
+    """Sum of share * part in the given order, fp32, multiply and add apart (no fused rounding).
+
+    Overwrites the parts.
+    """
+    total = parts[0].mul_(shares[0])
     for part, share in zip(parts[1:], shares[1:], strict=True):
-        total.add_(part.mul(share))
+        total.add_(part.mul_(share))
     return total
 
 
@@ -222,11 +225,11 @@ class Transfer:
 
     def _step(self, payload: Buffer, start: int, stop: int) -> float:
         mean = self._codec.decode(payload, stop - start)
-        before = self._before
-        anchor, momentum = self._optimizer.step(before.anchor[start:stop], before.momentum[start:stop], mean)
-        self._anchor[start:stop] = anchor
-        self._momentum[start:stop] = momentum
-        return float(mean.square().sum())
+        part, before = slice(start, stop), self._before
+        self._optimizer.step(
+            before.anchor[part], before.momentum[part], mean, self._anchor[part], self._momentum[part]
+        )
+        return float(torch.dot(mean, mean))
 
     def _finish(self) -> Staged:
         pieces: list[Buffer] = []

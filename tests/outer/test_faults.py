@@ -256,9 +256,9 @@ class _Misrounding:
     def settings(self) -> dict[str, float | str]:
         return self._inner.settings
 
-    def step(self, anchor: Any, momentum: Any, mean: Any) -> tuple[Any, Any]:
-        new_anchor, new_momentum = self._inner.step(anchor, momentum, mean)
-        return torch.nextafter(new_anchor, new_anchor + 1), new_momentum
+    def step(self, anchor: Any, momentum: Any, mean: Any, new_anchor: Any, new_momentum: Any) -> None:
+        self._inner.step(anchor, momentum, mean, new_anchor, new_momentum)
+        new_anchor.copy_(torch.nextafter(new_anchor, new_anchor + 1))
 
 
 def test_digests_that_differ_commit_nowhere_and_say_so() -> None:

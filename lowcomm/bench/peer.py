@@ -1,0 +1,68 @@
+"""One peer of `lowcomm bench round`: a process that takes part in rounds of a bare tensor.
+
+Run by the bench with its settings as JSON; prints one JSON line per event.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+from torch import nn
+
+from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm.types import Json
+
+
+def main() -> None:
+    """Join, take part in the rounds, print what each took."""
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    exchange = exchanges.swarm(
+        run_id="bench", initial_peers=settings["initial_peers"], listen=[settings["listen"]], relay=False
+    )
+    outer = OuterLoop(
+        wrap_island(model, optimizer),
+        exchange,
+        schedule=Schedule(inner_steps=1),
+        codec=codecs.by_name(settings["codec"]),
+        outer_optimizer=nesterov(lr=1.0, momentum=0.0),
+        round_policy=RoundPolicy(min_participants=settings["peers"], deadline_s=settings["deadline_s"]),
+        expected_peers=settings["peers"],
+    )
+    generator = torch.Generator().manual_seed(settings["number"])
+    noise = torch.randn(settings["elements"], generator=generator)
+    try:
+        outer.connect(on_address=lambda address: tell(event="address", address=address))
+        outer.join()
+        for _ in range(settings["rounds"]):
+            with torch.no_grad():
+                model["payload"].add_(noise)
+            report = outer.step(tokens=1)[0]
+            tell(
+                event="round",
+                committed=report.committed,
+                reason=report.reason,
+                participants=len(report.participants),
+                form_s=report.form_s,
+                transfer_s=report.transfer_s,
+                round_s=report.round_s,
+                wait_s=report.wait_s,
+                bytes_sent=report.bytes_sent,
+                digest=report.digest,
+            )
+        tell(event="end")
+    finally:
+        outer.close()
+
+
+def tell(**event: Json) -> None:
+    """One line for the bench."""
+    print(json.dumps(event), flush=True)
+
+
+if __name__ == "__main__":
+    main()
