@@ -3,7 +3,7 @@
     python docs/examples/hf_model.py                 the first island; it prints the shared string
     python docs/examples/hf_model.py 'demo-hf@/ip4/...'   each further island
 
-Needs `transformers` (pip install 'lowcomm[hf]'). Nothing is downloaded; for a real run put
+Needs `transformers` (pip install -e '.[hf]'). Nothing is downloaded; for a real run put
 `AutoModelForCausalLM.from_pretrained(...)` and its tokenizer in place of `make_model` and `batches`.
 """
 

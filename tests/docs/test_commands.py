@@ -1,0 +1,105 @@
+"""Every command in the documentation parses, names what exists, and is run by a test."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lowcomm.cli.main import make_parser
+from lowcomm.cli.train import all_overrides
+from lowcomm.config.load import load_config
+from tests.docs.pages import ROOT, Command, commands, test_exists
+
+E2E = "tests/e2e/test_quickstart.py"
+SITES = "tests/docs/test_two_machines.py::test_islands_meet_at_a_seed_are_seen_stopped_and_exported"
+SCRIPTS = "tests/cli/test_commands.py::test_launch_scripts_parse"
+EXAMPLES = "tests/docs/test_examples.py"
+
+RUN_BY = {
+    # how a command begins -> the test that runs it in a small form
+    "lowcomm quickstart": f"{E2E}::test_quickstart_writes_what_scripts_read",
+    "lowcomm launch": f"{E2E}::test_interrupted_launch_saves_and_is_resumed",
+    "lowcomm train": SITES,
+    "lowcomm seed": SITES,
+    "lowcomm status": SITES,
+    "lowcomm export": SITES,
+    "lowcomm report": "tests/cli/test_commands.py::test_report_writes_page_and_figures",
+    # the scripts set up a virtual environment, then run `lowcomm` or pytest; parsed as those below
+    "bash launch/quickstart.sh": SCRIPTS,
+    "bash launch/island.sh": SCRIPTS,
+    "bash launch/seed.sh": SCRIPTS,
+    "bash launch/test.sh": SCRIPTS,
+    "torchrun --standalone": "tests/islands/test_ddp.py",
+    "python docs/examples/plain_loop.py": f"{EXAMPLES}::test_two_processes_train_one_model_with_the_plain_loop",
+    "python docs/examples/hf_model.py": f"{EXAMPLES}::test_a_hugging_face_model_learns",
+    "python -m lowcomm.config.reference": "tests/config/test_reference.py::test_reference_is_current",
+}
+NOT_OURS = {
+    # commands of the system, as they stand
+    "source .venv/bin/activate",
+    "ss -ltnup",
+    "pgrep -a p2pd",
+}
+SCRIPT_COMMANDS = {
+    "launch/quickstart.sh": "quickstart",
+    "launch/island.sh": "train",
+    "launch/seed.sh": "seed",
+}
+
+ALL = commands()
+LOWCOMM = [c for c in ALL if c.words[0] in ("lowcomm", "torchrun") or c.words[:1] == ("bash",)]
+
+
+def beginning(command: Command) -> str | None:
+    """The key of `RUN_BY` that a command begins with."""
+    keys = (key for key in RUN_BY if command.words[: len(key.split())] == tuple(key.split()))
+    return max(keys, key=len, default=None)
+
+
+def lowcomm_words(command: Command) -> list[str] | None:
+    """The arguments that `lowcomm` gets in the end; None if it is not called."""
+    words = list(command.words)
+    if words[0] == "lowcomm":
+        return words[1:]
+    if words[0] == "torchrun":
+        at = words.index("lowcomm")
+        assert words[at - 1] == "-m"
+        return words[at + 1 :]
+    subcommand = SCRIPT_COMMANDS.get(words[1])
+    return None if subcommand is None else [subcommand, *words[2:]]
+
+
+def test_there_are_commands():
+    assert len(ALL) > 20
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: command.id)
+def test_command_is_run_by_a_test(command):
+    assert beginning(command) or command.text in NOT_OURS, "add it to RUN_BY, with a test that runs it"
+
+
+@pytest.mark.parametrize("name", sorted(set(RUN_BY.values())))
+def test_named_test_exists(name):
+    assert test_exists(name) if "::" in name else (ROOT / name).is_file()
+
+
+@pytest.mark.parametrize("command", LOWCOMM, ids=lambda command: command.id)
+def test_command_parses(command):
+    words = lowcomm_words(command)
+    if command.words[0] == "bash":
+        script = ROOT / command.words[1]
+        assert script.is_file()
+        text = script.read_text()
+        assert all(re.search(rf"\b{name}\b", text) for name in command.variables), (
+            "a variable it doesn't read"
+        )
+    if words is None:
+        return
+    args = make_parser().parse_args(words)
+    recipe = getattr(args, "recipe", None)
+    if recipe is not None:
+        assert (ROOT / recipe).is_file()
+    if hasattr(args, "overrides"):
+        overrides = all_overrides(args.overrides, None, getattr(args, "join", []))
+        load_config(ROOT / recipe if recipe else None, overrides)
