@@ -83,6 +83,7 @@ def run_baseline(
     islands: int,
     recipe: Path | None,
     *,
+    threads: int = 0,
     on_step: Callable[[int], None] = lambda step: None,
     clock: Clock | None = None,
 ) -> dict[str, Json]:
@@ -92,6 +93,7 @@ def run_baseline(
         config: of the run that is compared.
         islands: how many shards are drawn from in each step.
         recipe: see `baseline_config`.
+        threads: CPU threads; 0 = one for each core, as the islands together have them.
         on_step: called after each inner step.
         clock: measures `wall_s`.
 
@@ -127,7 +129,7 @@ def run_baseline(
         for index in range(islands)
     ]
     device = choose_device(config.train.device)
-    with _all_cores():
+    with _threads(threads or len(os.sched_getaffinity(0))):
         model = build_model(config).to(device)
         curve = _train(config, model, loaders, device, on_step)
         holdout = text.holdout()
@@ -194,10 +196,9 @@ def _train(
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
-    """One process does the work of all islands, so that it may have all cores meanwhile."""
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from lowcomm.cli.common import EXIT_DONE, Subparsers, add_command, add_json, check_writable, print_table, write_json
+from lowcomm.cli.common import (
+    EXIT_DONE,
+    Subparsers,
+    add_command,
+    add_json,
+    check_writable,
+    print_table,
+    write_json,
+)
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -26,7 +34,11 @@ def add_parser(commands: Subparsers) -> None:
     )
     learning.add_argument("study", metavar="STUDY.toml", type=Path, help="the runs, their settings and seeds")
     learning.add_argument(
-        "--log", metavar="F", type=Path, required=True, help="a line per run; runs that are in it are not repeated"
+        "--log",
+        metavar="F",
+        type=Path,
+        required=True,
+        help="a line per run; runs that are in it are not repeated",
     )
     add_json(learning)
 
@@ -43,5 +55,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, {"runs": list(lines)})
     if args.json != "-":
-        print_table(("run", "seed", "eval loss"), [(str(x["name"]), str(x["seed"]), f"{x['eval_loss']:.4f}") for x in lines])
+        print_table(
+            ("run", "seed", "eval loss"),
+            [(str(x["name"]), str(x["seed"]), f"{x['eval_loss']:.4f}") for x in lines],
+        )
     return EXIT_DONE

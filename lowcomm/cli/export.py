@@ -28,6 +28,6 @@ def run(args: argparse.Namespace) -> int:
     """Export one checkpoint's anchor."""
     from lowcomm.storage.export import export
 
-    export(args.run_dir, args.out, step=args.step)
-    print(f"lowcomm: the model is in {args.out}", file=sys.stderr)
+    step = export(args.run_dir, args.out, step=args.step)
+    print(f"lowcomm: the anchor at inner step {step:,} is in {args.out}", file=sys.stderr)
     return EXIT_DONE

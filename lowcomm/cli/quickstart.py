@@ -120,7 +120,12 @@ def _baseline(plan: LaunchPlan, *, afresh: bool, save: Path | None) -> _Baseline
         with Progress(transient=True) as progress:
             task = progress.add_task("data-parallel, for comparison", total=plan.config.train.steps)
             figures = run_baseline(
-                plan.config, plan.islands, recipe, on_step=lambda step: progress.update(task, completed=step)
+                plan.config,
+                plan.islands,
+                recipe,
+                # more threads than the recipe's slow a small model down where the cores have other work
+                threads=plan.config.train.threads,
+                on_step=lambda step: progress.update(task, completed=step),
             )
         if save is not None:
             entries = {**_read_entries(save), key: figures}

@@ -62,8 +62,8 @@ def render_page(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         body.append(f"<h1>{len(runs)} runs compared</h1>")
         body.append(f'<p class="sub">lowcomm {html.escape(__version__)}</p>')
-        body.append(_image("Loss against tokens", plots.loss_over_tokens(runs)))
-        body.append(_image("Loss against WAN traffic", plots.loss_over_bytes(runs)))
+        body.append(_image("Loss against tokens", plots.tokens_plot(runs)))
+        body.append(_image("Loss against WAN traffic", plots.bytes_plot(runs)))
     body += [_run_section(run) for run in runs]
     title = html.escape(", ".join(run.run_id for run in runs))
     return (
@@ -88,8 +88,8 @@ def _run_section(run: Run) -> str:
         ),
         "</table></div>",
         "<h2>Learning</h2>",
-        _image("Loss against tokens", plots.loss_over_tokens([run])),
-        _image("Loss against WAN traffic", plots.loss_over_bytes([run])),
+        _image("Loss against tokens", plots.tokens_plot([run])),
+        _image("Loss against WAN traffic", plots.bytes_plot([run])),
         "<h2>Rounds</h2>",
         _image("Round timeline", plots.round_timeline(run)),
         _image("Cosine and norm of the pseudo-gradients", plots.agreement(run)),

@@ -14,7 +14,16 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from lowcomm.report.figures import run_figures
 from lowcomm.report.runs import Run
-from lowcomm.report.series import Curve, column, committed, eval_curve, failed, smooth, train_curves
+from lowcomm.report.series import (
+    Curve,
+    column,
+    committed,
+    eval_curve,
+    failed,
+    loss_over_bytes,
+    loss_over_tokens,
+    smooth,
+)
 
 COLORS = ("#2f6db5", "#d9822b", "#3a9a5b", "#b5476c", "#7a5fb5", "#8a6d3b", "#2a9d9d", "#7f7f7f")
 BASELINE_COLOR = "#444444"
@@ -42,11 +51,11 @@ SMOOTHING_PARTS = 30
 FOCUS_FROM, FOCUS_PERCENTILE = 40, 96
 
 
-def loss_over_tokens(runs: Sequence[Run]) -> bytes:
+def tokens_plot(runs: Sequence[Run]) -> bytes:
     """Training and evaluation loss against the tokens of all islands, with the baseline's."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure("Loss against tokens", "tokens, all islands together", "loss (nats per token)")
-        for color, curve in _training(runs, "tokens"):
+        for color, curve in _training([loss_over_tokens(run) for run in runs], runs):
             _draw_loss(axes, curve, color)
         for index, run in enumerate(runs):
             _draw_eval(
@@ -61,15 +70,14 @@ def loss_over_tokens(runs: Sequence[Run]) -> bytes:
         return _png(figure)
 
 
-def loss_over_bytes(runs: Sequence[Run]) -> bytes:
+def bytes_plot(runs: Sequence[Run]) -> bytes:
     """The same against the bytes that an island sent; data-parallel where its figures are known."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(
             "Loss against WAN traffic", "bytes sent by one island (log scale)", "loss (nats per token)"
         )
-        for color, curve in _training(runs, "bytes_sent"):
-            sent = curve.x > 0
-            _draw_loss(axes, Curve(label=curve.label, x=curve.x[sent], y=curve.y[sent]), color)
+        for color, curve in _training([loss_over_bytes(run) for run in runs], runs):
+            _draw_loss(axes, curve, color)
         for index, run in enumerate(runs):
             color = COLORS[index % len(COLORS)] if len(runs) > 1 else "black"
             _draw_eval(axes, eval_curve(run, "bytes_sent"), color)
@@ -115,13 +123,13 @@ def agreement(run: Run) -> bytes:
         return _png(figure)
 
 
-def _training(runs: Sequence[Run], x_key: str) -> list[tuple[str, Curve]]:
+def _training(curves: Sequence[Sequence[Curve]], runs: Sequence[Run]) -> list[tuple[str, Curve]]:
     """(color, curve) per island of a single run; of several runs, one island each stands for its run."""
     if len(runs) == 1:
-        return [(COLORS[i % len(COLORS)], curve) for i, curve in enumerate(train_curves(runs[0], x_key))]
+        return [(COLORS[index % len(COLORS)], curve) for index, curve in enumerate(curves[0])]
     chosen = []
-    for index, run in enumerate(runs):
-        curve = max(train_curves(run, x_key), key=lambda curve: len(curve.x))
+    for index, (run, of_run) in enumerate(zip(runs, curves, strict=True)):
+        curve = max(of_run, key=lambda curve: len(curve.x))
         named = Curve(label=f"{run.path.name} ({run.run_id})", x=curve.x, y=curve.y)
         chosen.append((COLORS[index % len(COLORS)], named))
     return chosen
@@ -141,7 +149,7 @@ def _draw_loss(axes: Axes, curve: Curve, color: str) -> None:
 
 def _focus(axes: Axes, runs: Sequence[Run]) -> None:
     """Leave the fall of the first steps out of the picture, so that the end can be read."""
-    losses = [curve.y for run in runs for curve in (*train_curves(run, "tokens"), eval_curve(run, "tokens"))]
+    losses = [curve.y for run in runs for curve in (*loss_over_tokens(run), eval_curve(run, "tokens"))]
     losses += [np.array([float(run.baseline["eval_loss"])]) for run in runs if run.baseline]
     values = np.concatenate(losses)
     if len(values) < FOCUS_FROM:
@@ -248,7 +256,7 @@ def _draw_timeline(axes: Axes, run: Run) -> None:
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:  # a run before its first step has no curve
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
 
 
 def _figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

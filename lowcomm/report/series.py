@@ -22,15 +22,27 @@ class Curve:
     y: Array
 
 
-def train_curves(run: Run, x_key: str) -> list[Curve]:
-    """Each island's training loss (nats per token) over `tokens` (of all) or `bytes_sent` (its own)."""
+def loss_over_tokens(run: Run) -> list[Curve]:
+    """Each island's training loss (nats per token) over the tokens of all islands."""
+    return [
+        _curve(
+            island.name, tokens_of_all(run, column(island.train, "inner_step")), column(island.train, "loss")
+        )
+        for island in run.islands
+    ]
+
+
+def loss_over_bytes(run: Run) -> list[Curve]:
+    """Each island's mean training loss after each outer step, over the bytes that it had sent by then."""
     curves = []
     for island in run.islands:
-        if x_key == "tokens":
-            x = tokens_of_all(run, column(island.train, "inner_step"))
-        else:
-            x = column(island.train, x_key)
-        curves.append(_curve(island.name, x, column(island.train, "loss")))
+        by_step: dict[int, list[Line]] = {}
+        for line in island.train:
+            by_step.setdefault(int(line.get("outer_step", 0)), []).append(line)
+        points = [lines for step, lines in sorted(by_step.items()) if step > 0]
+        sent = np.array([column(lines, "bytes_sent")[0] for lines in points], dtype=np.float64)
+        loss = np.array([column(lines, "loss").mean() for lines in points], dtype=np.float64)
+        curves.append(_curve(island.name, sent, loss))
     return curves
 
 

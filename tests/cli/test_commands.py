@@ -119,6 +119,11 @@ def test_a_folder_that_is_no_run_is_one_line_and_code_1(capsys, tmp_path):
     assert_refused(call(capsys, "report", tmp_path), 1, "expected a run folder")
 
 
+def test_exporting_what_is_no_run_is_one_line_and_code_1(capsys, tmp_path):
+    assert_refused(call(capsys, "export", tmp_path, "--out", tmp_path / "out"), 1, str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
 def test_traceback_on_request(tmp_path, monkeypatch):
     monkeypatch.setenv("LOWCOMM_TRACEBACK", "1")
     with pytest.raises(Exception, match="expected a run folder"):

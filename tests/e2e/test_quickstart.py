@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.cli.main import main
+
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 100
 KEYS = {
@@ -94,6 +96,8 @@ def test_quickstart_writes_what_scripts_read(tmp_path, start):
         ]
         assert [line["outer_step"] for line in rounds if line["committed"]] == [1, 2]
         assert len({line["digest"] for line in rounds}) == len(rounds)
+    assert main(["export", str(out / "island-1"), "--out", str(tmp_path / "exported")]) == 0
+    assert (tmp_path / "exported" / "model.safetensors").stat().st_size > parameters * 4
 
 
 def test_interrupted_launch_saves_and_is_resumed(tmp_path, start):
