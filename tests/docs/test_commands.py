@@ -14,7 +14,8 @@ from tests.docs.pages import ROOT, Command, commands, test_exists
 E2E = "tests/e2e/test_quickstart.py"
 SITES = "tests/docs/test_two_machines.py::test_islands_meet_at_a_seed_are_seen_stopped_and_exported"
 SCRIPTS = "tests/cli/test_commands.py::test_launch_scripts_parse"
-EXAMPLES = "tests/docs/test_examples.py"
+PLAIN = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_plain_loop"
+HF = "tests/docs/test_examples.py::test_a_hugging_face_model_learns"
 
 RUN_BY = {
     # how a command begins -> the test that runs it in a small form
@@ -31,8 +32,8 @@ RUN_BY = {
     "bash launch/seed.sh": SCRIPTS,
     "bash launch/test.sh": SCRIPTS,
     "torchrun --standalone": "tests/islands/test_ddp.py",
-    "python docs/examples/plain_loop.py": f"{EXAMPLES}::test_two_processes_train_one_model_with_the_plain_loop",
-    "python docs/examples/hf_model.py": f"{EXAMPLES}::test_a_hugging_face_model_learns",
+    "python docs/examples/plain_loop.py": PLAIN,
+    "python docs/examples/hf_model.py": HF,
     "python -m lowcomm.config.reference": "tests/config/test_reference.py::test_reference_is_current",
 }
 NOT_OURS = {

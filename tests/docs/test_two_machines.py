@@ -37,10 +37,8 @@ def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
         (text / f"{number}.txt").write_text(f"document {number}: " + "some words that come again. " * 80)
     settings = [part for item in (*SMALL, f"data.source={text}") for part in ("--set", item)]
     recipe = ROOT / "recipes" / "quickstart.toml"
-    folders, logs = (
-        [tmp_path / "a", tmp_path / "b"],
-        [tmp_path / f"{name}.txt" for name in ("seed", "a", "b")],
-    )
+    folders = [tmp_path / "a", tmp_path / "b"]
+    logs = [tmp_path / f"{name}.txt" for name in ("seed", "a", "b")]
 
     listen = ("--listen", "/ip4/127.0.0.1/tcp/0")
     with python("-m", "lowcomm", "seed", "--run-id", "sites", *listen, log=logs[0]) as seed:
