@@ -39,7 +39,7 @@ RUN_BY = {
 NOT_OURS = {
     # commands of the system, as they stand
     "source .venv/bin/activate",
-        "cat runs/150m/address",
+    "cat runs/150m/address",
     "ss -ltnup",
     "pgrep -a p2pd",
 }
