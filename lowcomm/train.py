@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints
+from lowcomm.storage.files import write_atomically
 from lowcomm.storage.rng import rng_state, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
 from lowcomm.types import Json, RoundReport
@@ -128,7 +130,7 @@ class Trainer:
                         version=__version__,
                     )
                 )
-                (folder.path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+                folder.write("config.toml", to_toml(config))
             if self._world_size > 1:
                 stack.enter_context(process_group(self._device))
             stack.enter_context(self._handle_signals())
@@ -210,8 +212,7 @@ class Trainer:
             raise
         summary = self._summarise(outer, interrupted)
         if folder is not None:
-            text_form = json.dumps(summary.to_dict(), indent=2) + "\n"
-            (folder.path / "summary.json").write_text(text_form, encoding="utf-8")
+            folder.write("summary.json", json.dumps(summary.to_dict(), indent=2) + "\n")
             self._log(kind="end", reason="stopped" if interrupted else "finished", summary=summary.to_dict())
         return summary
 
@@ -361,10 +362,9 @@ class Trainer:
         )
 
     def _write_address(self, address: str) -> None:
-        path = Path(self._config.out) / "address"
-        partial = path.with_suffix(".new")
-        partial.write_text(address + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(Path(self._config.out) / "address", f"{address}\n".encode())
+        if self._config.metrics.console != "off":
+            print(f"other islands join with: {address}", file=sys.stderr, flush=True)
 
     def _summarise(self, outer: OuterLoop, interrupted: bool) -> Summary:
         lead = outer.is_lead

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from lowcomm.errors import ConfigError
 
-
 CACHED_ELEMENTS = 1 << 15
 """Five arrays of so many numbers stay in a core's cache from one pass to the next."""
 

@@ -15,6 +15,7 @@ from lowcomm.cli.common import (
     print_table,
     write_json,
 )
+from lowcomm.types import Json
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     from lowcomm.bench.learning import run_study
 
-    def tell(line: dict[str, object]) -> None:
+    def tell(line: dict[str, Json]) -> None:
         print(f"{line['name']}, seed {line['seed']}: eval loss {line['eval_loss']}", file=sys.stderr)
 
     lines = run_study(args.study, args.log, on_line=tell)

@@ -85,6 +85,11 @@ class Exchange(Protocol):
         ...
 
     @property
+    def join_string(self) -> str:
+        """What another site needs to join: run id and the address it most likely reaches; or empty."""
+        ...
+
+    @property
     def traffic(self) -> Traffic: ...
 
     @property

@@ -249,6 +249,10 @@ class LoopbackExchange:
         return ()
 
     @property
+    def join_string(self) -> str:
+        return ""
+
+    @property
     def traffic(self) -> Traffic:
         return self._traffic
 

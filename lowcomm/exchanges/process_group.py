@@ -142,6 +142,10 @@ class ProcessGroupExchange:
         return ()
 
     @property
+    def join_string(self) -> str:
+        return ""
+
+    @property
     def traffic(self) -> Traffic:
         return self._traffic
 

@@ -465,8 +465,12 @@ class OuterLoop:
     @property
     def address(self) -> str:
         """The shared string (run id and address) that others join with; empty if there is none."""
-        addresses = self._lead.exchange.addresses
-        return f"{self._lead.exchange.run_id}@{addresses[0]}" if addresses else ""
+        return self._lead.exchange.join_string
+
+    @property
+    def shard(self) -> int:
+        """The part of the data that this island has claimed; -1 if none. Lead only."""
+        return self._lead.peers.state.shard
 
     @property
     def traffic(self) -> Traffic:

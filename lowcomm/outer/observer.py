@@ -82,7 +82,7 @@ async def run_seed(exchange: Exchange, on_address: Callable[[str], None]) -> Non
     try:
         await exchange.start(seed)
         seed.peers.start()
-        on_address(f"{exchange.run_id}@{exchange.addresses[0]}")
+        on_address(exchange.join_string)
         await asyncio.Event().wait()
     finally:
         await seed.peers.stop()

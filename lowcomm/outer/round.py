@@ -299,8 +299,8 @@ class FragmentRound:
         elif late:
             last = self._chain.last
             self._unformed(
-                f"{len(willing)} of {len(aligned) + 1} live islands were ready within {policy.deadline_s:g} s; "
-                f"needed {policy.min_participants}, partition = {policy.partition}, "
+                f"{len(willing)} of {len(aligned) + 1} live islands were ready within {policy.deadline_s:g} s;"
+                f" needed {policy.min_participants}, partition = {policy.partition}, "
                 f"{len(last.participants) if last else 0} took part before"
             )
 
@@ -399,6 +399,7 @@ class FragmentRound:
             # made at once, as pieces may come before the task's first step
             decision.transfer = self._make_transfer(roster, contribution)
         decision.task = asyncio.get_running_loop().create_task(self._run(roster, contribution))
+        decision.task.add_done_callback(self._on_run_done)
         self.changed.notify()
 
     async def _run(self, roster: Roster, contribution: Contribution) -> None:
@@ -430,6 +431,13 @@ class FragmentRound:
             own = (accepted.entry.hash, accepted.after.digest)
             decision.votes.setdefault(roster.ballot, {})[self._me] = own
             self._count_votes()
+
+    def _on_run_done(self, task: asyncio.Task[None]) -> None:
+        """A ballot that broke on a mistake of ours ends, too, and says so."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("fragment %d: the round broke", self._fragment, exc_info=error)
+            if self.decision.task is task:
+                self.fail(f"internal error: {error!r}")
 
     def _make_transfer(self, roster: Roster, contribution: Contribution) -> Transfer:
         context, state = self._context, self._context.state
