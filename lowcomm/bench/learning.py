@@ -182,7 +182,5 @@ def _trainer(config: Config, island: int, islands: int, folder: Path, network: L
         exchange=dataclasses.replace(config.exchange, expected_peers=islands),
         metrics=dataclasses.replace(config.metrics, wandb="off", console="off"),
     )
-    exchange = loopback(
-        network, run_id=config.shared.run_id, peer_id=f"island-{island}", founder=island == 0
-    )
+    exchange = loopback(network, run_id=config.shared.run_id, peer_id=f"island-{island}", founder=island == 0)
     return Trainer(own, exchange=exchange)

@@ -1,6 +1,8 @@
 """One peer of `lowcomm bench round`: a process that takes part in rounds of a bare tensor.
 
-Run by the bench with its settings as JSON; prints one JSON line per event.
+Run as a subprocess by the bench, with its settings as JSON; takes part in one round for each line of
+the standard input, or in `rounds` of them without waiting, and prints one JSON line per event.
+Everything from `OuterLoop` down is as in training.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm.clock import SystemClock
 from lowcomm.types import Json
 
 
@@ -19,6 +22,7 @@ def main() -> None:
     """Join, take part in the rounds, print what each took."""
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
+    clock = SystemClock()
     model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     exchange = exchanges.swarm(
@@ -38,23 +42,24 @@ def main() -> None:
     try:
         outer.connect(on_address=lambda address: tell(event="address", address=address))
         outer.join()
-        for _ in range(settings["rounds"]):
+        for _ in range(settings["rounds"]) if "rounds" in settings else sys.stdin:
             with torch.no_grad():
                 model["payload"].add_(noise)
-            report = outer.step(tokens=1)[0]
+            began_s = clock.monotonic_s()
+            (report,) = outer.step(tokens=1)
+            wait_s = clock.monotonic_s() - began_s
             tell(
                 event="round",
+                wait_s=wait_s,
                 committed=report.committed,
                 reason=report.reason,
                 participants=len(report.participants),
+                attempts=report.attempts,
                 form_s=report.form_s,
                 transfer_s=report.transfer_s,
-                round_s=report.round_s,
-                wait_s=report.wait_s,
                 bytes_sent=report.bytes_sent,
                 digest=report.digest,
             )
-        tell(event="end")
     finally:
         outer.close()
 

@@ -1,122 +1,179 @@
-"""Round time: real processes over the real swarm, on whatever network they are started in."""
+"""Round time: real processes over the real swarm, and stock hivemind averaging beside it.
+
+All peers are let go at once; a round counts with its slowest peer, from asking for it to holding the
+result. A number is sent in place of an empty payload, so that what remains is forming the round.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lowcomm.bench.children import Children
 from lowcomm.errors import ExchangeError
 from lowcomm.types import Json
 
 FLOAT_BYTES = 4
+MATCHMAKING_S = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""Matchmaking times that are tried for stock hivemind, shortest first."""
+
+TRIAL_ROUNDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundFigures:
-    """What `rounds` rounds of `peers` peers took; seconds, over the rounds after the warm-up.
+class Bench:
+    """What to measure.
 
-    Each round counts with its slowest peer: from being due to having committed.
+    Attributes:
+        peers: processes, each a peer of its own.
+        payload_mb: megabytes (1e6) of fp32 numbers before encoding; 0 = a single number.
+        rounds: rounds that count.
+        warmup: rounds before them.
+        codec: name of the codec; stock hivemind always sends fp32.
+        listen: multiaddr to listen on; {number} is replaced by the peer's.
+        prefix: put before each peer's command, e.g. `ip netns exec lcw{number}`.
+        deadline_s: longest wait of and for a peer.
     """
 
     peers: int
     payload_mb: float
-    codec: str
     rounds: int
-    median_s: float
-    fastest_s: float
-    slowest_s: float
-    form_median_s: float
-    transfer_median_s: float
-    committed: int
+    warmup: int = 2
+    codec: str = "fp32"
+    listen: str = "/ip4/127.0.0.1/tcp/0"
+    prefix: tuple[str, ...] = ()
+    deadline_s: float = 120.0
+
+    @property
+    def elements(self) -> int:
+        """Numbers in the payload."""
+        return max(1, int(self.payload_mb * 1e6) // FLOAT_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """What the rounds took and gave, the warm-up left out.
+
+    Attributes:
+        who: `lowcomm` or `hivemind`.
+        seconds: of each round's slowest peer.
+        form_s, transfer_s: medians of the slowest peer; None where they are not known.
+        complete: rounds in which all peers were in one group, and so held one mean.
+        bit_identical: rounds after which all peers held the same bits.
+        bytes_sent: median per peer and round, on the sockets; None where it is not known.
+        matchmaking_s: hivemind's setting.
+    """
+
+    who: str
+    peers: int
+    payload_mb: float
+    codec: str
+    seconds: tuple[float, ...]
+    form_s: float | None
+    transfer_s: float | None
+    complete: int
     bit_identical: int
-    bytes_sent_median: int
+    bytes_sent: int | None
+    matchmaking_s: float | None
+    reasons: tuple[str, ...]
+
+    @property
+    def median_s(self) -> float:
+        """Median round."""
+        return statistics.median(self.seconds)
 
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON."""
-        return dict(vars(self))
+        return {
+            **{name: list(x) if isinstance(x, tuple) else x for name, x in vars(self).items()},
+            "rounds": len(self.seconds),
+            "median_s": self.median_s,
+            "fastest_s": min(self.seconds),
+            "slowest_s": max(self.seconds),
+        }
 
 
-def measure_rounds(
-    *,
-    peers: int,
-    payload_mb: float,
-    rounds: int,
-    warmup: int,
-    codec: str,
-    listen: str,
-    deadline_s: float = 120.0,
-    launch: Callable[[int, list[str]], list[str]] = lambda number, command: command,
-) -> RoundFigures:
-    """Start the peers, let them take part in all rounds, end them.
-
-    Args:
-        payload_mb: megabytes (1e6) of fp32 numbers before encoding; 0 = a single number.
-        launch: wraps the command of a peer, e.g. to start it in a network namespace.
+def measure_rounds(bench: Bench | None = None, **settings: Any) -> Rounds:
+    """Rounds of `OuterLoop` over the swarm: of `bench`, or of a `Bench(**settings)`.
 
     Raises:
-        ExchangeError: a peer failed; it says what the peer printed.
+        ExchangeError: a peer failed or stayed silent past the deadline.
     """
-    settings: dict[str, Any] = {
-        "peers": peers,
-        "elements": max(1, int(payload_mb * 1e6) // FLOAT_BYTES),
-        "rounds": rounds + warmup,
-        "codec": codec,
-        "listen": listen,
-        "deadline_s": deadline_s,
-    }
-    children: list[subprocess.Popen[str]] = []
-    initial_peers: list[str] = []
-    try:
-        for number in range(peers):
-            own = {**settings, "number": number, "initial_peers": initial_peers}
-            command = launch(number, [sys.executable, "-m", "lowcomm.bench.peer", json.dumps(own)])
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-            children.append(child)
-            if number == 0:
-                initial_peers = [str(_event(child, "address")["address"])]
-        histories = [_history(child, rounds + warmup)[warmup:] for child in children]
-        for child in children:
-            child.wait(timeout=60)
-    finally:
-        for child in children:
-            if child.poll() is None:
-                child.kill()
-            child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
-    by_round = list(zip(*histories, strict=True))
-    slowest = [max(float(event["wait_s"]) for event in events) for events in by_round]
-    return RoundFigures(
-        peers=peers,
-        payload_mb=payload_mb,
-        codec=codec,
-        rounds=rounds,
-        median_s=statistics.median(slowest),
-        fastest_s=min(slowest),
-        slowest_s=max(slowest),
-        form_median_s=statistics.median(max(float(e["form_s"]) for e in events) for events in by_round),
-        transfer_median_s=statistics.median(max(float(e["transfer_s"]) for e in events) for events in by_round),
-        committed=sum(all(e["committed"] for e in events) for events in by_round),
-        bit_identical=sum(len({e["digest"] for e in events}) == 1 for events in by_round),
-        bytes_sent_median=int(statistics.median(int(e["bytes_sent"]) for e in by_round[-1])),
+    bench = bench or Bench(**settings)
+    return _measure(bench, "lowcomm.bench.peer", "lowcomm", {"codec": bench.codec}, bench.rounds)
+
+
+def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, int], None]) -> Rounds:
+    """Rounds of stock hivemind, with the shortest matchmaking time that forms whole groups.
+
+    Args:
+        on_trial: told (matchmaking time in seconds, whole groups among `TRIAL_ROUNDS`) of each trial.
+
+    Raises:
+        ExchangeError: no matchmaking time forms whole groups, or a peer failed.
+    """
+    module = "lowcomm.bench.stock_hivemind"
+    for seconds in MATCHMAKING_S:
+        settings: dict[str, Json] = {"matchmaking_s": seconds}
+        trial = _measure(bench, module, "hivemind", settings, TRIAL_ROUNDS)
+        on_trial(seconds, trial.complete)
+        if trial.complete == TRIAL_ROUNDS:
+            return _measure(bench, module, "hivemind", settings, bench.rounds)
+    raise ExchangeError(
+        f"stock hivemind formed no whole groups of {bench.peers} with any matchmaking time up to "
+        f"{MATCHMAKING_S[-1]:g} s"
     )
 
 
-def _history(child: subprocess.Popen[str], rounds: int) -> list[dict[str, Any]]:
-    return [_event(child, "round") for _ in range(rounds)]
+def _measure(bench: Bench, module: str, who: str, settings: dict[str, Json], rounds: int) -> Rounds:
+    addresses: list[Json] = []
+    # a peer gives up by itself at the deadline, and must then be heard of
+    with Children(module, prefix=bench.prefix, deadline_s=2 * bench.deadline_s) as children:
+        for number in range(bench.peers):
+            children.start(
+                {
+                    **settings,
+                    "peers": bench.peers,
+                    "elements": bench.elements,
+                    "deadline_s": bench.deadline_s,
+                    "listen": bench.listen.replace("{number}", str(number)),
+                    "initial_peers": addresses,
+                }
+            )
+            address = children.wait_for(number, "address")["address"]
+            addresses = addresses or [address]
+        history = [children.round() for _ in range(bench.warmup + rounds)][bench.warmup :]
+    return Rounds(
+        who=who,
+        peers=bench.peers,
+        payload_mb=bench.payload_mb,
+        codec=str(settings.get("codec", "fp32")),
+        seconds=tuple(max(event["wait_s"] for event in events) for events in history),
+        form_s=_median_of_slowest(history, "form_s"),
+        transfer_s=_median_of_slowest(history, "transfer_s"),
+        complete=sum(all(event["participants"] == bench.peers for event in events) for events in history),
+        bit_identical=sum(len({event["digest"] for event in events}) == 1 for events in history),
+        bytes_sent=_median_bytes(history),
+        matchmaking_s=_number(settings.get("matchmaking_s")),
+        reasons=tuple(
+            sorted({str(event["reason"]) for events in history for event in events if event["reason"]})
+        ),
+    )
 
 
-def _event(child: subprocess.Popen[str], kind: str) -> dict[str, Any]:
-    assert child.stdout is not None
-    for line in child.stdout:
-        event: dict[str, Any] = json.loads(line)
-        if event["event"] == kind:
-            return event
-    raise ExchangeError(f"a peer of the bench ended early with exit code {child.wait()}; see its messages above")
+def _median_of_slowest(history: Sequence[Sequence[dict[str, Any]]], key: str) -> float | None:
+    if key not in history[0][0]:
+        return None
+    return statistics.median(max(float(event[key]) for event in events) for events in history)
+
+
+def _median_bytes(history: Sequence[Sequence[dict[str, Any]]]) -> int | None:
+    if "bytes_sent" not in history[0][0]:
+        return None
+    return int(statistics.median(event["bytes_sent"] for events in history for event in events))
+
+
+def _number(value: Json) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

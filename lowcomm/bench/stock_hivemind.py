@@ -1,64 +1,78 @@
-"""Stock hivemind averaging, as the peer that `lowcomm bench round --stock` measures beside our own.
+"""Stock hivemind averaging: the peer that `lowcomm bench round --stock` measures beside our own.
 
-A script of its own, run as a subprocess: the thing compared with, not a part of lowcomm. It is the one
-exception to "hivemind is imported in one module". The settings favour it: no compression, a target
-group of exactly the peers that are there (so that a full group starts at once), and the shortest
-matchmaking time with which all peers still find each other.
+Run as a subprocess by the bench, with its settings as JSON; takes part in one round for each line of
+the standard input, or in `rounds` of them without waiting, and prints one JSON line per event. It is
+the thing compared with, not a part of lowcomm, and so the one exception to the rule that hivemind is
+imported in one module only: the layer test may exempt this file.
+
+The settings favour it: no compression, as many streams and parts as it likes by default, a target
+group of exactly the peers that are there (a full group starts at once), no smaller group allowed, and
+the matchmaking time that the bench has found to be the shortest with which all peers find each other.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 
 import hivemind
 import torch
+from blake3 import blake3
 from hivemind.averaging import DecentralizedAverager
 from hivemind.compression import NoCompression
 
-MATCHMAKING_S = 1.0
-STEP_TIMEOUT_S = 60.0
+from lowcomm.clock import SystemClock
+
+MATCHMAKING_S, STEP_TIMEOUT_S = 1.0, 60.0
+"""Where the settings say nothing else."""
+
+REQUEST_PART = 0.6
+"""request_timeout as a part of min_matchmaking_time; hivemind wants it to be smaller."""
 
 
 def main() -> None:
     """Join, average, print what each round took."""
     settings = json.loads(sys.argv[1])
+    matchmaking_s = settings.get("matchmaking_s", MATCHMAKING_S)
     torch.set_num_threads(1)
-    dht = hivemind.DHT(
-        initial_peers=settings["initial_peers"], host_maddrs=["/ip4/127.0.0.1/tcp/0"], start=True
-    )
+    clock = SystemClock()
+    listen = settings.get("listen", "/ip4/127.0.0.1/tcp/0")
+    dht = hivemind.DHT(initial_peers=settings["initial_peers"], host_maddrs=[listen], start=True)
     averager = None
     try:
-        addresses = [str(address) for address in dht.get_visible_maddrs()]
-        tell(event="address", address=addresses[0])
+        tell(event="address", address=str(dht.get_visible_maddrs()[0]))
         generator = torch.Generator().manual_seed(settings["number"])
-        values = torch.randn(settings["elements"], generator=generator)
+        noise = torch.randn(settings["elements"], generator=generator)
         averager = DecentralizedAverager(
-            [values],
+            [noise.clone()],
             dht,
             prefix="bench",
             compression=NoCompression(),
             target_group_size=settings["peers"],
             min_group_size=settings["peers"],
-            min_matchmaking_time=MATCHMAKING_S,
-            request_timeout=MATCHMAKING_S,
+            min_matchmaking_time=matchmaking_s,
+            request_timeout=REQUEST_PART * matchmaking_s,
             start=True,
         )
-        for _ in range(settings["rounds"]):
-            began_s = time.monotonic()
+        for _ in range(settings["rounds"]) if "rounds" in settings else sys.stdin:
+            with averager.get_tensors() as (values,):
+                values.copy_(noise)
+            began_s = clock.monotonic_s()
+            reason = ""
             try:
-                gathered = averager.step(timeout=STEP_TIMEOUT_S)
-                reason = ""
-            except Exception as error:  # whatever the peer under test raises is a figure of the round
+                gathered = averager.step(timeout=settings.get("deadline_s", STEP_TIMEOUT_S))
+            except Exception as error:  # whatever the peer under test raises belongs to its result
                 gathered, reason = None, repr(error)
-            wait_s = time.monotonic() - began_s
-            with averager.get_tensors() as (mean,):
-                digest = str(hash(mean.numpy().tobytes()))
-            size = len(gathered) if gathered else 0
-            committed = size == settings["peers"]
-            tell(event="round", committed=committed, reason=reason, participants=size, wait_s=wait_s, digest=digest)
-        tell(event="end")
+            wait_s = clock.monotonic_s() - began_s
+            with averager.get_tensors() as (values,):
+                digest = blake3(values.view(torch.uint8).numpy()).hexdigest()
+            tell(
+                event="round",
+                wait_s=wait_s,
+                participants=len(gathered or ()),
+                reason=reason,
+                digest=digest,
+            )
     finally:
         if averager is not None:
             averager.shutdown()
