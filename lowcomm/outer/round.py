@@ -299,9 +299,9 @@ class FragmentRound:
         elif late:
             last = self._chain.last
             self._unformed(
-                f"{len(willing)} of {len(aligned) + 1} live islands were ready within {policy.deadline_s:g} s;"
-                f" needed {policy.min_participants}, partition = {policy.partition}, "
-                f"{len(last.participants) if last else 0} took part before"
+                f"{len(willing)} of {len(aligned) + 1} live islands were ready within "
+                f"{policy.deadline_s:g} s; needed {policy.min_participants}, partition = "
+                f"{policy.partition}, {len(last.participants) if last else 0} took part before"
             )
 
     def ahead(self) -> list[Peer]:
