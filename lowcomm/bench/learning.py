@@ -1,7 +1,8 @@
 """The learning study: islands against data-parallel training and against an island alone.
 
 A study is a TOML file with a base recipe and a list of runs. Each run of a seed is one line in the
-log, keyed by its settings, so a study that was stopped goes on where it was. Islands train through
+log, keyed by its settings, so a study that was stopped goes on where it was; several processes may
+share the work (`jobs`), each run on one thread. Islands train through
 the production trainer, node and rounds; only the network between them is replaced (the loopback
 exchange: threads of one process), which changes no bit of what is learned.
 """
@@ -10,24 +11,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import platform
+import statistics
 import tempfile
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from blake3 import blake3
 
 from lowcomm import __version__
 from lowcomm.baseline import run_baseline
 from lowcomm.clock import Clock, SystemClock
-from lowcomm.config.load import load_config
+from lowcomm.config.load import load_config, to_dict
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
 from lowcomm.exchanges import hub, loopback
 from lowcomm.exchanges.loopback import LoopbackHub
+from lowcomm.metrics.factory import METRICS_FILE
 from lowcomm.train import Summary, Trainer
 from lowcomm.types import Json
 
@@ -80,35 +87,102 @@ def load_study(path: Path) -> tuple[Path, list[Run]]:
 
 
 def run_study(
-    path: Path, log: Path, *, on_line: Callable[[dict[str, Json]], None], clock: Clock | None = None
+    path: Path,
+    log: Path,
+    *,
+    on_line: Callable[[dict[str, Json]], None],
+    jobs: int = 1,
+    clock: Clock | None = None,
 ) -> list[dict[str, Json]]:
-    """Train whatever the log doesn't hold yet; returns the lines of all runs of the study."""
-    clock = clock or SystemClock()
+    """Train whatever the log doesn't hold yet.
+
+    Args:
+        path: the study.
+        log: appended to as soon as a run is done.
+        on_line: told the line of each run, those of before included.
+        jobs: runs at a time, each in a process of its own; 1 = all in this one.
+
+    Returns:
+        The lines of all runs of the study, in its order.
+
+    Raises:
+        ConfigError: the study or a setting is wrong, or the log was made from another base recipe.
+        LowcommError: whatever stopped a run; the log holds the runs that were done before.
+    """
     recipe, runs = load_study(path)
     done = {str(line["key"]): line for line in read_log(log)}
-    lines = []
-    for run, seed in _by_seed(runs):
-        overrides = [*run.overrides, f"shared.seed={seed}"]
-        key = json.dumps([run.kind, run.islands, sorted(overrides)])
-        if key not in done:
-            config = load_config(recipe, overrides)
-            done[key] = {
-                "key": key,
-                "name": run.name,
-                "kind": run.kind,
-                "islands": run.islands,
-                "seed": seed,
-                "settings": list(run.overrides),
-                **_train(run, config, clock),
-                "lowcomm": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            }
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[key]) + "\n")
-        lines.append(done[key])
-        on_line(done[key])
-    return lines
+    tasks = [_Task.of(run, seed, recipe) for run, seed in _by_seed(runs)]
+    for task in tasks:
+        made_with = done.get(task.key, {}).get("settings_digest", task.settings_digest)
+        if made_with != task.settings_digest:
+            raise ConfigError(
+                f"{log}: {task.run.name!r}, seed {task.seed}, was run with other settings in {recipe.name}; "
+                "expected a log of this recipe, give another --log"
+            )
+        if task.key in done:
+            on_line(done[task.key])
+    for line in _train_all([task for task in tasks if task.key not in done], jobs, clock or SystemClock()):
+        done[str(line["key"])] = line
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        on_line(line)
+    return [done[task.key] for task in tasks]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One run of one seed."""
+
+    run: Run
+    seed: int
+    config: Config
+
+    @classmethod
+    def of(cls, run: Run, seed: int, recipe: Path) -> _Task:
+        return cls(run, seed, load_config(recipe, [*run.overrides, f"shared.seed={seed}"]))
+
+    @property
+    def key(self) -> str:
+        overrides = sorted([*self.run.overrides, f"shared.seed={self.seed}"])
+        return json.dumps([self.run.kind, self.run.islands, overrides])
+
+    @property
+    def settings_digest(self) -> str:
+        """Of everything in the configuration that the result depends on."""
+        used = {name: to_dict(self.config)[name] for name in ("shared", "train", "data")}
+        return blake3(json.dumps(used, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _train_all(tasks: Sequence[_Task], jobs: int, clock: Clock) -> Iterator[dict[str, Json]]:
+    """The lines, as they are done."""
+    if jobs == 1:
+        for task in tasks:
+            yield _line(task, clock)
+        return
+    # a forked child could hold locks of torch's threads for ever
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(_line, task, SystemClock()) for task in tasks]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _line(task: _Task, clock: Clock) -> dict[str, Json]:
+    return {
+        "key": task.key,
+        "settings_digest": task.settings_digest,
+        "name": task.run.name,
+        "kind": task.run.kind,
+        "islands": task.run.islands,
+        "seed": task.seed,
+        "settings": list(task.run.overrides),
+        **_train(task.run, task.config, clock),
+        "lowcomm": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def read_log(log: Path) -> list[dict[str, Json]]:
@@ -130,7 +204,7 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
     began_s = clock.monotonic_s()
     facts: dict[str, Json]
     if run.kind == "islands":
-        summaries = train_islands(config, run.islands)
+        summaries, curve = train_islands(config, run.islands)
         facts = {
             "eval_loss": summaries[0].eval_loss,
             "tokens": sum(summary.tokens for summary in summaries),
@@ -140,15 +214,19 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
             "bytes_sent": [summary.wan_bytes_sent for summary in summaries],
             "data_parallel_bytes": summaries[0].data_parallel_bytes,
             "parameters": summaries[0].parameters,
+            "train": curve,
         }
     else:
         result = run_baseline(config, run.islands if run.kind == "data-parallel" else 1, None, threads=1)
-        facts = {name: result[name] for name in ("eval_loss", "tokens", "parameters")}
+        facts = {name: result[name] for name in ("eval_loss", "tokens", "parameters", "train")}
     return {**facts, "wall_s": round(clock.monotonic_s() - began_s, 1)}
 
 
-def train_islands(config: Config, islands: int) -> list[Summary]:
+def train_islands(config: Config, islands: int) -> tuple[list[Summary], list[Json]]:
     """Train `islands` islands in threads of this process over the loopback exchange.
+
+    Returns:
+        Their summaries, and the curve: [tokens of all islands, mean training loss] at each log line.
 
     Raises:
         LowcommError: whatever stopped the first island that failed.
@@ -169,9 +247,19 @@ def train_islands(config: Config, islands: int) -> list[Summary]:
             thread.start()
         for thread in threads:
             thread.join()
-    if errors:
-        raise errors[0]
-    return [summary for summary in summaries if summary is not None]
+        if errors:
+            raise errors[0]
+        curves = [_train_lines(Path(folder) / f"island-{island}") for island in range(islands)]
+    curve: list[Json] = [
+        [sum(line["tokens"] for line in lines), statistics.fmean(line["loss"] for line in lines)]
+        for lines in zip(*curves, strict=True)
+    ]
+    return [summary for summary in summaries if summary is not None], curve
+
+
+def _train_lines(run_dir: Path) -> list[dict[str, Any]]:
+    lines = (json.loads(line) for line in (run_dir / METRICS_FILE).read_text("utf-8").splitlines())
+    return [line for line in lines if line["kind"] == "train"]
 
 
 def _trainer(config: Config, island: int, islands: int, folder: Path, network: LoopbackHub) -> Trainer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lowcomm.bench.children import Children
 from lowcomm.errors import ExchangeError
@@ -61,7 +61,7 @@ class Rounds:
         seconds: of each round's slowest peer.
         form_s, transfer_s: medians of the slowest peer; None where they are not known.
         complete: rounds in which all peers were in one group, and so held one mean.
-        bit_identical: rounds after which all peers held the same bits.
+        bit_identical: those of them after which all peers held the same bits.
         bytes_sent: median per peer and round, on the sockets; None where it is not known.
         matchmaking_s: hivemind's setting.
     """
@@ -79,10 +79,32 @@ class Rounds:
     matchmaking_s: float | None
     reasons: tuple[str, ...]
 
+    HEADINGS: ClassVar[tuple[str, ...]] = (
+        "", "peers", "payload", "codec", "median s", "fastest", "slowest", "forming s", "one group",
+        "bit-identical", "bytes sent",
+    )  # fmt: skip
+
     @property
     def median_s(self) -> float:
         """Median round."""
         return statistics.median(self.seconds)
+
+    def row(self) -> tuple[str, ...]:
+        """Under `HEADINGS`."""
+        count = len(self.seconds)
+        return (
+            self.who,
+            str(self.peers),
+            f"{self.payload_mb:g} MB",
+            self.codec,
+            f"{self.median_s:.3f}",
+            f"{min(self.seconds):.3f}",
+            f"{max(self.seconds):.3f}",
+            "-" if self.form_s is None else f"{self.form_s:.3f}",
+            f"{self.complete} of {count}",
+            f"{self.bit_identical} of {count}",
+            "-" if self.bytes_sent is None else f"{self.bytes_sent:,}",
+        )
 
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON."""
@@ -96,7 +118,7 @@ class Rounds:
 
 
 def measure_rounds(bench: Bench | None = None, **settings: Any) -> Rounds:
-    """Rounds of `OuterLoop` over the swarm: of `bench`, or of a `Bench(**settings)`.
+    """Rounds of `OuterLoop` over the swarm, as `bench` says, or a `Bench` of `settings`.
 
     Raises:
         ExchangeError: a peer failed or stayed silent past the deadline.
@@ -105,11 +127,11 @@ def measure_rounds(bench: Bench | None = None, **settings: Any) -> Rounds:
     return _measure(bench, "lowcomm.bench.peer", "lowcomm", {"codec": bench.codec}, bench.rounds)
 
 
-def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, int], None]) -> Rounds:
+def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, int, int], None]) -> Rounds:
     """Rounds of stock hivemind, with the shortest matchmaking time that forms whole groups.
 
     Args:
-        on_trial: told (matchmaking time in seconds, whole groups among `TRIAL_ROUNDS`) of each trial.
+        on_trial: told (matchmaking time in seconds, whole groups, rounds) of each trial.
 
     Raises:
         ExchangeError: no matchmaking time forms whole groups, or a peer failed.
@@ -118,7 +140,7 @@ def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, int], None]) ->
     for seconds in MATCHMAKING_S:
         settings: dict[str, Json] = {"matchmaking_s": seconds}
         trial = _measure(bench, module, "hivemind", settings, TRIAL_ROUNDS)
-        on_trial(seconds, trial.complete)
+        on_trial(seconds, trial.complete, TRIAL_ROUNDS)
         if trial.complete == TRIAL_ROUNDS:
             return _measure(bench, module, "hivemind", settings, bench.rounds)
     raise ExchangeError(
@@ -145,6 +167,7 @@ def _measure(bench: Bench, module: str, who: str, settings: dict[str, Json], rou
             address = children.wait_for(number, "address")["address"]
             addresses = addresses or [address]
         history = [children.round() for _ in range(bench.warmup + rounds)][bench.warmup :]
+    complete = [events for events in history if all(e["participants"] == bench.peers for e in events)]
     return Rounds(
         who=who,
         peers=bench.peers,
@@ -153,8 +176,8 @@ def _measure(bench: Bench, module: str, who: str, settings: dict[str, Json], rou
         seconds=tuple(max(event["wait_s"] for event in events) for events in history),
         form_s=_median_of_slowest(history, "form_s"),
         transfer_s=_median_of_slowest(history, "transfer_s"),
-        complete=sum(all(event["participants"] == bench.peers for event in events) for events in history),
-        bit_identical=sum(len({event["digest"] for event in events}) == 1 for events in history),
+        complete=len(complete),
+        bit_identical=sum(len({event["digest"] for event in events}) == 1 for events in complete),
         bytes_sent=_median_bytes(history),
         matchmaking_s=_number(settings.get("matchmaking_s")),
         reasons=tuple(

@@ -12,10 +12,13 @@ from lowcomm.cli.common import (
     add_command,
     add_json,
     check_writable,
+    positive,
     print_table,
     write_json,
 )
 from lowcomm.types import Json
+
+CODECS = ("fp32", "bf16", "int8")
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -23,41 +26,199 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure learning, rounds and overhead",
-        example="lowcomm bench learning recipes/studies/learning.toml --log learning.jsonl",
+        about="measure round time, overhead and learning",
+        example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
-    learning = add_command(
+    _add_round(parts)
+    _add_overhead(parts)
+    _add_learning(parts)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print a table, write the log."""
+    check_writable(args.json)
+    measure = {"round": _round, "overhead": _overhead, "learning": _learning}[args.bench]
+    return measure(args)
+
+
+def _add_round(parts: Subparsers) -> None:
+    parser = add_command(
+        parts,
+        "round",
+        about="time rounds of real processes over the real swarm",
+        example="lowcomm bench round --peers 2,4,8 --payload-mb 0 --rounds 20 --stock --json rounds.json",
+    )
+    parser.add_argument(
+        "--peers", metavar="N,N", type=_counts, default=(2,), help="numbers of peers (default 2)"
+    )
+    parser.add_argument(
+        "--payload-mb",
+        metavar="MB,MB",
+        type=_sizes,
+        default=(0.0,),
+        help="megabytes of fp32 numbers before encoding; 0 = one number, which leaves the round's forming",
+    )
+    parser.add_argument("--rounds", metavar="N", type=positive, default=20, help="rounds that count (20)")
+    parser.add_argument("--warmup", metavar="N", type=positive, default=2, help="rounds before them (2)")
+    parser.add_argument("--codec", choices=CODECS, default="fp32", help="how they are encoded (fp32)")
+    parser.add_argument(
+        "--stock", action="store_true", help="measure stock hivemind averaging beside it, uncompressed"
+    )
+    parser.add_argument(
+        "--listen",
+        metavar="ADDR",
+        default="/ip4/127.0.0.1/tcp/0",
+        help="multiaddr of a peer, {number} = which one (default: loopback)",
+    )
+    parser.add_argument(
+        "--prefix",
+        metavar="COMMAND",
+        default="",
+        help="put before the command of each peer, e.g. 'ip netns exec site{number}'",
+    )
+    parser.add_argument(
+        "--deadline-s",
+        metavar="S",
+        type=_seconds,
+        default=120.0,
+        help="longest wait of and for a peer (120)",
+    )
+    add_json(parser)
+
+
+def _add_overhead(parts: Subparsers) -> None:
+    parser = add_command(
+        parts,
+        "overhead",
+        about="time what OuterLoop costs in the inner steps between rounds",
+        example="lowcomm bench overhead --json overhead.json",
+    )
+    parser.add_argument(
+        "--exchange", choices=("loopback", "swarm"), default="loopback", help="the network (loopback)"
+    )
+    parser.add_argument("--blocks", metavar="N", type=positive, default=30, help="pairs of blocks (30)")
+    parser.add_argument("--steps", metavar="N", type=positive, default=10, help="inner steps in each (10)")
+    add_json(parser)
+
+
+def _add_learning(parts: Subparsers) -> None:
+    parser = add_command(
         parts,
         "learning",
         about="train the runs of a study: islands, data-parallel, an island alone",
-        example="lowcomm bench learning recipes/studies/learning.toml --log learning.jsonl",
+        example="lowcomm bench learning recipes/studies/learning.toml --log learning.jsonl --jobs 2",
     )
-    learning.add_argument("study", metavar="STUDY.toml", type=Path, help="the runs, their settings and seeds")
-    learning.add_argument(
+    parser.add_argument("study", metavar="STUDY.toml", type=Path, help="the runs, their settings and seeds")
+    parser.add_argument(
         "--log",
         metavar="F",
         type=Path,
         required=True,
         help="a line per run; runs that are in it are not repeated",
     )
-    add_json(learning)
+    parser.add_argument(
+        "--jobs", metavar="N", type=positive, default=1, help="runs at a time, each a process (1)"
+    )
+    add_json(parser)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure, print a table."""
-    check_writable(args.json)
+def _round(args: argparse.Namespace) -> int:
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.bench.rounds import Bench, Rounds, measure_hivemind, measure_rounds
+
+    def tell_trial(seconds: float, complete: int, tried: int) -> None:
+        _tell(f"stock hivemind, matchmaking {seconds:g} s: {complete} of {tried} trial rounds whole")
+
+    facts = machine_facts()
+    results: list[Rounds] = []
+    for payload_mb in args.payload_mb:
+        for peers in args.peers:
+            bench = Bench(
+                peers=peers,
+                payload_mb=payload_mb,
+                rounds=args.rounds,
+                warmup=args.warmup,
+                codec=args.codec,
+                listen=args.listen,
+                prefix=tuple(args.prefix.split()),
+                deadline_s=args.deadline_s,
+            )
+            results.append(measure_rounds(bench))
+            _tell(f"lowcomm, {peers} peers, {payload_mb:g} MB: median {results[-1].median_s:.3f} s")
+            if args.stock:
+                results.append(measure_hivemind(bench, on_trial=tell_trial))
+                _tell(f"hivemind, {peers} peers, {payload_mb:g} MB: median {results[-1].median_s:.3f} s")
+    if args.json:
+        write_json(args.json, {"machine": facts, "rounds": [result.to_dict() for result in results]})
+    if args.json != "-":
+        print_table(Rounds.HEADINGS, [result.row() for result in results])
+    return EXIT_DONE
+
+
+def _overhead(args: argparse.Namespace) -> int:
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.bench.overhead import measure_overhead
+    from lowcomm.config.schema import Config
+
+    facts = machine_facts()
+    result = measure_overhead(Config(), exchange=args.exchange, blocks=args.blocks, steps=args.steps)
+    if args.json:
+        write_json(args.json, {"machine": facts, "overhead": result.to_dict()})
+    if args.json != "-":
+        low, high = result.difference_quartiles_percent
+        rows = [
+            ("parameters", f"{result.parameters:,}"),
+            ("bare inner step, median", f"{1e3 * result.step_s:.2f} ms"),
+            ("with OuterLoop.step, median", f"{1e3 * result.step_with_s:.2f} ms"),
+            (
+                f"difference, median of {result.blocks} pairs of blocks",
+                f"{result.difference_percent:.2f} % (middle half {low:.2f} to {high:.2f})",
+            ),
+            (
+                "OuterLoop.step itself, median",
+                f"{1e6 * result.call_s:.0f} us = {result.call_percent:.3f} % of a step",
+            ),
+        ]
+        print_table(("", ""), rows)
+    return EXIT_DONE
+
+
+def _learning(args: argparse.Namespace) -> int:
     from lowcomm.bench.learning import run_study
 
     def tell(line: dict[str, Json]) -> None:
-        print(f"{line['name']}, seed {line['seed']}: eval loss {line['eval_loss']}", file=sys.stderr)
+        _tell(f"{line['name']}, seed {line['seed']}: eval loss {line['eval_loss']}")
 
-    lines = run_study(args.study, args.log, on_line=tell)
+    lines = run_study(args.study, args.log, on_line=tell, jobs=args.jobs)
     if args.json:
         write_json(args.json, {"runs": list(lines)})
     if args.json != "-":
-        print_table(
-            ("run", "seed", "eval loss"),
-            [(str(x["name"]), str(x["seed"]), f"{x['eval_loss']:.4f}") for x in lines],
-        )
+        rows = [(str(line["name"]), str(line["seed"]), f"{line['eval_loss']:.4f}") for line in lines]
+        print_table(("run", "seed", "eval loss"), rows)
     return EXIT_DONE
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 2:
+        raise argparse.ArgumentTypeError(f"expected numbers of at least 2, got {text}")
+    return counts
+
+
+def _sizes(text: str) -> tuple[float, ...]:
+    sizes = tuple(float(part) for part in text.split(","))
+    if not all(0 <= size < 1e6 for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected megabytes of at least 0, got {text}")
+    return sizes
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text}")
+    return seconds
