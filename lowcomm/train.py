@@ -205,8 +205,7 @@ class Trainer:
             if not interrupted:
                 self._after_rounds(run, outer.finish())
             self._evaluate(run)
-            if interrupted or outer.inner_step % self._checkpoint_steps != 0 or not checkpoints.steps():
-                self._save(run)
+            self._save(run)
         except BaseException as error:
             self._log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
             raise
@@ -239,7 +238,7 @@ class Trainer:
                 self._log_train(run, float(torch.stack(losses).mean()), speed)
                 losses, since_s, since_tokens = [], now_s, 0
             self._after_rounds(run, reports)
-            if outer.inner_step % self._checkpoint_steps == 0:
+            if self._checkpoint_due(outer.inner_step):
                 self._save(run)
         return False
 
@@ -315,13 +314,10 @@ class Trainer:
 
     # -- saving and telling --------------------------------------------------------------------------
 
-    @property
-    def _checkpoint_steps(self) -> int:
-        """Inner steps between checkpoints: the same on all islands, so that all have the same ones."""
-        config = self._config
-        return (
-            max(1, config.shared.schedule.inner_steps * config.train.checkpoint_every) or config.train.steps
-        )
+    def _checkpoint_due(self, inner_step: int) -> bool:
+        """Checkpoints fall on the same inner steps on all islands, so that all have the same ones."""
+        every = self._config.train.checkpoint_every * self._config.shared.schedule.inner_steps
+        return every > 0 and inner_step % every == 0
 
     def _save(self, run: _Run) -> None:
         """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""

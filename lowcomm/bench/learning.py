@@ -2,20 +2,19 @@
 
 A study is a TOML file with a base recipe and a list of runs. Each run of a seed is one line in the
 log, keyed by its settings, so a study that was stopped goes on where it was; several processes may
-share the work (`jobs`), each run on one thread. Islands train through
-the production trainer, node and rounds; only the network between them is replaced (the loopback
-exchange: threads of one process), which changes no bit of what is learned.
+share the work (`jobs`). Islands are real: a process each, over the real swarm, as `lowcomm launch`
+starts them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -29,13 +28,10 @@ from blake3 import blake3
 from lowcomm import __version__
 from lowcomm.baseline import run_baseline
 from lowcomm.clock import Clock, SystemClock
-from lowcomm.config.load import load_config, to_dict
+from lowcomm.config.load import load_config, to_dict, to_toml
 from lowcomm.config.schema import Config
-from lowcomm.errors import ConfigError
-from lowcomm.exchanges import hub, loopback
-from lowcomm.exchanges.loopback import LoopbackHub
+from lowcomm.errors import ConfigError, LowcommError
 from lowcomm.metrics.factory import METRICS_FILE
-from lowcomm.train import Summary, Trainer
 from lowcomm.types import Json
 
 KINDS = ("islands", "data-parallel", "alone")
@@ -205,15 +201,13 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
     facts: dict[str, Json]
     if run.kind == "islands":
         summaries, curve = train_islands(config, run.islands)
-        facts = {
-            "eval_loss": summaries[0].eval_loss,
-            "tokens": sum(summary.tokens for summary in summaries),
-            "outer_steps": summaries[0].outer_steps,
-            "rounds_failed": summaries[0].rounds_failed,
-            "digests_equal": len({summary.digest for summary in summaries}) == 1,
-            "bytes_sent": [summary.wan_bytes_sent for summary in summaries],
-            "data_parallel_bytes": summaries[0].data_parallel_bytes,
-            "parameters": summaries[0].parameters,
+        first = summaries[0]
+        facts = {name: first[name] for name in ("eval_loss", "outer_steps", "rounds_failed", "parameters")}
+        facts |= {
+            "tokens": sum(summary["tokens"] for summary in summaries),
+            "digests_equal": len({summary["digest"] for summary in summaries}) == 1,
+            "bytes_sent": [summary["wan_bytes_sent"] for summary in summaries],
+            "data_parallel_bytes": first["data_parallel_bytes"],
             "train": curve,
         }
     else:
@@ -222,53 +216,33 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
     return {**facts, "wall_s": round(clock.monotonic_s() - began_s, 1)}
 
 
-def train_islands(config: Config, islands: int) -> tuple[list[Summary], list[Json]]:
-    """Train `islands` islands in threads of this process over the loopback exchange.
+def train_islands(config: Config, islands: int) -> tuple[list[dict[str, Any]], list[Json]]:
+    """Train `islands` islands on this machine with `lowcomm launch`: a process each, the real swarm.
 
     Returns:
         Their summaries, and the curve: [tokens of all islands, mean training loss] at each log line.
 
     Raises:
-        LowcommError: whatever stopped the first island that failed.
+        LowcommError: an island failed; it says what `launch` printed.
     """
-    network = hub()
-    summaries: list[Summary | None] = [None] * islands
-    errors: list[BaseException] = []
     with tempfile.TemporaryDirectory(prefix="lowcomm-study-") as folder:
-
-        def train(island: int) -> None:
-            try:
-                summaries[island] = _trainer(config, island, islands, Path(folder), network).fit()
-            except BaseException as error:  # the boundary of a thread: raised again by whoever waits
-                errors.append(error)
-
-        threads = [threading.Thread(target=train, args=(island,)) for island in range(islands)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
-        curves = [_train_lines(Path(folder) / f"island-{island}") for island in range(islands)]
+        recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
+        recipe.write_text(to_toml(config), encoding="utf-8")
+        command = [sys.executable, "-m", "lowcomm", "launch", str(recipe), "--islands", str(islands)]
+        command += ["--out", str(out), "--set", "metrics.wandb=off"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LowcommError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2_000:]}")
+        folders = [out / f"island-{island}" for island in range(islands)]
+        summaries = [json.loads((one / "summary.json").read_text("utf-8")) for one in folders]
+        curves = [_train_lines(one) for one in folders]
     curve: list[Json] = [
         [sum(line["tokens"] for line in lines), statistics.fmean(line["loss"] for line in lines)]
         for lines in zip(*curves, strict=True)
     ]
-    return [summary for summary in summaries if summary is not None], curve
+    return summaries, curve
 
 
 def _train_lines(run_dir: Path) -> list[dict[str, Any]]:
     lines = (json.loads(line) for line in (run_dir / METRICS_FILE).read_text("utf-8").splitlines())
     return [line for line in lines if line["kind"] == "train"]
-
-
-def _trainer(config: Config, island: int, islands: int, folder: Path, network: LoopbackHub) -> Trainer:
-    own = dataclasses.replace(
-        config,
-        out=str(folder / f"island-{island}"),
-        data=dataclasses.replace(config.data, shard=island),
-        exchange=dataclasses.replace(config.exchange, expected_peers=islands),
-        metrics=dataclasses.replace(config.metrics, wandb="off", console="off"),
-    )
-    exchange = loopback(network, run_id=config.shared.run_id, peer_id=f"island-{island}", founder=island == 0)
-    return Trainer(own, exchange=exchange)
