@@ -107,7 +107,7 @@ def _add_learning(parts: Subparsers) -> None:
         parts,
         "learning",
         about="train the runs of a study: islands, data-parallel, an island alone",
-        example="lowcomm bench learning recipes/studies/learning.toml --log learning.jsonl --jobs 2",
+        example="lowcomm bench learning recipes/studies/two_islands.toml --log learning.jsonl --jobs 2",
     )
     parser.add_argument("study", metavar="STUDY.toml", type=Path, help="the runs, their settings and seeds")
     parser.add_argument(

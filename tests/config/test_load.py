@@ -10,7 +10,11 @@ from lowcomm.config.load import from_dict, load_config, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
+RECIPES = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "recipes").rglob("*.toml")
+    if "[[runs]]" not in path.read_text()
+)
 
 
 def write(folder: Path, text: str) -> Path:
