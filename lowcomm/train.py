@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -33,7 +34,6 @@ from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints
-from lowcomm.storage.files import write_atomically
 from lowcomm.storage.rng import rng_state, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
 from lowcomm.types import Json, RoundReport
@@ -95,11 +95,11 @@ class Trainer:
         self._rank = int(os.environ.get("RANK", "0"))
         self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._device = choose_device(config.train.device)
-        self._signals = 0
-        self._compute_s = 0.0
-        self._rounds_committed = self._rounds_failed = 0
+        self._signals, self._stepping = 0, False
+        self._counts = _Counts()
+        self._earlier = _Counts()
         self._islands = config.exchange.expected_peers
-        self._last_digest = ""
+        self._saved_step: int | None = None
         self._eval_loss: float | None = None
         self._sinks = Fanout([])
 
@@ -154,12 +154,17 @@ class Trainer:
             clock=self._clock,
         )
         stack.callback(outer.close)
-        chosen = outer.connect(checkpoints.steps(), on_address=self._write_address)
+        chosen = outer.connect(
+            checkpoints.steps(),
+            on_address=None if folder is None else lambda a: self._tell_address(folder, a),
+        )
         loader_state = None
         if chosen is not None:
             parts = checkpoints.load(chosen)
             island.load_state_dict(parts["island"])
             outer.load_state_dict(parts["outer"])
+            self._earlier = _Counts(**parts["counts"])
+            self._saved_step = chosen
             rank_state = parts["ranks"][self._rank]
             loader_state = rank_state["loader"]
             set_rng_state(rank_state["rng"])
@@ -202,10 +207,11 @@ class Trainer:
         run = _Run(island, outer, loader, checkpoints, text)
         try:
             interrupted = self._steps(run)
-            if not interrupted:
-                self._after_rounds(run, outer.finish())
+            last_rounds = () if interrupted else outer.finish()
+            self._after_rounds(run, last_rounds)
+            if last_rounds or self._saved_step != outer.inner_step:
+                self._save(run)
             self._evaluate(run)
-            self._save(run)
         except BaseException as error:
             self._log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
             raise
@@ -221,24 +227,26 @@ class Trainer:
         losses: list[Tensor] = []
         tokens = run.loader.batch_tokens * config.train.grad_accumulation
         since_s, since_tokens = self._clock.monotonic_s(), 0
+        self._stepping = True
         while outer.inner_step < config.train.steps:
             if run.island.any_rank(self._signals > 0):
                 return True
             began_s = self._clock.monotonic_s()
             losses.append(self._inner_step(run))
-            self._compute_s += self._clock.monotonic_s() - began_s
+            self._counts.compute_s += self._clock.monotonic_s() - began_s
             reports = outer.step(tokens)
             since_tokens += tokens
             log_now = outer.inner_step % config.train.log_every == 0 or outer.inner_step == config.train.steps
-            if log_now or reports:
-                self._check_loss(losses, outer.inner_step)
+            save_now = self._checkpoint_due(outer.inner_step)
+            if log_now or save_now or reports:
+                self._check_finite(run, losses)
             if log_now:
                 now_s = self._clock.monotonic_s()
                 speed = since_tokens / max(1e-9, now_s - since_s)
                 self._log_train(run, float(torch.stack(losses).mean()), speed)
                 losses, since_s, since_tokens = [], now_s, 0
             self._after_rounds(run, reports)
-            if self._checkpoint_due(outer.inner_step):
+            if save_now:
                 self._save(run)
         return False
 
@@ -266,19 +274,22 @@ class Trainer:
             optimizer.zero_grad()
         return total
 
-    def _check_loss(self, losses: list[Tensor], inner_step: int) -> None:
-        if losses and not all(math.isfinite(float(loss)) for loss in losses):
+    def _check_finite(self, run: _Run, losses: list[Tensor]) -> None:
+        """Before anything is logged or saved: no NaN in the losses, nor in the parameters of any rank."""
+        finite = all(math.isfinite(loss) for loss in torch.stack(losses).tolist()) if losses else True
+        finite = finite and all(bool(p.isfinite().all()) for p in run.island.bare_model.parameters())
+        if run.island.any_rank(not finite):
             raise LossError(
-                f"the training loss is not finite at or before inner step {inner_step}; this island stops, "
-                "and its checkpoints are as they were. Lower shared.inner.lr or look at the data, then start "
-                "again to resume"
+                f"the training loss or a parameter is not finite at or before inner step {run.outer.inner_step}; "
+                "this island stops, and its checkpoints are as they were. Lower shared.inner.lr or look at the "
+                "data, then start again to resume"
             )
 
     def _after_rounds(self, run: _Run, reports: tuple[RoundReport, ...]) -> None:
         every = self._config.train.eval_every
         for report in reports:
-            self._rounds_committed += report.committed
-            self._rounds_failed += not report.committed
+            self._counts.rounds_committed += report.committed
+            self._counts.rounds_failed += not report.committed
             if report.committed:
                 self._islands = len(report.participants)
             if run.outer.is_lead:
@@ -309,7 +320,7 @@ class Trainer:
                 outer_step=run.outer.outer_step,
                 tokens=run.outer.tokens_trained,
                 eval_loss=self._eval_loss,
-                bytes_sent=run.outer.traffic.sent_bytes,
+                bytes_sent=self._totals(run.outer).bytes_sent,
             )
 
     # -- saving and telling --------------------------------------------------------------------------
@@ -324,8 +335,10 @@ class Trainer:
         parts = {
             "island": run.island.state_dict(),
             "outer": run.outer.state_dict(),
+            "counts": asdict(self._totals(run.outer)),
             "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
         }
+        self._saved_step = run.outer.inner_step
         if not run.outer.is_lead:
             return
         try:
@@ -337,33 +350,49 @@ class Trainer:
         self._sinks.log({**record, "time_s": round(self._clock.monotonic_s() - self._began_s, 3)})
 
     def _log_train(self, run: _Run, loss: float, tokens_per_s: float) -> None:
-        outer = run.outer
+        outer, by_rank = run.outer, run.island.gather({"loss": loss})
         if not outer.is_lead:
             return
+        totals = self._totals(outer)
         outer.tell_speed(tokens_per_s)
         self._log(
             kind="train",
             inner_step=outer.inner_step,
             outer_step=outer.outer_step,
             tokens=outer.tokens_trained,
-            loss=loss,
+            loss=statistics.fmean(rank["loss"] for rank in by_rank),
             lr=run.island.optimizers[0].param_groups[0]["lr"],
             tokens_per_s=tokens_per_s,
             peers=outer.num_peers,
-            compute_s=self._compute_s,
-            wait_s=outer.wait_s,
-            transfer_s=outer.transfer_s,
-            bytes_sent=outer.traffic.sent_bytes,
-            bytes_received=outer.traffic.received_bytes,
+            compute_s=totals.compute_s,
+            wait_s=totals.wait_s,
+            transfer_s=totals.transfer_s,
+            bytes_sent=totals.bytes_sent,
+            bytes_received=totals.bytes_received,
         )
 
-    def _write_address(self, address: str) -> None:
-        write_atomically(Path(self._config.out) / "address", f"{address}\n".encode())
+    def _totals(self, outer: OuterLoop) -> _Counts:
+        """What the run has counted up to now, in this process and in those before it."""
+        mine, before = self._counts, self._earlier
+        sent = outer.traffic.sent_bytes if outer.is_lead else 0
+        received = outer.traffic.received_bytes if outer.is_lead else 0
+        return _Counts(
+            compute_s=before.compute_s + mine.compute_s,
+            wait_s=before.wait_s + outer.wait_s,
+            transfer_s=before.transfer_s + outer.transfer_s,
+            bytes_sent=before.bytes_sent + sent,
+            bytes_received=before.bytes_received + received,
+            rounds_committed=before.rounds_committed + mine.rounds_committed,
+            rounds_failed=before.rounds_failed + mine.rounds_failed,
+        )
+
+    def _tell_address(self, folder: RunFolder, address: str) -> None:
+        folder.write("address", f"{address}\n")
         if self._config.metrics.console != "off":
             print(f"other islands join with: {address}", file=sys.stderr, flush=True)
 
     def _summarise(self, outer: OuterLoop, interrupted: bool) -> Summary:
-        lead = outer.is_lead
+        lead, totals = outer.is_lead, self._totals(outer)
         return Summary(
             run_id=self._config.shared.run_id,
             peer=outer.peer_id if lead else "",
@@ -372,14 +401,14 @@ class Trainer:
             outer_steps=outer.outer_step,
             tokens=outer.tokens_trained,
             eval_loss=self._eval_loss,
-            wan_bytes_sent=outer.traffic.sent_bytes if lead else 0,
-            wan_bytes_received=outer.traffic.received_bytes if lead else 0,
+            wan_bytes_sent=totals.bytes_sent,
+            wan_bytes_received=totals.bytes_received,
             data_parallel_bytes=data_parallel_bytes(self._islands, outer.parameters, outer.inner_step),
             digest=outer.digest if lead else "",
             head=outer.head if lead else "",
             wall_s=self._clock.monotonic_s() - self._began_s,
-            rounds_committed=self._rounds_committed,
-            rounds_failed=self._rounds_failed,
+            rounds_committed=totals.rounds_committed,
+            rounds_failed=totals.rounds_failed,
             tokens_credited=outer.tokens_credited,
             tokens_dropped=outer.tokens_uncommitted,
             parameters=outer.parameters,
@@ -399,6 +428,8 @@ class Trainer:
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             self._signals += 1
+            if not self._stepping:
+                raise KeyboardInterrupt  # nothing is trained that could be saved; waiting for others may be long
             if self._signals > 1:
                 os._exit(128 + number)
             logger.warning("leaving after this step; once more to leave at once")
@@ -413,6 +444,19 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a run counts; goes on over restarts, from the checkpoint that is resumed."""
+
+    compute_s: float = 0.0
+    wait_s: float = 0.0
+    transfer_s: float = 0.0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    rounds_committed: int = 0
+    rounds_failed: int = 0
 
 
 @dataclass(slots=True)

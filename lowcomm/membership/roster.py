@@ -46,11 +46,18 @@ def parse_ballot(fields: Fields, name: str = "ballot") -> Ballot:
 
 @dataclass(frozen=True, slots=True)
 class Participant:
-    """One peer in a roster: its tokens are its weight; `norm` is its pseudo-gradient's L2 norm."""
+    """One peer in a roster.
+
+    Attributes:
+        tokens: its weight in the mean.
+        norm: L2 norm of its pseudo-gradient.
+        inner_step: where it stood when it became due; who is out of step takes over the furthest.
+    """
 
     peer: PeerId
     tokens: int
     norm: float
+    inner_step: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +92,7 @@ class Roster:
             "outer_step": self.outer_step,
             "ballot": self.ballot.to_json(),
             "previous": self.previous,
-            "participants": [[m.peer, m.tokens, m.norm] for m in self.participants],
+            "participants": [[m.peer, m.tokens, m.norm, m.inner_step] for m in self.participants],
             "stops": list(self.stops),
             "chunk_elements": self.chunk_elements,
             "entry": self.entry.to_json() if self.entry else None,
@@ -106,13 +113,14 @@ def parse_roster(fields: Fields) -> Roster:
     """
     participants = []
     for item in fields.items("participants", MAX_PARTICIPANTS):
-        if not isinstance(item, list) or len(item) != 3:
-            raise ProtocolError("roster.participants: expected [peer, tokens, norm]")
+        if not isinstance(item, list) or len(item) != 4:
+            raise ProtocolError("roster.participants: expected [peer, tokens, norm, inner_step]")
         participants.append(
             Participant(
                 PeerId(checked_text("roster.peer", item[0], 128)),
                 checked_int("roster.tokens", item[1], 0, 1 << 62),
                 checked_float("roster.norm", item[2]),
+                checked_int("roster.inner_step", item[3], 0, 1 << 62),
             )
         )
     names = [member.peer for member in participants]

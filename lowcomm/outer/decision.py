@@ -58,6 +58,7 @@ class Contribution:
     values: Tensor
     tokens: int
     norm: float
+    inner_step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class Ready:
     previous: Digest
     tokens: int
     norm: float
+    inner_step: int
     promised: Ballot
     accepted: tuple[Ballot, Entry] | None
 
@@ -78,6 +80,7 @@ class Ready:
             "previous": self.previous,
             "tokens": self.tokens,
             "norm": self.norm,
+            "inner_step": self.inner_step,
             "promised": self.promised.to_json(),
             "accepted": accepted,
         }
@@ -100,6 +103,7 @@ def parse_ready(fields: Fields) -> Ready:
         previous=fields.digest("previous"),
         tokens=fields.integer("tokens"),
         norm=norm,
+        inner_step=fields.integer("inner_step"),
         promised=parse_ballot(fields, "promised"),
         accepted=accepted,
     )

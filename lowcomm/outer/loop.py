@@ -318,7 +318,9 @@ class OuterLoop:
                 f"inner step {self._inner_step}: parameter {bad} is not finite any more; nothing was sent. "
                 "Lower the inner learning rate, or resume from the last checkpoint"
             )
-        self._submit(fragment, Contribution(values, self._tokens[fragment.index], norm), use_at_step)
+        self._submit(
+            fragment, Contribution(values, self._tokens[fragment.index], norm, self._inner_step), use_at_step
+        )
 
     def _submit(self, fragment: Fragment, contribution: Contribution, use_at_step: int) -> None:
         outcome: Future[RoundOutcome] = Future()
@@ -353,17 +355,21 @@ class OuterLoop:
                 outer_step,
                 int(bool(outcome and outcome.entry)),
                 int(bool(outcome and outcome.adopted)),
+                outcome.swarm_step if outcome else 0,
             ]
             if self._node
             else None,
-            5,
+            6,
         )
-        moved, credited, outer_step, committed, missed = facts
+        moved, credited, outer_step, committed, missed, swarm_step = facts
         if moved:
             self._island.write(fragment.tensors, values)
         wait_s = self._clock.monotonic_s() - began_s
         self._tokens[fragment.index] = max(0, self._tokens[fragment.index] - credited)
         self._outer_steps[fragment.index] = outer_step
+        if swarm_step and (missed or self._realign[fragment.index]):
+            # in step again: due when the others are, with the learning rate that they have
+            self._inner_step += swarm_step - flight.contribution.inner_step
         self._realign[fragment.index] = bool(missed) and not committed
         if fragment.index == 0:
             self.tokens_credited += credited
@@ -530,8 +536,9 @@ class OuterLoop:
             "tokens_credited": self.tokens_credited,
             "realign": list(self._realign),
             "flights": [
-                [index, flight.contribution.values, flight.contribution.tokens, flight.use_at_step]
+                [index, sent.values, sent.tokens, sent.inner_step, flight.use_at_step]
                 for index, flight in sorted(self._flights.items())
+                for sent in (flight.contribution,)
             ],
         }
         if self._node is not None:
@@ -553,8 +560,8 @@ class OuterLoop:
         self._realign = list(state["realign"])
         self._restored = True
         self._loaded_flights = [
-            (index, Contribution(values, tokens, float(values.norm())), use_at_step)
-            for index, values, tokens, use_at_step in state["flights"]
+            (index, Contribution(values, tokens, float(values.norm()), began_at_step), use_at_step)
+            for index, values, tokens, began_at_step, use_at_step in state["flights"]
         ]
         if self._node is not None:
             self._thread.call(self._node.restore(state["outer"], state["shard"]))

@@ -48,6 +48,7 @@ class RoundOutcome:
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
+        swarm_step: the furthest inner step among the participants; 0 if that is not known.
         adopted: outer steps taken over from others, without this contribution.
     """
 
@@ -61,6 +62,7 @@ class RoundOutcome:
     attempts: int
     mean_norm: float | None
     cosine: float | None
+    swarm_step: int
     form_s: float
     transfer_s: float
     round_s: float
@@ -249,6 +251,7 @@ class Node:
             attempts=max(attempts, 1),
             mean_norm=mine.mean_norm if mine else None,
             cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
+            swarm_step=max((member.inner_step for member in mine.participants), default=0) if mine else 0,
             form_s=form_s,
             transfer_s=transfer_s,
             round_s=loop.time() - began_s,
@@ -363,7 +366,8 @@ class Node:
 def _remaining(whole: Contribution, credited: Contribution) -> Contribution:
     """What is left of a pseudo-gradient after an earlier part of it was committed late."""
     values = whole.values - credited.values
-    return Contribution(values, max(0, whole.tokens - credited.tokens), float(values.norm()))
+    tokens = max(0, whole.tokens - credited.tokens)
+    return Contribution(values, tokens, float(values.norm()), whole.inner_step)
 
 
 def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:

@@ -100,6 +100,7 @@ class FragmentRound:
             previous=self._chain.head,
             tokens=contribution.tokens,
             norm=contribution.norm,
+            inner_step=contribution.inner_step,
             promised=decision.promised,
             accepted=(accepted.ballot, accepted.entry) if accepted else None,
         )
@@ -350,7 +351,10 @@ class FragmentRound:
             outer_step=self.decision.outer_step,
             ballot=Ballot(highest.attempt + 1, self._me),
             previous=self._chain.head,
-            participants=tuple(Participant(p, ready[p].tokens, ready[p].norm) for p in sorted(ready)),
+            participants=tuple(
+                Participant(peer, said.tokens, said.norm, said.inner_step)
+                for peer, said in sorted(ready.items())
+            ),
             stops=even_stops(elements, len(ready), self._context.codec.block_elements),
             chunk_elements=self._context.chunk_elements,
             entry=newest[1] if newest else None,

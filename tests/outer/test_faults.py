@@ -147,7 +147,7 @@ def test_a_joiner_takes_part_in_the_next_round() -> None:
     joiner = swarm.results[3]
     assert joiner.how == "replayed"
     assert joiner.reports[0].committed
-    assert len(joiner.reports[0].participants) == 4
+    assert all(len(report.participants) == 4 for report in joiner.reports)
     assert joiner.reports[0].outer_step == 3  # rounds 1 and 2 were over when it asked
     assert len({result.digest for result in swarm.results.values()}) == 1
 
