@@ -1,72 +1,16 @@
 """The main job, end to end: real processes, a real swarm, real text."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 
 from lowcomm.cli.main import main
+from tests.e2e.runs import DEADLINE_S, ROOT, lines
 
-ROOT = Path(__file__).parents[2]
-DEADLINE_S = 100
 KEYS = {
     "islands", "inner_steps", "outer_steps", "tokens", "eval_loss", "baseline_eval_loss", "wan_bytes_sent",
     "data_parallel_bytes", "digests", "wall_s",
 }  # fmt: skip
-SMALL = (
-    "shared.schedule.inner_steps=10", "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2",
-    "shared.model.kv_heads=2", "shared.model.ffn_dim=64", "shared.model.context=32", "train.eval_windows=16",
-    "train.log_every=5", "metrics.wandb=off",
-)  # fmt: skip
-
-
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for number in range(12):
-        (folder / f"{number}.txt").write_text(f"document {number}: " + "some words that come again. " * 80)
-    return folder
-
-
-@pytest.fixture
-def start(source):
-    """Start the command on small settings; whatever still runs at the end of the test is ended."""
-    running = []
-
-    def start_one(*arguments):
-        running.append(lowcomm(*arguments, source=source))
-        return running[-1]
-
-    yield start_one
-    for process in running:
-        if process.poll() is None:
-            process.terminate()
-            process.terminate()  # twice = at once
-            process.wait()
-        process.stdout.close()
-        process.stderr.close()
-
-
-def lowcomm(*arguments, source):
-    settings = [part for override in (*SMALL, f"data.source={source}") for part in ("--set", override)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "lowcomm", *map(str, arguments), *settings],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_quickstart_writes_what_scripts_read(tmp_path, start):

@@ -1,0 +1,107 @@
+"""Islands that die or come late, as real processes over the real swarm."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.runs import DEADLINE_S, ROOT, lines
+
+RECIPE = ROOT / "recipes" / "quickstart.toml"
+LONG = ("--set", "train.steps=1000000", "--set", "train.log_every=10")
+
+
+def rounds(folder: Path) -> list[dict]:
+    """The committed rounds an island has written so far; the last line may still be incomplete."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return []
+    whole = file.read_text().rpartition("\n")[0].splitlines()
+    return [line for line in map(json.loads, whole) if line["kind"] == "round" and line["committed"]]
+
+
+def wait_for(condition, what: str):
+    """Look until `condition()` holds, at most DEADLINE_S."""
+    give_up_s = time.monotonic() + DEADLINE_S
+    while not (found := condition()):
+        assert time.monotonic() < give_up_s, f"never: {what}"
+        time.sleep(0.05)
+    return found
+
+
+def all_below(pid: int) -> list[int]:
+    """The processes that any thread of `pid` has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def one_history(*folders: Path) -> None:
+    digests: dict[int, set[str]] = {}
+    for folder in folders:
+        for line in rounds(folder):
+            digests.setdefault(line["outer_step"], set()).add(line["digest"])
+    assert all(len(found) == 1 for found in digests.values()), digests
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["the-bootstrap-peer", "another"])
+def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim) -> None:
+    out = tmp_path / "run"
+    process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
+    folders = [out / f"island-{index}" for index in range(3)]
+    others = [folder for index, folder in enumerate(folders) if index != victim]
+    wait_for(lambda: all(len(rounds(folder)) >= 2 for folder in folders), "two rounds of three islands")
+    pid = int((folders[victim] / "pid").read_text())
+    daemons = all_below(pid)
+    assert daemons
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not any(alive(daemon) for daemon in daemons), "the daemons end with their parent")
+    before = max(line["outer_step"] for folder in others for line in rounds(folder))
+    wait_for(
+        lambda: all(rounds(folder)[-1]["outer_step"] >= before + 3 for folder in others),
+        "three more rounds of the two that are left",
+    )
+    for folder in others:
+        assert len(rounds(folder)[-1]["participants"]) == 2
+    one_history(*folders)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert f"lowcomm: error: island-{victim}" in stderr
+    for folder in others:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["tokens"] == summary["tokens_credited"] + summary["tokens_dropped"]
+
+
+def test_a_fourth_island_joins_a_running_three(tmp_path, start) -> None:
+    out = tmp_path / "run"
+    process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
+    folders = [out / f"island-{index}" for index in range(3)]
+    wait_for(lambda: all(len(rounds(folder)) >= 2 for folder in folders), "two rounds of three islands")
+    address = (folders[1] / "address").read_text().strip()
+    late = start("train", RECIPE, "--out", out / "late", "--join", address, *LONG)
+    wait_for(lambda: len(rounds(out / "late")) >= 3, "three rounds of the late island")
+    first = rounds(out / "late")[0]
+    assert len(first["participants"]) == 4
+    begun = next(line for line in lines(out / "late" / "metrics.jsonl") if line["kind"] == "start")
+    assert begun["how"] in ("replayed", "snapshot")
+    assert begun["shard"] == 3
+    one_history(*folders, out / "late")
+    late.send_signal(signal.SIGINT)
+    late.communicate(timeout=DEADLINE_S)
+    assert late.returncode == 130
+    seen = len(rounds(folders[0]))
+    wait_for(lambda: len(rounds(folders[0])) >= seen + 2, "the three go on")
+    assert len(rounds(folders[0])[-1]["participants"]) == 3
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    one_history(*folders, out / "late")
