@@ -280,9 +280,9 @@ class Trainer:
         finite = finite and all(bool(p.isfinite().all()) for p in run.island.bare_model.parameters())
         if run.island.any_rank(not finite):
             raise LossError(
-                f"the training loss or a parameter is not finite at or before inner step {run.outer.inner_step}; "
-                "this island stops, and its checkpoints are as they were. Lower shared.inner.lr or look at the "
-                "data, then start again to resume"
+                f"the training loss or a parameter is not finite at or before inner step "
+                f"{run.outer.inner_step}; this island stops, and its checkpoints are as they were. "
+                "Lower shared.inner.lr or look at the data, then start again to resume"
             )
 
     def _after_rounds(self, run: _Run, reports: tuple[RoundReport, ...]) -> None:
@@ -429,7 +429,7 @@ class Trainer:
         def on_signal(number: int, frame: FrameType | None) -> None:
             self._signals += 1
             if not self._stepping:
-                raise KeyboardInterrupt  # nothing is trained that could be saved; waiting for others may be long
+                raise KeyboardInterrupt  # nothing to save yet, and the wait for others may be long
             if self._signals > 1:
                 os._exit(128 + number)
             logger.warning("leaving after this step; once more to leave at once")

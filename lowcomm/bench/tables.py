@@ -1,0 +1,137 @@
+"""The published figures, recomputed from the committed logs.
+
+`python -m lowcomm.bench.tables` rewrites the tables between the markers in README.md and
+docs/results/README.md; a test checks that they are what the logs give.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowcomm.bench.learning import read_log
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
+
+
+def tables(results: Path) -> str:
+    """All tables as Markdown, from the logs in `results`; a log that isn't there has no table."""
+    makers = {
+        "quickstart.json": _quickstart,
+        "learning.jsonl": _learning,
+        "round_formation.json": _rounds,
+        "round_100mb.json": _rounds,
+        "overhead.json": _overhead,
+    }
+    parts = [make(results / name) for name, make in makers.items() if (results / name).exists()]
+    return "\n\n".join(parts)
+
+
+def with_tables(page: str, text: str) -> str:
+    """`page` with `text` between the markers."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _quickstart(path: Path) -> str:
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    sent, baseline = max(figures["wan_bytes_sent"]), figures["baseline_eval_loss"]
+    gap = f" ({figures['eval_loss'] / baseline - 1:+.1%})" if baseline else ""
+    rows = [
+        (
+            "islands, inner steps, outer steps",
+            f"{figures['islands']}, {figures['inner_steps']}, {figures['outer_steps']}",
+        ),
+        ("tokens, all islands", f"{figures['tokens']:,}"),
+        ("loss on held-out text, nats per byte", f"{figures['eval_loss']:.4f}{gap}"),
+        ("loss of data-parallel at equal tokens", f"{baseline:.4f}" if baseline else "not run"),
+        ("bytes sent per island", f"{sent / 1e6:.1f} MB"),
+        ("bytes that data-parallel would have sent", f"{figures['data_parallel_bytes'] / 1e9:.2f} GB"),
+        ("times fewer bytes", f"{figures['data_parallel_bytes'] / sent:.0f}"),
+        ("outer states equal, bit for bit", "yes" if len(set(figures["digests"])) == 1 else "no"),
+        ("wall time", f"{figures['wall_s']:.0f} s"),
+    ]
+    return "`lowcomm quickstart --baseline` (2 cores, 1 seed):\n\n" + _table(("quickstart", ""), rows)
+
+
+def _learning(path: Path) -> str:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for line in read_log(path):
+        by_name.setdefault(str(line["name"]), []).append(line)
+    rows = []
+    for name, lines in sorted(by_name.items()):
+        losses = {int(line["seed"]): float(line["eval_loss"]) for line in lines}
+        optimizer = name.split(",")[0]
+        reference = name.replace(name.split(", ")[1], f"data-parallel of {lines[0]['islands']}", 1)
+        gaps = [
+            losses[int(line["seed"])] / float(line["eval_loss"]) - 1
+            for line in by_name.get(reference, [])
+            if int(line["seed"]) in losses and lines[0]["kind"] == "islands"
+        ]
+        rows.append(
+            (
+                optimizer,
+                name.removeprefix(f"{optimizer}, "),
+                ", ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
+                f"{statistics.fmean(losses.values()):.4f}",
+                ", ".join(f"{gap:+.1%}" for gap in gaps) or "-",
+                f"{int(lines[0]['tokens']):,}",
+            )
+        )
+    headings = ("inner", "run", "eval loss, by seed", "mean", "against data-parallel, by seed", "tokens")
+    return "Learning, 1M parameters, int8, 100 outer steps (`lowcomm bench learning`):\n\n" + _table(
+        headings, rows
+    )
+
+
+def _rounds(path: Path) -> str:
+    rows = [
+        (
+            one["who"],
+            str(one["peers"]),
+            f"{one['payload_mb']:g} MB",
+            f"{one['median_s']:.3f} s",
+            f"{one['fastest_s']:.3f} .. {one['slowest_s']:.3f} s",
+            f"{one['bit_identical']} of {one['rounds']}",
+        )
+        for one in json.loads(path.read_text(encoding="utf-8"))["rounds"]
+    ]
+    headings = ("who", "peers", "fp32 payload", "median round", "fastest .. slowest", "bit-identical rounds")
+    return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + _table(headings, rows)
+
+
+def _overhead(path: Path) -> str:
+    one = json.loads(path.read_text(encoding="utf-8"))["overhead"]
+    rows = [
+        ("inner step", f"{one['step_s'] * 1e3:.1f} ms"),
+        (
+            "the whole loop with `OuterLoop` against without, pairs of blocks",
+            f"{one['difference_percent']:+.1f} % (middle half {one['difference_quartiles_percent'][0]:+.1f} .. "
+            f"{one['difference_quartiles_percent'][1]:+.1f} %)",
+        ),
+        ("`OuterLoop.step` between rounds", f"{one['call_s'] * 1e6:.0f} us = {one['call_percent']:.2f} %"),
+    ]
+    size = f"{one['parameters']:,} parameters, {one['threads']} thread"
+    heading = f"Overhead between rounds, {size} (`lowcomm bench overhead`):"
+    return f"{heading}\n\n" + _table(("", ""), rows)
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    text = tables(ROOT / "docs" / "results")
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
