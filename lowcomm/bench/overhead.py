@@ -15,13 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov
+from lowcomm import codecs, exchanges
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
 from lowcomm.build import build_island, build_model, build_optimizers
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
+from lowcomm.outer.loop import OuterLoop
 from lowcomm.types import Json
 
 NEVER = 1_000_000_000

@@ -13,8 +13,13 @@ import sys
 import torch
 from torch import nn
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm import codecs, exchanges
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import SystemClock
+from lowcomm.islands import wrap_island
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.outer.loop import OuterLoop
 from lowcomm.types import Json
 
 

@@ -89,9 +89,8 @@ def _learning(path: Path) -> str:
             )
         )
     headings = ("inner", "run", "eval loss, by seed", "mean", "against data-parallel, by seed", "tokens")
-    return "Learning, 1M parameters, int8, 100 outer steps (`lowcomm bench learning`):\n\n" + _table(
-        headings, rows
-    )
+    heading = "Learning, 1M parameters, int8, 100 outer steps (`lowcomm bench learning`)"
+    return f"{heading}:\n\n" + _table(headings, rows)
 
 
 def _rounds(path: Path) -> str:
@@ -112,12 +111,12 @@ def _rounds(path: Path) -> str:
 
 def _overhead(path: Path) -> str:
     one = json.loads(path.read_text(encoding="utf-8"))["overhead"]
+    low, high = one["difference_quartiles_percent"]
     rows = [
         ("inner step", f"{one['step_s'] * 1e3:.1f} ms"),
         (
             "the whole loop with `OuterLoop` against without, pairs of blocks",
-            f"{one['difference_percent']:+.1f} % (middle half {one['difference_quartiles_percent'][0]:+.1f} .. "
-            f"{one['difference_quartiles_percent'][1]:+.1f} %)",
+            f"{one['difference_percent']:+.1f} % (middle half {low:+.1f} .. {high:+.1f} %)",
         ),
         ("`OuterLoop.step` between rounds", f"{one['call_s'] * 1e6:.0f} us = {one['call_percent']:.2f} %"),
     ]
