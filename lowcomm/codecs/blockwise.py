@@ -23,7 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowcomm.codecs.buffers import PIECE_ELEMENTS, Buffer, checked_payload, checked_values, refuse_non_finite
+from lowcomm.codecs.buffers import (
+    PIECE_ELEMENTS,
+    Buffer,
+    checked_out,
+    checked_payload,
+    checked_values,
+    refuse_non_finite,
+)
+from lowcomm.codecs.dense import add_weighted_
 from lowcomm.errors import CodecError
 
 BLOCK_ELEMENTS = 256
@@ -39,6 +47,7 @@ class Int8:
     """Signed 8-bit integers with one fp32 scale per block of 256."""
 
     error_feedback: bool = False
+    decay: float = 1.0
     name: str = "int8"
     topology: Literal["reduce_scatter"] = "reduce_scatter"
     block_elements: int = BLOCK_ELEMENTS
@@ -46,8 +55,10 @@ class Int8:
     def max_payload_bytes(self, elements: int) -> int:
         return _blocks(elements) * SCALE_BYTES + elements
 
-    def encode(self, values: Tensor) -> memoryview:
+    def encode(self, values: Tensor, lost: Tensor | None = None) -> memoryview:
         values = checked_values(values)
+        if lost is not None:
+            checked_out(lost, values.numel(), "lost")
         elements = values.numel()
         blocks = _blocks(elements)
         payload = np.empty(self.max_payload_bytes(elements), np.uint8)
@@ -72,9 +83,15 @@ class Int8:
             torch.mul(values[start:stop].view(-1, width), rows, out=levels)
             levels.round_().clamp_(-LEVELS, LEVELS)
             quantised[start:stop].view(-1, width).copy_(levels)
+        if lost is not None:
+            torch.sub(values, self.decode(payload.data, elements), out=lost.detach())
         return payload.data
 
-    def decode(self, payload: Buffer, elements: int) -> Tensor:
+    def decode_add(self, payload: Buffer, weight: float, total: Tensor) -> None:
+        elements = checked_out(total, total.numel(), "total").numel()
+        add_weighted_(total, self.decode(payload, elements), weight)
+
+    def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         view = checked_payload(payload, elements, self.max_payload_bytes(max(elements, 0)), self.name)
         scale_bytes = _blocks(elements) * SCALE_BYTES
         scales = np.frombuffer(view[:scale_bytes], np.dtype("<f4")).copy()  # a payload may be unaligned
@@ -87,7 +104,7 @@ class Int8:
                 f"got {scales[block]} for block {block}"
             )
         quantised = np.frombuffer(view[scale_bytes:], np.int8)
-        values = torch.empty(elements)
+        values = torch.empty(elements) if out is None else checked_out(out, elements, "out")
         numbers, factors = values.numpy(), torch.from_numpy(scales)[:, None]
         for start, stop, width in _pieces(elements):
             numbers[start:stop] = quantised[start:stop]

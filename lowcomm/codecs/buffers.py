@@ -27,14 +27,35 @@ def checked_values(values: Tensor) -> Tensor:
     """`values` if a codec can encode it, contiguous.
 
     Raises:
-        CodecError: not 1-D, not fp32, or not on the host.
+        CodecError: not 1-D, not fp32, or neither on the host nor on a CUDA device.
     """
-    if values.ndim != 1 or values.dtype != torch.float32 or values.device.type != "cpu":
-        raise CodecError(
-            "expected a 1-D float32 tensor on the host, got "
-            f"{values.ndim}-D {str(values.dtype).removeprefix('torch.')} on {values.device}"
-        )
+    _check(values, "a 1-D float32 tensor")
     return values.detach().contiguous()
+
+
+def checked_out(out: Tensor, elements: int, name: str) -> Tensor:
+    """`out` if a codec can write `elements` numbers into it.
+
+    Args:
+        name: what the argument is called, for the error.
+
+    Raises:
+        CodecError: not 1-D, not fp32, not contiguous, of another size, or on another kind of device.
+    """
+    _check(out, f"{name}: a 1-D float32 tensor")
+    if out.numel() != elements or not out.is_contiguous():
+        raise CodecError(
+            f"expected {name}: {elements} contiguous elements, got {out.numel()} with stride {out.stride(0)}"
+        )
+    return out.detach()
+
+
+def _check(tensor: Tensor, expected: str) -> None:
+    if tensor.ndim != 1 or tensor.dtype != torch.float32 or tensor.device.type not in ("cpu", "cuda"):
+        raise CodecError(
+            f"expected {expected} on the host or a CUDA device, got "
+            f"{tensor.ndim}-D {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+        )
 
 
 def checked_payload(payload: Buffer, elements: int, expected_bytes: int, codec: str) -> memoryview:

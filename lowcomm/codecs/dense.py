@@ -7,6 +7,7 @@ comes out of finite input. Decoding is exact, so it is the same on every machine
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,7 @@ from lowcomm.codecs.buffers import (
     Buffer,
     all_finite_16,
     all_finite_32,
+    checked_out,
     checked_payload,
     checked_values,
     refuse_non_finite,
@@ -36,30 +38,39 @@ class Fp32:
     topology: Literal["reduce_scatter"] = "reduce_scatter"
     block_elements: int = 1
     error_feedback: bool = False
+    decay: float = 1.0
 
     def max_payload_bytes(self, elements: int) -> int:
         return 4 * elements
 
-    def encode(self, values: Tensor) -> memoryview:
-        """A read-only view of `values` itself: leave them unchanged while the payload is in use."""
+    def encode(self, values: Tensor, lost: Tensor | None = None) -> memoryview:
+        """Without `lost`, a read-only view of `values` on the host: leave them unchanged while it is in use."""
         values = checked_values(values)
-        numbers = values.numpy()
+        host = values.cpu()
+        numbers = host.numpy()
         for start in range(0, numbers.size, PIECE_ELEMENTS):
             if not all_finite_32(numbers[start : start + PIECE_ELEMENTS]):
-                raise refuse_non_finite(values, start, self.name)
+                raise refuse_non_finite(host, start, self.name)
+        if lost is not None:
+            numbers = numbers.copy()  # `lost` may be `values`
+            checked_out(lost, values.numel(), "lost").zero_()
         return numbers.view(np.uint8).data.toreadonly()
 
-    def decode(self, payload: Buffer, elements: int) -> Tensor:
+    def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         """A copy, so that a received payload can be hashed and passed on whatever becomes of the tensor."""
-        source = np.frombuffer(checked_payload(payload, elements, 4 * elements, self.name), np.uint8)
-        numbers = np.empty(elements, np.float32)
-        target = numbers.view(np.uint8)
-        for start in range(0, elements, PIECE_ELEMENTS):
-            stop = min(start + PIECE_ELEMENTS, elements)
-            target[4 * start : 4 * stop] = source[4 * start : 4 * stop]
-            if not all_finite_32(numbers[start:stop]):
-                raise CodecError(f"{self.name}: the payload has a NaN or Inf in {start}..{stop - 1}")
-        return torch.from_numpy(numbers)
+        view = checked_payload(payload, elements, 4 * elements, self.name)
+        out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
+        for start, stop, piece in _pieces_32(view, elements, self.name):
+            out[start:stop] = piece
+        return out
+
+    def decode_add(self, payload: Buffer, weight: float, total: Tensor) -> None:
+        elements = checked_out(total, total.numel(), "total").numel()
+        view = checked_payload(payload, elements, 4 * elements, self.name)
+        for _ in _pieces_32(view, elements, self.name):
+            pass  # refused before the first addition, if at all
+        for start, stop, piece in _pieces_32(view, elements, self.name):
+            add_weighted_(total[start:stop], piece, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Bf16:
     """2 bytes per number; relative error at most 2**-8, absolute 2**-134 below 2**-126."""
 
     error_feedback: bool = False
+    decay: float = 1.0
     name: str = "bf16"
     topology: Literal["reduce_scatter"] = "reduce_scatter"
     block_elements: int = 1
@@ -74,32 +86,75 @@ class Bf16:
     def max_payload_bytes(self, elements: int) -> int:
         return 2 * elements
 
-    def encode(self, values: Tensor) -> memoryview:
+    def encode(self, values: Tensor, lost: Tensor | None = None) -> memoryview:
         values = checked_values(values)
+        if lost is not None:
+            checked_out(lost, values.numel(), "lost")
         bits = np.empty(values.numel(), np.uint16)
         rounded = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
         for start in range(0, bits.size, PIECE_ELEMENTS):
             stop = start + PIECE_ELEMENTS
             rounded[start:stop].copy_(values[start:stop])
             if not all_finite_16(bits[start:stop]):
-                if not all_finite_32(values[start:stop].numpy()):
+                if not all_finite_32(values[start:stop].cpu().numpy()):
                     raise refuse_non_finite(values, start, self.name)
                 rounded[start:stop].copy_(values[start:stop].clamp(-BF16_MAX, BF16_MAX))
+            if lost is not None:
+                decoded = rounded[start:stop].to(values.device, torch.float32)
+                torch.sub(values[start:stop], decoded, out=lost.detach()[start:stop])
         return bits.view(np.uint8).data
 
-    def decode(self, payload: Buffer, elements: int) -> Tensor:
-        source = np.frombuffer(checked_payload(payload, elements, 2 * elements, self.name), np.uint8)
-        values = torch.empty(elements)
-        bits = np.empty(min(PIECE_ELEMENTS, elements), np.uint16)
-        for start in range(0, elements, PIECE_ELEMENTS):
-            stop = min(start + PIECE_ELEMENTS, elements)
-            # through a small aligned buffer: payloads may lie anywhere, and may be read-only
-            piece = bits[: stop - start]
-            piece.view(np.uint8)[:] = source[2 * start : 2 * stop]
-            if not all_finite_16(piece):
-                raise CodecError(f"{self.name}: the payload has a NaN or Inf in {start}..{stop - 1}")
-            values[start:stop].copy_(torch.from_numpy(piece.view(np.int16)).view(torch.bfloat16))
-        return values
+    def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
+        view = checked_payload(payload, elements, 2 * elements, self.name)
+        out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
+        for start, stop, piece in _pieces_16(view, elements, self.name):
+            out[start:stop] = piece
+        return out
+
+    def decode_add(self, payload: Buffer, weight: float, total: Tensor) -> None:
+        elements = checked_out(total, total.numel(), "total").numel()
+        view = checked_payload(payload, elements, 2 * elements, self.name)
+        for _ in _pieces_16(view, elements, self.name):
+            pass  # refused before the first addition, if at all
+        for start, stop, piece in _pieces_16(view, elements, self.name):
+            add_weighted_(total[start:stop], piece.float(), weight)
+
+
+def add_weighted_(total: Tensor, part: Tensor, weight: float) -> None:
+    """total += weight * part in fp32, rounded after each; overwrites `part`.
+
+    The weight is rounded to fp32 first: torch would multiply by the double and round once.
+    """
+    total.detach().add_(part.to(total.device).mul_(float(np.float32(weight))))
+
+
+def _pieces_32(view: memoryview, elements: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
+    """(start, stop, numbers) piece by piece; the next piece overwrites the last.
+
+    Through a small aligned buffer: payloads may lie anywhere, may be read-only, and are somebody's.
+    """
+    source = np.frombuffer(view, np.uint8)
+    numbers = np.empty(min(PIECE_ELEMENTS, elements), np.float32)
+    for start in range(0, elements, PIECE_ELEMENTS):
+        stop = min(start + PIECE_ELEMENTS, elements)
+        piece = numbers[: stop - start]
+        piece.view(np.uint8)[:] = source[4 * start : 4 * stop]
+        if not all_finite_32(piece):
+            raise CodecError(f"{name}: the payload has a NaN or Inf in {start}..{stop - 1}")
+        yield start, stop, torch.from_numpy(piece)
+
+
+def _pieces_16(view: memoryview, elements: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
+    """As `_pieces_32`, as bfloat16."""
+    source = np.frombuffer(view, np.uint8)
+    bits = np.empty(min(PIECE_ELEMENTS, elements), np.uint16)
+    for start in range(0, elements, PIECE_ELEMENTS):
+        stop = min(start + PIECE_ELEMENTS, elements)
+        piece = bits[: stop - start]
+        piece.view(np.uint8)[:] = source[2 * start : 2 * stop]
+        if not all_finite_16(piece):
+            raise CodecError(f"{name}: the payload has a NaN or Inf in {start}..{stop - 1}")
+        yield start, stop, torch.from_numpy(piece.view(np.int16)).view(torch.bfloat16)
 
 
 def bf16_reference(value: float) -> int:

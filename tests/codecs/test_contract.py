@@ -101,6 +101,60 @@ def test_encoding_is_deterministic_and_decoding_ignores_the_buffer(case: Case) -
         assert torch.equal(case.codec.decode(buffer, values.numel()), expected)
 
 
+@pytest.mark.parametrize("values", TENSORS.values(), ids=list(TENSORS))
+def test_what_is_lost_and_what_is_decoded_make_the_values(case: Case, values: Tensor) -> None:
+    plain = bytes(case.codec.encode(values))
+    lost, own = torch.full_like(values, math.nan), values.clone()
+    assert bytes(case.codec.encode(values, lost)) == plain
+    assert torch.equal(lost, values - case.codec.decode(plain, values.numel()))
+    assert bytes(case.codec.encode(own, own)) == plain
+    assert torch.equal(own, lost)
+
+
+@pytest.mark.parametrize("values", TENSORS.values(), ids=list(TENSORS))
+@pytest.mark.parametrize("weight", [1.0, 1 / 3, 0.1])
+def test_weighted_sum_multiplies_and_adds_apart(case: Case, values: Tensor, weight: float) -> None:
+    payload = case.codec.encode(values)
+    decoded = case.codec.decode(payload, values.numel()).numpy()
+    total = torch.linspace(-1, 1, values.numel())
+    expected = total.numpy() + np.float32(weight) * decoded
+    case.codec.decode_add(payload, weight, total)
+    assert total.numpy().tobytes() == expected.tobytes()
+
+
+def test_decoding_into_a_given_tensor(case: Case) -> None:
+    values = TENSORS["odd and long"]
+    payload = case.codec.encode(values)
+    out = torch.full_like(values, math.nan)
+    assert case.codec.decode(payload, values.numel(), out).data_ptr() == out.data_ptr()
+    assert torch.equal(out, case.codec.decode(payload, values.numel()))
+
+
+def test_bad_payload_leaves_the_sum_as_it_was(case: Case) -> None:
+    total = torch.linspace(-1, 1, 70_000)
+    payload = bytes(case.codec.encode(torch.randn(70_000)))
+    for bad in (payload[:-1], payload + b"\0", b"\xff" * len(payload)):
+        before = total.clone()
+        try:
+            case.codec.decode_add(bad, 1.0, total)
+        except CodecError:
+            assert torch.equal(total, before)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [torch.zeros(9), torch.zeros(20)[::2], torch.zeros(10, dtype=torch.float64), torch.zeros(2, 5)],
+    ids=["size", "strided", "fp64", "2-D"],
+)
+def test_unfit_tensors_for_the_result_are_refused(case: Case, out: Tensor) -> None:
+    values = torch.ones(10)
+    payload = case.codec.encode(values)
+    with pytest.raises(CodecError, match="expected out"):
+        case.codec.decode(payload, 10, out)
+    with pytest.raises(CodecError, match="expected lost"):
+        case.codec.encode(values, out)
+
+
 def test_decoded_tensor_owns_its_memory(case: Case) -> None:
     payload = bytearray(case.codec.encode(torch.ones(10)))
     case.codec.decode(payload, 10).zero_()
@@ -153,7 +207,7 @@ def test_non_finite_values_are_refused(case: Case, bad: float, index: int) -> No
     ids=["2-D", "fp64", "0-D", "not on the host"],
 )
 def test_other_tensors_are_refused(case: Case, values: Tensor) -> None:
-    with pytest.raises(CodecError, match="expected a 1-D float32 tensor on the host"):
+    with pytest.raises(CodecError, match="expected a 1-D float32 tensor on the host or a CUDA device"):
         case.codec.encode(values)
 
 
