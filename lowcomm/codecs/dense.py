@@ -44,7 +44,7 @@ class Fp32:
         return 4 * elements
 
     def encode(self, values: Tensor, lost: Tensor | None = None) -> memoryview:
-        """Without `lost`, a read-only view of `values` on the host: leave them unchanged while it is in use."""
+        """Without `lost`, a read-only view of host `values`: leave them unchanged while it is in use."""
         values = checked_values(values)
         host = values.cpu()
         numbers = host.numpy()
