@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lowcomm import codecs, exchanges
+from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
@@ -24,6 +25,7 @@ from lowcomm.islands.base import Island
 from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.outer.state import OuterState
 from lowcomm.types import Json
 
 
@@ -107,7 +109,23 @@ def build_outer_loop(
         shard=config.data.shard,
         num_shards=config.shared.data.shards,
         ledger_path=ledger_path,
+        keep_updates=config.train.keep_updates,
         clock=clock,
+    )
+
+
+def build_outer_state(config: Config) -> OuterState:
+    """The outer state that a run of this recipe begins with, for audits."""
+    model = build_model(config)
+    island = wrap_island(model, build_optimizers(config, model), engine="plain")
+    schedule = build_schedule(config)
+    fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
+    return OuterState(
+        config.shared.run_id,
+        fragments,
+        [island.read(fragment.tensors) for fragment in fragments],
+        build_outer_optimizer(config),
+        build_codec(config),
     )
 
 

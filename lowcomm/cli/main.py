@@ -18,7 +18,7 @@ from lowcomm.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, print_
 from lowcomm.errors import AddressError, ConfigError, LowcommError
 
 COMMANDS = (
-    "quickstart", "train", "launch", "seed", "status", "report", "export",
+    "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "invite",
     "plan", "simulate", "doctor", "bench",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"

@@ -153,6 +153,9 @@ class TrainConfig:
     eval_windows: int = setting(512, "windows of held-out text in an evaluation", low=1)
     checkpoint_every: int = setting(10, "outer steps between two checkpoints; 0 = at the end only", low=0)
     keep_checkpoints: int = setting(3, "newest checkpoints that are kept", low=2, high=1_000)
+    keep_updates: int = setting(
+        0, "encoded updates kept per fragment, for `lowcomm ledger verify` to replay", low=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

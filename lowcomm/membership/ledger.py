@@ -9,6 +9,7 @@ is the fragment's *head*; equal heads mean equal histories.
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -186,17 +187,60 @@ def run_head(heads: Sequence[Digest]) -> Digest:
 
 
 class LedgerFile:
-    """`ledger.jsonl` of the run folder: one line per entry as it was applied, for audits."""
+    """`ledger.jsonl` of the run folder: one line per entry as it was applied, for audits.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A line with `"snapshot": true` says that the state was taken from another peer there, so that
+    the entries before it are not in this file. `lowcomm ledger verify` reads it
+    (`lowcomm.outer.audit`).
 
-    def append(self, entry: Entry) -> None:
-        """Add a line.
+    Args:
+        path: a last line that a killed process left half written is cut off.
+        keep_updates: encoded means per fragment that are kept beside it, in `updates/`.
+    """
+
+    def __init__(self, path: Path, keep_updates: int = 0) -> None:
+        self._path, self._keep_updates = path, keep_updates
+        if path.exists():
+            whole = path.read_bytes()
+            if whole and not whole.endswith(b"\n"):
+                os.truncate(path, whole.rfind(b"\n") + 1)
+
+    def append(self, entry: Entry, update: bytes) -> None:
+        """Add a line, and the encoded mean where those are kept.
 
         Raises:
             OSError: the disk is full or the folder is gone; the run itself is not harmed.
         """
-        line = json.dumps({**entry.to_json(), "hash": entry.hash}, separators=(",", ":"))
+        if self._keep_updates:
+            file = update_path(self._path, entry.fragment, entry.outer_step)
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(update)
+            old = sorted(file.parent.glob(f"{entry.fragment}-*.update"))[: -self._keep_updates]
+            for update_file in old:
+                update_file.unlink()
+        self._write({**entry.to_json(), "hash": entry.hash})
+
+    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+        """Say that a fragment goes on from a state that another peer handed over.
+
+        Raises:
+            OSError: see `append`.
+        """
+        self._write(
+            {
+                "snapshot": True,
+                "fragment": fragment,
+                "outer_step": outer_step,
+                "head": head,
+                "state_digest": state_digest,
+            }
+        )
+
+    def _write(self, line: dict[str, Json]) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def update_path(ledger: Path, fragment: int, outer_step: int) -> Path:
+    """Where the encoded mean of an outer step is kept beside its ledger file."""
+    return ledger.parent / "updates" / f"{fragment}-{outer_step:09d}.update"

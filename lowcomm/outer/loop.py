@@ -61,6 +61,7 @@ class OuterLoop:
         chunk_bytes: fp32 bytes of one separately encoded piece.
         shard, num_shards: the part of the data this island uses (-1 = any free one), of how many.
         ledger_path: a file that gets one line per committed entry.
+        keep_updates: encoded means per fragment that are kept beside it, for audits.
 
     Raises:
         ConfigError: the schedule doesn't fit the model.
@@ -84,6 +85,7 @@ class OuterLoop:
         shard: int = -1,
         num_shards: int = 0,
         ledger_path: Path | None = None,
+        keep_updates: int = 0,
         clock: Clock | None = None,
     ) -> None:
         if island.is_lead != (exchange is not None):
@@ -124,7 +126,7 @@ class OuterLoop:
                 heartbeat_s=heartbeat_s,
                 lease_s=lease_s,
                 chunk_bytes=chunk_bytes,
-                ledger_file=LedgerFile(ledger_path) if ledger_path else None,
+                ledger_file=LedgerFile(ledger_path, keep_updates) if ledger_path else None,
             )
             self._node.peers.state.shard = shard
             self._thread = LoopThread()

@@ -265,14 +265,23 @@ class Node:
         call = self._calls.get(entry.fragment)
         if call is not None:
             call.commits.append(accepted)
-        if self._ledger_file is not None:
-            try:
-                self._ledger_file.append(entry)
-            except OSError as error:
-                logger.warning("ledger.jsonl could not be written (%s); the run goes on without it", error)
-                self._ledger_file = None
+        self._note(lambda file: file.append(entry, accepted.update))
         self.publish_position()
         self.changed.notify()
+
+    def note_snapshot(self, fragment: int) -> None:
+        """Write down that a fragment's state was taken from another peer."""
+        chain, digest = self.state.chains[fragment], self.state.states[fragment].digest
+        self._note(lambda file: file.note_snapshot(fragment, chain.outer_step, chain.head, digest))
+
+    def _note(self, write: Callable[[LedgerFile], None]) -> None:
+        if self._ledger_file is None:
+            return
+        try:
+            write(self._ledger_file)
+        except OSError as error:
+            logger.warning("ledger.jsonl could not be written (%s); the run goes on without it", error)
+            self._ledger_file = None
 
     def adopt(self, accepted: Accepted) -> None:
         """Commit an entry that was fetched from another peer."""

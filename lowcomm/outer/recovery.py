@@ -289,6 +289,7 @@ class Recovery:
         node.state.states[fragment] = FragmentState.from_bytes(data, digest)
         node.state.chains[fragment].restart_at(outer_step, head, last)
         node.state.residuals[fragment] = None
+        node.note_snapshot(fragment)
         node.rounds[fragment].restart()
         node.publish_position()
         return size
