@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from lowcomm import codecs, exchanges
+from lowcomm.algorithms import aggregation
+from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
@@ -64,6 +66,11 @@ def build_outer_optimizer(config: Config) -> OuterOptimizer:
     return nesterov(lr=config.shared.outer.lr, momentum=config.shared.outer.momentum)
 
 
+def build_aggregation(config: Config) -> Aggregation:
+    """The aggregation rule of the recipe."""
+    return aggregation.by_name(config.shared.aggregation.name, faulty=config.shared.aggregation.faulty)
+
+
 def build_exchange(config: Config, identity_path: Path) -> Exchange:
     """The exchange of the recipe; `identity_path` holds the peer's key unless the recipe names one."""
     settings = config.exchange
@@ -99,6 +106,7 @@ def build_outer_loop(
         schedule=build_schedule(config),
         codec=build_codec(config),
         outer_optimizer=build_outer_optimizer(config),
+        aggregation=build_aggregation(config),
         round_policy=RoundPolicy(**_fields(policy)),
         shared=shared,
         expected_peers=settings.expected_peers,

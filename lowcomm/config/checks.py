@@ -31,6 +31,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _texts(config)
     yield from _model(config)
     yield from _shares(config)
+    yield from _aggregation(config)
     yield from _exchange(config.exchange)
 
     schedule = config.shared.schedule
@@ -87,6 +88,17 @@ def _shares(config: Config) -> Iterator[tuple[str, str]]:
                 f"expected at most shared.data.shards = {shards}, got {number}; "
                 "each island trains on a shard of its own, so raise shared.data.shards",
             )
+
+
+def _aggregation(config: Config) -> Iterator[tuple[str, str]]:
+    rule, least = config.shared.aggregation, config.shared.round.min_participants
+    needed = {"trimmed_mean": 2 * rule.faulty + 1, "krum": 2 * rule.faulty + 3}.get(rule.name, 1)
+    if least < needed:
+        yield (
+            "shared.round.min_participants",
+            f"expected at least {needed}, since {rule.name} with faulty = {rule.faulty} keeps no promise "
+            f"below that, got {least}",
+        )
 
 
 def _exchange(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:

@@ -93,6 +93,18 @@ class CodecConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AggregationConfig:
+    """What a reducer makes of the contributions to its part."""
+
+    name: Literal["mean", "norm_preserving", "trimmed_mean", "median", "krum"] = setting(
+        "mean",
+        "mean = weighted by tokens; norm_preserving for 8 islands and more; the others against liars",
+        choices=("mean", "norm_preserving", "trimmed_mean", "median", "krum"),
+    )
+    faulty: int = setting(1, "liars that trimmed_mean and krum tolerate", low=1, high=1_000)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundConfig:
     """Who must take part, and how long anybody waits."""
 
@@ -128,6 +140,7 @@ class SharedConfig:
     outer: OuterConfig = field(default_factory=OuterConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
     data: SharedDataConfig = field(default_factory=SharedDataConfig)
 

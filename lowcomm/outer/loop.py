@@ -17,13 +17,14 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment, make_fragments
 from lowcomm.algorithms.merge import merge, rebase
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import LossError
+from lowcomm.errors import ConfigError, LossError
 from lowcomm.exchanges.base import Exchange, Traffic
 from lowcomm.islands.base import Island
 from lowcomm.membership.ledger import LedgerFile, run_head
@@ -53,6 +54,7 @@ class OuterLoop:
         schedule: when fragments are due.
         codec: how pseudo-gradients are compressed.
         outer_optimizer: e.g. `nesterov(lr=0.7, momentum=0.9)`.
+        aggregation: what reducers make of the contributions; None = the token-weighted mean.
         round_policy: who must take part and how long anybody waits.
         shared: further settings that must be equal on all islands, e.g. of the inner optimizer.
         expected_peers: islands to wait for at the start, this one included.
@@ -64,7 +66,7 @@ class OuterLoop:
         keep_updates: encoded means per fragment that are kept beside it, for audits.
 
     Raises:
-        ConfigError: the schedule doesn't fit the model.
+        ConfigError: the schedule doesn't fit the model, or the aggregation the codec or the policy.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class OuterLoop:
         schedule: Schedule,
         codec: Codec,
         outer_optimizer: OuterOptimizer,
+        aggregation: Aggregation | None = None,
         round_policy: RoundPolicy | None = None,
         shared: SharedSettings | None = None,
         expected_peers: int = 1,
@@ -109,6 +112,8 @@ class OuterLoop:
         self.tokens_credited = 0
         self.wait_s = 0.0
         self.transfer_s = 0.0
+        aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
+        _check_aggregation(aggregation, codec, round_policy)
         if exchange is not None:
             state = OuterState(
                 exchange.run_id,
@@ -116,12 +121,13 @@ class OuterLoop:
                 [island.read(fragment.tensors) for fragment in self._fragments],
                 outer_optimizer,
                 codec,
+                aggregation,
             )
             self._node = Node(
                 exchange,
                 state,
-                policy=round_policy or RoundPolicy(),
-                shared={**_settings(schedule, codec, outer_optimizer), **(shared or {})},
+                policy=round_policy,
+                shared={**_settings(schedule, codec, outer_optimizer, aggregation), **(shared or {})},
                 layout=self._layout,
                 heartbeat_s=heartbeat_s,
                 lease_s=lease_s,
@@ -587,7 +593,23 @@ class OuterLoop:
             start += spec.elements
 
 
-def _settings(schedule: Schedule, codec: Codec, outer_optimizer: OuterOptimizer) -> dict[str, Json]:
+def _check_aggregation(aggregation: Aggregation, codec: Codec, policy: RoundPolicy) -> None:
+    name = aggregation.settings["name"]
+    if aggregation.min_participants > max(1, policy.min_participants):
+        raise ConfigError(
+            f"shared.aggregation: {name} needs {aggregation.min_participants} participants to keep what it "
+            f"promises; raise shared.round.min_participants, now {policy.min_participants}, to that"
+        )
+    if name != "mean" and codec.topology != "reduce_scatter":
+        raise ConfigError(
+            f"shared.aggregation: {name} needs a codec whose chunks are reduced by one peer, and "
+            f"{codec.name} has none; use mean with it, or a dense codec"
+        )
+
+
+def _settings(
+    schedule: Schedule, codec: Codec, outer_optimizer: OuterOptimizer, aggregation: Aggregation
+) -> dict[str, Json]:
     """What the loop itself needs to be equal everywhere, as dotted keys."""
     settings: dict[str, Json] = {
         "shared.schedule.inner_steps": schedule.inner_steps,
@@ -596,5 +618,6 @@ def _settings(schedule: Schedule, codec: Codec, outer_optimizer: OuterOptimizer)
         "shared.codec.name": codec.name,
         "shared.codec.error_feedback": codec.error_feedback,
     }
+    settings.update({f"shared.aggregation.{key}": value for key, value in aggregation.settings.items()})
     settings.update({f"shared.outer.{key}": value for key, value in outer_optimizer.settings.items()})
     return settings

@@ -453,6 +453,7 @@ class FragmentRound:
             before=state.states[self._fragment],
             codec=context.codec,
             optimizer=state.optimizer,
+            aggregation=state.aggregation,
             pool=context.pool,
             on_progress=self._progressed,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
@@ -72,11 +73,13 @@ class OuterState:
         anchors: Sequence[Tensor],
         optimizer: OuterOptimizer,
         codec: Codec,
+        aggregation: Aggregation | None = None,
     ) -> None:
         self.run_id = run_id
         self.fragments = tuple(fragments)
         self.optimizer = optimizer
         self.codec = codec
+        self.aggregation = aggregation or Mean()
         self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
         self.residuals: list[Tensor | None] = [None] * len(self.fragments)
         self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]

@@ -6,7 +6,8 @@ these bytes to all. As soon as anyone (the reducer, too) has an encoded mean, it
 steps the outer optimizer on that slice into a staged copy. So sending, adding, encoding, decoding
 and stepping overlap chunk by chunk, and all hold the same bits at the end.
 
-Weights: w_i = tokens_i / sum(tokens), rounded to fp32; the sum is multiply and add apart.
+Weights: w_i = tokens_i / sum(tokens). What is made of the contributions to a chunk is the aggregation
+rule's business (`lowcomm.algorithms.aggregation`); "mean" stands for its outcome here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 
+from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
@@ -63,17 +65,6 @@ def weights(participants: Sequence[Participant]) -> list[float]:
     return [member.tokens / total for member in participants]
 
 
-def weighted_mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """Sum of share * part in the given order, fp32, multiply and add apart (no fused rounding).
-
-    Overwrites the parts.
-    """
-    total = parts[0].mul_(shares[0])
-    for part, share in zip(parts[1:], shares[1:], strict=True):
-        total.add_(part.mul_(share))
-    return total
-
-
 class Transfer:
     """One peer's part in the exchange of one ballot.
 
@@ -94,10 +85,12 @@ class Transfer:
         before: FragmentState,
         codec: Codec,
         optimizer: OuterOptimizer,
+        aggregation: Aggregation,
         pool: Executor,
         on_progress: Callable[[], None],
     ) -> None:
         self._exchange, self._roster, self._codec, self._optimizer = exchange, roster, codec, optimizer
+        self._aggregation = aggregation
         self._pool, self._on_progress = pool, on_progress
         self._before = before
         self._values = values if residual is None else values + residual
@@ -208,7 +201,7 @@ class Transfer:
                 raise PeerFailedError(
                     f"{peer} sent a chunk that can't be decoded: {error}", [peer]
                 ) from error
-        return self._codec.encode(weighted_mean(decoded, self._shares))
+        return self._codec.encode(self._aggregation.combine(decoded, self._shares))
 
     async def _stage(self, chunk: int, peer: PeerId) -> None:
         payload = self._means[chunk]
