@@ -7,7 +7,10 @@ DiLoCo (arXiv:2501.18512, section 2.2) does with layers.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lowcomm.errors import ConfigError
 from lowcomm.types import Layout
@@ -54,3 +57,12 @@ def make_fragments(layout: Layout, num_fragments: int, fragmenting: str) -> tupl
         Fragment(number, tuple(sorted(tensors)), sum(layout[i].elements for i in tensors))
         for number, tensors in enumerate(members)
     )
+
+
+def named_parts(layout: Layout, fragment: Fragment, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a fragment's flat values (1-D) by name, as views of their own shapes."""
+    start = 0
+    for index in fragment.tensors:
+        spec = layout[index]
+        yield spec.name, flat[start : start + spec.elements].view(spec.shape)
+        start += spec.elements

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgpack
 
 from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.fields import Fields, checked_float, checked_int, checked_text
 from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, hash_value, parse_entry
 from lowcomm.types import Digest, Json, PeerId
@@ -140,6 +141,21 @@ def parse_roster(fields: Fields) -> Roster:
         entry=parse_entry(fields.inner("entry")) if fields.has("entry") else None,
         accepted_in=parse_ballot(fields, "accepted_in"),
     )
+
+
+def parse_signed_roster(fields: Fields, sender: PeerId, exchange: Exchange) -> Roster:
+    """Check and build a roster that its leader has sent and signed.
+
+    Raises:
+        ProtocolError: it is malformed, not the sender's to propose, or not signed by it.
+    """
+    roster = parse_roster(fields.inner("roster"))
+    if roster.ballot.leader != sender:
+        raise ProtocolError(f"roster of {sender}: it names leader {roster.ballot.leader}")
+    signature = bytes.fromhex(fields.text("signature", 1_024))
+    if not exchange.verify(sender, roster.signed_bytes(exchange.run_id), signature):
+        raise ProtocolError(f"roster of {sender}: the signature is not the leader's")
+    return roster
 
 
 def leader_order(peers: Iterable[PeerId], run_id: str, fragment: int, outer_step: int) -> list[PeerId]:

@@ -139,8 +139,8 @@ class Node:
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
-            "vote": lambda peer, fields: self._round(fields).on_vote(peer, fields),
-            "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
+            "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
+            "abort": lambda peer, fields: self._round(fields).ballots.on_abort(peer, fields),
         }
 
     @property
@@ -235,7 +235,7 @@ class Node:
                 if decision.joined_s:
                     form_s = decision.joined_s - began_s
                     transfer_s = max(0.0, decision.accepted_s - decision.joined_s)
-                fragment_round.check_stall()
+                fragment_round.ballots.check_stall()
                 fragment_round.look()
         finally:
             del self._calls[fragment]

@@ -1,0 +1,225 @@
+"""One ballot: joining it, running it up to the vote, and counting the votes.
+
+Joining a ballot is a promise never to vote in a lower one. Who has accepted an update joins no
+later ballot but one that finalises it (or a newer one).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.roster import Roster, parse_ballot
+from lowcomm.outer.decision import Accepted, Contribution
+from lowcomm.outer.topic import Topic
+from lowcomm.outer.transfer import PeerFailedError
+from lowcomm.outer.updates import fetch_update, make_transfer, reduce_update
+from lowcomm.types import Json, PeerId
+
+logger = logging.getLogger(__name__)
+
+MAX_VOTED_BALLOTS = 64
+
+
+class Ballots:
+    """One fragment's ballots on one peer; call only from the exchange's loop.
+
+    Args:
+        announce: says anew that this peer is ready, with its promises.
+        commit: called with an update that all participants have voted for.
+    """
+
+    def __init__(
+        self, topic: Topic, announce: Callable[[], None], commit: Callable[[Accepted], None]
+    ) -> None:
+        self._topic = topic
+        self._announce, self._commit = announce, commit
+
+    def join(self, roster: Roster) -> None:
+        """Take part in a ballot, if no promise forbids and this peer is in it."""
+        decision, contribution = self._topic.decision, self._topic.decision.contribution
+        if roster.outer_step != decision.outer_step or roster.previous != self._topic.chain.head:
+            return
+        if roster.ballot <= decision.promised:
+            return
+        decision.seen = max(decision.seen, roster.ballot)
+        for peer in roster.peers:
+            decision.readies.pop(peer, None)  # stale from here on: who leaves this ballot says so anew
+        decision.busy = set(roster.peers)
+        if self._topic.me not in roster.peers or contribution is None:
+            self._topic.changed.notify()
+            return
+        accepted = decision.accepted
+        finalises = roster.entry is not None
+        if accepted is not None and roster.accepted_in < accepted.ballot:
+            self._announce()  # the leader did not know; it will propose to finalise this one
+            return
+        member = next(m for m in roster.participants if m.peer == self._topic.me)
+        if not finalises and member.tokens != contribution.tokens:
+            self._announce()
+            return
+        self.cancel()
+        now = self._topic.now_s()
+        decision.promised, decision.roster = roster.ballot, roster
+        decision.ballots += 1
+        decision.progress_s = decision.joined_s = now
+        if not finalises:
+            # made at once, as pieces may come before the task's first step
+            decision.transfer = make_transfer(
+                self._topic.context, roster, contribution, self._topic.progressed
+            )
+        decision.task = asyncio.get_running_loop().create_task(self._run(roster, contribution))
+        decision.task.add_done_callback(self._on_run_done)
+        self._topic.changed.notify()
+
+    async def _run(self, roster: Roster, contribution: Contribution) -> None:
+        """Run a ballot up to its vote; what goes wrong ends the ballot, not the peer."""
+        transfer = self._topic.decision.transfer
+        try:
+            if transfer is None:
+                accepted = await self._finalise(roster)
+            else:
+                accepted = await reduce_update(self._topic.context, roster, contribution, transfer)
+        except NonFiniteError as error:
+            self._topic.decision.refusal = f"this island's pseudo-gradient is not finite: {error}"
+            self.fail(str(error))
+        except PeerFailedError as error:
+            self._topic.decision.avoid |= set(error.peers) - {self._topic.me}
+            self.fail(str(error))
+        except (PeerUnreachableError, ProtocolError) as error:
+            self.fail(str(error))
+        else:
+            decision = self._topic.decision
+            decision.accepted = accepted
+            decision.accepted_s = decision.progress_s = self._topic.now_s()
+            vote: dict[str, Json] = {
+                "ballot": roster.ballot.to_json(),
+                "entry": accepted.entry.hash,
+                "state": accepted.after.digest,
+            }
+            self._topic.send(roster.peers, "vote", vote)
+            own = (accepted.entry.hash, accepted.after.digest)
+            decision.votes.setdefault(roster.ballot, {})[self._topic.me] = own
+            self.count_votes()
+
+    def _on_run_done(self, task: asyncio.Task[None]) -> None:
+        """A ballot that broke on a mistake of ours ends, too, and says so."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("fragment %d: the round broke", self._topic.fragment, exc_info=error)
+            if self._topic.decision.task is task:
+                self.fail(f"internal error: {error!r}")
+
+    async def _finalise(self, roster: Roster) -> Accepted:
+        """Take over an update that was accepted in an earlier ballot, from this peer or another."""
+        entry, accepted = roster.entry, self._topic.decision.accepted
+        assert entry is not None
+        if accepted is not None and accepted.entry == entry:
+            return replace(accepted, ballot=roster.ballot)
+        donors = [peer for peer in roster.peers if peer != self._topic.me]
+        return await fetch_update(self._topic.context, self._topic.fragment, entry, donors, roster.ballot)
+
+    def check_stall(self) -> None:
+        """End a ballot in which nothing has moved for a whole deadline."""
+        decision = self._topic.decision
+        deadline_s = self._topic.context.policy.deadline_s
+        if decision.task is None or self._topic.now_s() - decision.progress_s < deadline_s:
+            return
+        owing = decision.transfer.missing_parts_from() if decision.transfer else []
+        decision.avoid |= set(owing)
+        self.fail(f"nothing came for {deadline_s:g} s" + (f" from {', '.join(owing)}" if owing else ""))
+
+    def on_vote(self, peer: PeerId, fields: Fields) -> None:
+        """A participant holds the whole update and names it."""
+        decision = self._topic.decision
+        if fields.integer("outer_step", 1) != decision.outer_step:
+            return
+        ballot = parse_ballot(fields)
+        votes = decision.votes.setdefault(ballot, {})
+        votes.setdefault(peer, (fields.digest("entry"), fields.digest("state")))
+        while len(decision.votes) > MAX_VOTED_BALLOTS:
+            del decision.votes[min(decision.votes)]
+        decision.progress_s = self._topic.now_s()
+        self.count_votes()
+
+    def on_abort(self, peer: PeerId, fields: Fields) -> None:
+        """A participant ended a ballot."""
+        decision = self._topic.decision
+        roster = decision.roster
+        if (
+            roster is None
+            or peer not in roster.peers
+            or fields.integer("outer_step", 1) != decision.outer_step
+        ):
+            return
+        if parse_ballot(fields) == roster.ballot:
+            decision.avoid |= set(roster.peers) & {
+                PeerId(p) for p in fields.texts("avoid", len(roster.peers))
+            }
+            self.fail(f"{peer}: {fields.text('reason', 500)}", tell=False)
+
+    # -- deciding --------------------------------------------------------------------------------
+
+    def count_votes(self) -> None:
+        """Commit with the equal votes of all; end the ballot where two differ."""
+        decision = self._topic.decision
+        roster, accepted = decision.roster, decision.accepted
+        if roster is None or accepted is None or accepted.ballot != roster.ballot:
+            return
+        votes = decision.votes.get(roster.ballot, {})
+        own = (accepted.entry.hash, accepted.after.digest)
+        differing = [peer for peer in roster.peers if peer in votes and votes[peer] != own]
+        if differing:
+            # A vote that differs means that this ballot can't commit anywhere, so forgetting is safe.
+            decision.accepted = None
+            decision.refusal = (
+                f"digests differ after outer step {roster.outer_step}: here {own[1][:12]}, "
+                + ", ".join(f"{peer} {votes[peer][1][:12]}" for peer in differing)
+            )
+            self.fail(decision.refusal)
+        elif all(peer in votes for peer in roster.peers):
+            self._commit(accepted)
+
+    def fail(self, reason: str, *, tell: bool = True) -> None:
+        """End the ballot under way; the next one is formed by whoever leads."""
+        decision = self._topic.decision
+        roster = decision.roster
+        if roster is None:
+            return
+        logger.info(
+            "fragment %d, outer step %d: ballot ended: %s", self._topic.fragment, roster.outer_step, reason
+        )
+        decision.failures.append(reason)
+        if tell:
+            avoid: list[Json] = [str(peer) for peer in sorted(decision.avoid & set(roster.peers))]
+            body: dict[str, Json] = {
+                "ballot": roster.ballot.to_json(),
+                "reason": reason[:500],
+                "avoid": avoid,
+            }
+            self._topic.send(roster.peers, "abort", body)
+        self.cancel()
+        decision.first_ready_s = self._topic.now_s()
+        if not decision.refusal:
+            self._announce()
+        self._topic.changed.notify()
+
+    def cancel(self) -> None:
+        """Drop the ballot under way without a word."""
+        decision = self._topic.decision
+        task, transfer = decision.task, decision.transfer
+        decision.task = decision.transfer = decision.roster = None
+        if transfer is not None:
+            asyncio.get_running_loop().create_task(transfer.close())
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    async def end(self) -> None:
+        """Drop the ballot under way and wait until it has stopped."""
+        task = self._topic.decision.task
+        self.cancel()
+        if task is not None:
+            await asyncio.gather(task, return_exceptions=True)

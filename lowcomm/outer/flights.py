@@ -1,0 +1,194 @@
+"""An island's rounds under way: sending a pseudo-gradient, and merging what was committed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lowcomm.algorithms.fragments import Fragment, named_parts
+from lowcomm.algorithms.merge import merge, rebase
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.clock import Clock
+from lowcomm.errors import LossError
+from lowcomm.islands.base import Island
+from lowcomm.outer.decision import Contribution
+from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.progress import Progress
+from lowcomm.outer.thread import LoopThread
+from lowcomm.types import Digest, PeerId, RoundReport
+
+
+@dataclass(slots=True)
+class Flight:
+    """A round under way: what was sent, and when its result is to be used."""
+
+    contribution: Contribution
+    use_at_step: int
+    outcome: Future[RoundOutcome]
+
+
+class Flights:
+    """The rounds under way of one rank; each method is collective in the island.
+
+    Args:
+        progress: the island's counters, moved when a round ends.
+        node, thread: on the lead only.
+    """
+
+    def __init__(
+        self,
+        island: Island,
+        fragments: Sequence[Fragment],
+        schedule: Schedule,
+        progress: Progress,
+        clock: Clock,
+        node: Node | None,
+        thread: LoopThread,
+    ) -> None:
+        self._island, self._fragments, self._schedule = island, fragments, schedule
+        self._progress, self._clock = progress, clock
+        self._node, self._thread = node, thread
+        self._under_way: dict[int, Flight] = {}
+
+    def __contains__(self, fragment: int) -> bool:
+        return fragment in self._under_way
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def begin(self, fragment: Fragment, use_at_step: int) -> None:
+        """Send a fragment's pseudo-gradient; its outcome is merged at inner step `use_at_step`.
+
+        Raises:
+            LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
+        """
+        values = self._island.read(fragment.tensors)
+        if self._node is not None:
+            values = self._node.state.states[fragment.index].anchor - values
+        norm = float(values.norm())
+        if not norm < float("inf"):
+            parts = named_parts(self._island.layout, fragment, values)
+            bad = next(name for name, part in parts if not part.isfinite().all())
+            raise LossError(
+                f"inner step {self._progress.inner_step}: parameter {bad} is not finite any more; "
+                "nothing was sent. Lower the inner learning rate, or resume from the last checkpoint"
+            )
+        progress = self._progress
+        contribution = Contribution(values, progress.tokens[fragment.index], norm, progress.inner_step)
+        self.submit(fragment, contribution, use_at_step)
+
+    def submit(self, fragment: Fragment, contribution: Contribution, use_at_step: int) -> None:
+        """Send what was read before, anew after a restart."""
+        outcome: Future[RoundOutcome] = Future()
+        if self._node is not None:
+            outcome = self._thread.submit(self._node.contribute(fragment.index, contribution))
+        self._under_way[fragment.index] = Flight(contribution, use_at_step, outcome)
+
+    def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
+        """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
+        reports = []
+        for index, flight in sorted(self._under_way.items(), key=lambda item: (item[1].use_at_step, item[0])):
+            if everything or flight.use_at_step <= self._progress.inner_step:
+                del self._under_way[index]
+                reports.append(self._finish_round(self._fragments[index], flight))
+        return tuple(reports)
+
+    def _finish_round(self, fragment: Fragment, flight: Flight) -> RoundReport:
+        """Wait for a round's outcome and bring it into the local parameters of all ranks."""
+        outcome: RoundOutcome | None = None
+        began_s = self._clock.monotonic_s()
+        values: Tensor | None = None
+        moved = credited = 0
+        outer_step = 0
+        if self._node is not None:
+            outcome = flight.outcome.result()
+            values = self._merged(fragment, outcome)
+            moved, credited = int(values is not None), outcome.tokens
+            outer_step = self._node.state.chains[fragment.index].outer_step
+        facts = self._island.broadcast(
+            [
+                moved,
+                credited,
+                outer_step,
+                int(bool(outcome and outcome.entry)),
+                int(bool(outcome and outcome.adopted)),
+                outcome.swarm_step if outcome else 0,
+            ]
+            if self._node
+            else None,
+            6,
+        )
+        moved, credited, outer_step, committed, missed, swarm_step = facts
+        if moved:
+            self._island.write(fragment.tensors, values)
+        wait_s = self._clock.monotonic_s() - began_s
+        self._progress.credit(fragment.index, credited)
+        self._progress.outer_steps[fragment.index] = outer_step
+        if swarm_step and (missed or self._progress.realign[fragment.index]):
+            # in step again: due when the others are, with the learning rate that they have
+            self._progress.inner_step += swarm_step - flight.contribution.inner_step
+        self._progress.realign[fragment.index] = bool(missed) and not committed
+        self._progress.wait_s += wait_s
+        if outcome is not None:
+            self._progress.transfer_s += outcome.transfer_s
+        return self._report(fragment, flight, outcome, outer_step, bool(committed), credited, wait_s)
+
+    def _merged(self, fragment: Fragment, outcome: RoundOutcome) -> Tensor | None:
+        """The new local parameters, or None if the anchor did not move."""
+        if outcome.entry is None and outcome.adopted == 0:
+            return None
+        alpha = self._schedule.merge_alpha
+        if outcome.entry is not None and alpha == 0.0:
+            return outcome.after
+        local = rebase(outcome.before, outcome.base, self._island.read(fragment.tensors))
+        return merge(outcome.after, local, alpha) if outcome.entry is not None else local
+
+    def _report(
+        self,
+        fragment: Fragment,
+        flight: Flight,
+        outcome: RoundOutcome | None,
+        outer_step: int,
+        committed: bool,
+        credited: int,
+        wait_s: float,
+    ) -> RoundReport:
+        entry = outcome.entry if outcome else None
+        participants: tuple[PeerId, ...] = tuple(peer for peer, _ in entry.participants) if entry else ()
+        return RoundReport(
+            outer_step=outer_step,
+            fragment=fragment.index,
+            committed=committed,
+            reason=outcome.reason if outcome else "",
+            participants=participants,
+            attempts=outcome.attempts if outcome else 0,
+            bytes_sent=outcome.bytes_sent if outcome else 0,
+            bytes_received=outcome.bytes_received if outcome else 0,
+            round_s=outcome.round_s if outcome else wait_s,
+            wait_s=wait_s,
+            form_s=outcome.form_s if outcome else 0.0,
+            transfer_s=outcome.transfer_s if outcome else 0.0,
+            tokens=credited,
+            round_tokens=sum(tokens for _, tokens in entry.participants) if entry else 0,
+            compression_ratio=4 * fragment.elements / entry.update_bytes
+            if entry and entry.update_bytes
+            else None,
+            pseudo_gradient_norm=flight.contribution.norm,
+            mean_norm=outcome.mean_norm if outcome else None,
+            cosine=outcome.cosine if outcome else None,
+            adopted=outcome.adopted if outcome else 0,
+            digest=outcome.digest if outcome else Digest(""),
+            head=outcome.head if outcome else Digest(""),
+        )
+
+    def state_dict(self) -> list[list[Any]]:
+        """What was sent, to be sent again after a restart."""
+        return [
+            [index, sent.values, sent.tokens, sent.inner_step, flight.use_at_step]
+            for index, flight in sorted(self._under_way.items())
+            for sent in (flight.contribution,)
+        ]

@@ -1,0 +1,89 @@
+"""How a peer comes to hold an outer update: by reducing it with others, or by fetching it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from lowcomm.errors import ProtocolError
+from lowcomm.membership.ledger import Entry
+from lowcomm.membership.roster import Ballot, Roster
+from lowcomm.outer.decision import Accepted, Context, Contribution
+from lowcomm.outer.transfer import Transfer
+from lowcomm.types import PeerId
+
+
+def make_transfer(
+    context: Context, roster: Roster, contribution: Contribution, on_progress: Callable[[], None]
+) -> Transfer:
+    """The transfer of one ballot."""
+    state = context.state
+    return Transfer(
+        context.exchange,
+        roster,
+        values=contribution.values,
+        residual=state.residuals[roster.fragment],
+        before=state.states[roster.fragment],
+        codec=context.codec,
+        optimizer=state.optimizer,
+        aggregation=state.aggregation,
+        pool=context.pool,
+        on_progress=on_progress,
+    )
+
+
+async def reduce_update(
+    context: Context, roster: Roster, contribution: Contribution, transfer: Transfer
+) -> Accepted:
+    """Run a ballot's transfer, and name what came of it."""
+    staged = await transfer.run()
+    entry = Entry(
+        run_id=context.state.run_id,
+        fragment=roster.fragment,
+        outer_step=roster.outer_step,
+        participants=tuple((m.peer, m.tokens) for m in roster.participants),
+        stops=roster.stops,
+        chunk_elements=roster.chunk_elements,
+        update_hash=staged.update_hash,
+        update_bytes=len(staged.update),
+        state_digest=staged.after.digest,
+        previous=roster.previous,
+    )
+    return Accepted(
+        roster.ballot,
+        entry,
+        staged.update,
+        staged.after,
+        staged.residual,
+        staged.mean_norm,
+        contribution,
+        roster.participants,
+    )
+
+
+async def fetch_update(
+    context: Context, fragment: int, entry: Entry, donors: list[PeerId], ballot: Ballot
+) -> Accepted:
+    """Fetch the update of an entry that follows this chain and recompute the state after it.
+
+    Raises:
+        PeerUnreachableError: no donor delivered it.
+        ProtocolError: it does not follow, or does not give the state that it names.
+    """
+    chain = context.state.chains[fragment]
+    elements = context.state.fragments[fragment].elements
+    chunks = -(-elements // entry.chunk_elements) + len(entry.stops)
+    most = context.codec.max_payload_bytes(elements) + chunks * (4 + context.codec.max_payload_bytes(1))
+    if entry.run_id != context.state.run_id or entry.fragment != fragment:
+        raise ProtocolError("the entry is another run's or fragment's")
+    if entry.previous != chain.head or entry.outer_step != chain.outer_step + 1:
+        raise ProtocolError(f"entry {entry.outer_step} does not follow outer step {chain.outer_step}")
+    if entry.stops[-1] != elements or entry.update_bytes > most:
+        raise ProtocolError(
+            f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements"
+        )
+    deadline_s = context.policy.deadline_s
+    update = bytes(await context.blobs.fetch(entry.update_hash, entry.update_bytes, donors, deadline_s))
+    loop = asyncio.get_running_loop()
+    after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
+    return Accepted(ballot, entry, update, after, None, None, None, ())

@@ -1,0 +1,140 @@
+"""What can be read of an island's outer loop without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lowcomm.algorithms.fragments import Fragment, named_parts
+from lowcomm.exchanges.base import Traffic
+from lowcomm.membership.ledger import run_head
+from lowcomm.outer.node import Node
+from lowcomm.outer.progress import Progress
+from lowcomm.outer.thread import LoopThread
+from lowcomm.types import Digest, Layout, PeerId, PeerStatus
+
+
+class Views:
+    """The reading half of `OuterLoop`.
+
+    Args:
+        node: on the lead only; there, what it holds can be read while its thread runs.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        fragments: Sequence[Fragment],
+        progress: Progress,
+        node: Node | None,
+        thread: LoopThread,
+    ) -> None:
+        self._layout, self._fragments, self._progress = layout, fragments, progress
+        self._node, self._thread = node, thread
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank talks to the other islands."""
+        return self._node is not None
+
+    @property
+    def tokens_trained(self) -> int:
+        """Tokens this island has trained on since the run began."""
+        return self._progress.tokens_trained
+
+    @property
+    def tokens_credited(self) -> int:
+        """Tokens of this island in committed rounds."""
+        return self._progress.tokens_credited
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which training stood still for rounds."""
+        return self._progress.wait_s
+
+    @property
+    def transfer_s(self) -> float:
+        """Seconds in which rounds moved data."""
+        return self._progress.transfer_s
+
+    @property
+    def inner_step(self) -> int:
+        """Inner steps on the swarm's count; the learning rate follows it."""
+        return self._progress.inner_step
+
+    @property
+    def outer_step(self) -> int:
+        """Outer steps that all fragments have reached."""
+        return min(self._progress.outer_steps)
+
+    @property
+    def tokens_uncommitted(self) -> int:
+        """Tokens of this island that no committed round has credited yet."""
+        return max(self._progress.tokens)
+
+    @property
+    def parameters(self) -> int:
+        """Trainable numbers of the model."""
+        return sum(spec.elements for spec in self._layout)
+
+    @property
+    def digest(self) -> Digest:
+        """Of the whole outer state; equal on all islands at equal outer steps. Lead only."""
+        return self._lead.state.digest
+
+    @property
+    def head(self) -> Digest:
+        """Of the run: the hash over the fragments' heads. Lead only."""
+        return run_head([chain.head for chain in self._lead.state.chains])
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This island's name in the swarm. Lead only."""
+        return self._lead.exchange.peer_id
+
+    @property
+    def address(self) -> str:
+        """The shared string (run id and address) that others join with; empty if there is none."""
+        return self._lead.exchange.join_string
+
+    @property
+    def shard(self) -> int:
+        """The part of the data that this island has claimed; -1 if none. Lead only."""
+        return self._lead.peers.state.shard
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this island's sockets so far. Lead only."""
+        return self._lead.exchange.traffic
+
+    @property
+    def num_peers(self) -> int:
+        """Live islands, this one included. Lead only."""
+        return 1 + len(self._lead.peers.live())
+
+    def peers(self) -> list[PeerStatus]:
+        """All live peers as this one sees them. Lead only."""
+
+        async def look() -> list[PeerStatus]:
+            return self._lead.peers.statuses()
+
+        return self._thread.call(look())
+
+    def tell_speed(self, tokens_per_s: float) -> None:
+        """Let the other islands know how fast this one trains. Lead only."""
+        self._lead.peers.state.tokens_per_s = tokens_per_s
+
+    def anchor(self) -> dict[str, Tensor]:
+        """The anchor as named fp32 tensors on the host. Lead only."""
+        return {
+            name: part
+            for fragment, state in zip(self._fragments, self._lead.state.states, strict=True)
+            for name, part in named_parts(self._layout, fragment, state.anchor)
+        }
+
+    @property
+    def _lead(self) -> Node:
+        if self._node is None:
+            raise RuntimeError("only the lead rank of an island knows this")
+        return self._node
