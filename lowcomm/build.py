@@ -53,7 +53,12 @@ def build_optimizers(config: Config, model: nn.Module) -> list[torch.optim.Optim
 
 def build_codec(config: Config) -> Codec:
     """The codec of the recipe."""
-    return codecs.by_name(config.shared.codec.name, error_feedback=config.shared.codec.error_feedback)
+    codec = config.shared.codec
+    return codecs.by_name(
+        codec.name,
+        error_feedback={"auto": None, "on": True, "off": False}[codec.error_feedback],
+        decay=None if codec.error_feedback_decay < 0 else codec.error_feedback_decay,
+    )
 
 
 def build_schedule(config: Config) -> Schedule:

@@ -88,8 +88,17 @@ class ScheduleConfig:
 class CodecConfig:
     """How pseudo-gradients are compressed."""
 
-    name: Literal["fp32", "bf16", "int8"] = setting("int8", "codec", choices=("fp32", "bf16", "int8"))
-    error_feedback: bool = setting(False, "add to the next round what the encoding lost in this one")
+    name: Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"] = setting(
+        "int8", "codec", choices=("fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk")
+    )
+    error_feedback: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "add to the next round what the encoding lost in this one; auto = on for 2bit and topk",
+        choices=("auto", "on", "off"),
+    )
+    error_feedback_decay: float = setting(
+        -1.0, "the residual is multiplied by it; -1 = 0.95 for topk, 1 for the others", low=-1.0, high=1.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from lowcomm.errors import ConfigError
 
 LARGEST_INTEGER = 2**63 - 1
 _MOST_SHOWN = 80
+_SWITCH = {"True": "on", "true": "on", "False": "off", "false": "off"}
 
 
 def fail(source: str, path: str, message: str) -> NoReturn:
@@ -58,6 +59,8 @@ def convert(value: object, setting: Setting, source: str) -> Value:
         case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
             if within(value, setting) and abs(value) < math.inf:
                 return float(value) + 0.0  # -0.0 becomes 0.0: equal settings have equal digests
+        case "text" if {"on", "off"} <= set(setting.choices) and str(value) in _SWITCH:
+            return _SWITCH[str(value)]
         case "text" if isinstance(value, str) and is_text(value):
             if not setting.choices or value in setting.choices:
                 return value

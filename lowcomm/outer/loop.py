@@ -368,6 +368,7 @@ def _settings(
         "shared.schedule.fragmenting": schedule.fragmenting,
         "shared.codec.name": codec.name,
         "shared.codec.error_feedback": codec.error_feedback,
+        "shared.codec.error_feedback_decay": codec.decay,
     }
     settings.update({f"shared.aggregation.{key}": value for key, value in aggregation.settings.items()})
     settings.update({f"shared.outer.{key}": value for key, value in outer_optimizer.settings.items()})

@@ -55,6 +55,9 @@ def test_recipe_and_overrides_in_order(tmp_path: Path) -> None:
         pytest.param("shared.model.tie_embeddings=true", "shared.model.tie_embeddings", True, id="bool"),
         pytest.param("train.steps=1_000", "train.steps", 1000, id="underscore"),
         pytest.param('exchange.initial_peers=["/ip4/1"]', "exchange.initial_peers", ["/ip4/1"], id="list"),
+        pytest.param(
+            "shared.codec.error_feedback=true", "shared.codec.error_feedback", "on", id="true-is-on"
+        ),
         pytest.param('shared.codec={name="bf16"}', "shared.codec.name", "bf16", id="table"),
     ],
 )
@@ -89,7 +92,7 @@ def test_unknown_key_in_a_recipe(tmp_path: Path) -> None:
 
 def test_unknown_key_like_no_other_lists_the_section() -> None:
     assert refusal(None, "shared.codec.zzz=1") == (
-        "--set: shared.codec.zzz: unknown key; [shared.codec] has name, error_feedback"
+        "--set: shared.codec.zzz: unknown key; [shared.codec] has name, error_feedback, error_feedback_decay"
     )
 
 
@@ -133,7 +136,8 @@ def test_unknown_key_with_a_line_break_stays_one_line(tmp_path: Path) -> None:
         ),
         pytest.param(
             "shared.codec.name=in8",
-            'shared.codec.name: expected one of "fp32", "bf16", "int8", got "in8"; did you mean "int8"?',
+            'shared.codec.name: expected one of "fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk", '
+            'got "in8"; did you mean "int8"?',
             id="choice",
         ),
         pytest.param(

@@ -1,0 +1,125 @@
+"""Blockwise symmetric int4: 4.25 bits per parameter.
+
+For every block of 128 numbers (the last may be shorter):
+
+    scale = max|x| / 7,   q = round(x / scale) in -7..7,   decoded x' = q * scale
+
+Header: the scale as fp32; code: q + 8, two in a byte. |x - x'| <= scale / 2. Three groups found 4-bit
+pseudo-gradients free of loss without error feedback (Douillard et al. 2025, arXiv:2501.18512, among
+them); blocks as in QLoRA (Dettmers et al. 2023, arXiv:2305.14314), levels evenly spaced.
+
+Scales are 0 or between 2**-126 and max_fp32 / 8, so that decoding, one fp32 multiplication, gives the
+same bits everywhere. A block whose scale would be smaller, with every |x| < 8.3e-38, becomes zero; a
+block with |x| > 2.98e38 has its largest numbers cut there, an error of at most one scale.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowcomm.codecs.blockwise import Codes, Floats, Format, Headers, refused_scales
+from lowcomm.codecs.kernels import (
+    BOOL,
+    BYTES,
+    FLOAT32,
+    FLOATS32,
+    INT64,
+    READ_BYTES,
+    READ_FLOAT32,
+    READ_UINT32,
+    UINT32,
+    VOID,
+    kernel,
+)
+
+BLOCK, ROW = 128, 64
+LEVELS, OFFSET = np.float32(7), 8
+MIN_SCALE = np.float32(2.0**-126)  # the smallest normal number
+MAX_SCALE = np.float32(np.finfo(np.float32).max / 8)  # so that even q = -8 decodes to a finite number
+_ROUND = np.float32(3 << 22)
+_ABSOLUTE, _INFINITE = np.uint32(0x7FFF_FFFF), np.uint32(0x7F80_0000)
+
+
+@kernel(INT64, READ_FLOAT32, UINT32, BYTES, FLOATS32)
+def _encode(values: Floats, headers: Headers, codes: Codes, lost: Floats) -> int:
+    keep = lost.size > 0
+    numbers, levels = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    words = numbers.view(np.uint32)
+    for block in range(headers.size):
+        start = block * BLOCK
+        width = min(BLOCK, values.size - start)
+        if width == BLOCK:
+            for j in range(BLOCK):
+                numbers[j] = values[start + j]
+        else:
+            numbers[:] = 0
+            for j in range(width):
+                numbers[j] = values[start + j]
+        top = np.uint32(0)
+        for j in range(BLOCK):
+            top = max(top, np.uint32(words[j] & _ABSOLUTE))  # as integers: NaN is above Inf
+        if top >= _INFINITE:
+            return block
+        scale = np.uint32(top).view(np.float32) / LEVELS
+        if scale < MIN_SCALE:
+            scale = np.float32(0)
+        scale = min(scale, MAX_SCALE)
+        factor = np.float32(1) / scale if scale > 0 else np.float32(0)
+        headers[block] = np.float32(scale).view(np.uint32)
+        for j in range(BLOCK):
+            levels[j] = min(max((numbers[j] * factor + _ROUND) - _ROUND, -LEVELS), LEVELS)
+        at = block * ROW
+        for j in range(min(width, ROW)):
+            low, high = np.int32(levels[j]) + OFFSET, np.int32(levels[j + ROW]) + OFFSET
+            codes[at + j] = np.uint8(low | (high << 4))
+        if keep:
+            for j in range(width):
+                lost[start + j] = numbers[j] - levels[j] * scale
+    return -1
+
+
+@kernel(VOID, READ_UINT32, READ_BYTES, FLOATS32, BOOL, FLOAT32)
+def _decode(headers: Headers, codes: Codes, out: Floats, add: bool, weight: np.float32) -> None:
+    numbers = np.empty(BLOCK, np.float32)
+    for block in range(headers.size):
+        start, at = block * BLOCK, block * ROW
+        width = min(BLOCK, out.size - start)
+        scale = np.uint32(headers[block]).view(np.float32)
+        for j in range(min(width, ROW)):
+            pair = np.int32(codes[at + j])
+            numbers[j] = np.float32((pair & 15) - OFFSET) * scale
+            numbers[j + ROW] = np.float32((pair >> 4) - OFFSET) * scale
+        if add:
+            for j in range(width):
+                out[start + j] += weight * numbers[j]
+        else:
+            for j in range(width):
+                out[start + j] = numbers[j]
+
+
+def _encode_eager(blocks: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    scales = blocks.abs().amax(1) / float(LEVELS)
+    scales = scales.masked_fill(scales < float(MIN_SCALE), 0).clamp(max=float(MAX_SCALE))
+    factors = scales.reciprocal().masked_fill(scales == 0, 0)
+    levels = (blocks * factors[:, None]).round().clamp(-float(LEVELS), float(LEVELS))
+    return scales, levels.to(torch.int8) + OFFSET
+
+
+def _decode_eager(headers: Tensor, codes: Tensor) -> Tensor:
+    return (codes.float() - OFFSET) * headers.view(torch.float32)[:, None]
+
+
+FORMAT = Format(
+    name="int4",
+    tag=0x41,
+    block_elements=BLOCK,
+    codes_per_byte=2,
+    encode=_encode,
+    decode=_decode,
+    encode_eager=_encode_eager,
+    decode_eager=_decode_eager,
+    refused=refused_scales(0x0080_0000, 0x7DFF_FFFF),
+    rule=f"scales of 0 or {MIN_SCALE:.3g}..{MAX_SCALE:.3g}",
+)
