@@ -24,6 +24,7 @@ from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
+from lowcomm.membership.contributions import Limits
 from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
@@ -76,6 +77,17 @@ def build_aggregation(config: Config) -> Aggregation:
     return aggregation.by_name(config.shared.aggregation.name, faulty=config.shared.aggregation.faulty)
 
 
+def build_limits(config: Config) -> Limits:
+    """What the recipe lets a contribution claim."""
+    rule = config.shared.aggregation
+    return Limits(
+        norm_limit=rule.norm_limit,
+        clip_norm=rule.clip_norm,
+        max_tokens=rule.max_tokens,
+        max_rejections=rule.max_rejections,
+    )
+
+
 def build_exchange(config: Config, identity_path: Path) -> Exchange:
     """The exchange of the recipe; `identity_path` holds the peer's key unless the recipe names one."""
     settings = config.exchange
@@ -112,7 +124,7 @@ def build_outer_loop(
         codec=build_codec(config),
         outer_optimizer=build_outer_optimizer(config),
         aggregation=build_aggregation(config),
-        round_policy=RoundPolicy(**_fields(policy)),
+        round_policy=RoundPolicy(**_fields(policy), limits=build_limits(config)),
         shared=shared,
         expected_peers=settings.expected_peers,
         gather_timeout_s=settings.gather_timeout_s,

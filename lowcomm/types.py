@@ -60,6 +60,7 @@ class RoundReport:
         adopted: committed updates that this island had missed and has now replayed.
         digest: of the fragment's anchor and outer-optimizer state after the round.
         head: of the fragment's chain after the round.
+        rejected: contributions of others that this island did not accept, as `peer: reason`.
     """
 
     outer_step: int
@@ -83,6 +84,7 @@ class RoundReport:
     adopted: int
     digest: Digest
     head: Digest
+    rejected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,6 +111,16 @@ class AggregationConfig:
         choices=("mean", "norm_preserving", "trimmed_mean", "median", "krum"),
     )
     faulty: int = setting(1, "liars that trimmed_mean and krum tolerate", low=1, high=1_000)
+    norm_limit: float = setting(
+        20.0, "a contribution of more than so many median norms is rejected; 0 = never", low=0.0
+    )
+    clip_norm: float = setting(
+        0.0, "contributions are scaled down to so many median norms; 0 = never", low=0.0
+    )
+    max_tokens: int = setting(
+        0, "tokens that one island can train between two rounds; more is rejected; 0 = any number", low=0
+    )
+    max_rejections: int = setting(3, "after so many rejections in a row a peer is out", low=1, high=1_000)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,7 @@ class Peers:
         self.linked: dict[PeerId, Peer] = {}
         self._known: dict[PeerId, _Known] = {}
         self._refused: set[PeerId] = set()
+        self.banned: dict[PeerId, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -179,7 +180,10 @@ class Peers:
         return [
             peer
             for peer in self.linked.values()
-            if peer.greeted and peer.state.role == role and peer.state.phase != "leaving"
+            if peer.greeted
+            and peer.state.role == role
+            and peer.state.phase != "leaving"
+            and peer.id not in self.banned
         ]
 
     def statuses(self) -> list[PeerStatus]:
@@ -229,6 +233,9 @@ class Peers:
 
     def on_peer_up(self, peer: PeerId) -> None:
         """A link came up: greet."""
+        if peer in self.banned:
+            self._spawn(self._put_out(peer, self.banned[peer]))
+            return
         now = asyncio.get_running_loop().time()
         self.linked[peer] = Peer(peer, seen_at_s=now)
         body: dict[str, Json] = {
@@ -238,6 +245,23 @@ class Peers:
             "addresses": list(self._exchange.addresses),
         }
         self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
+
+    def ban(self, peer: PeerId, reason: str) -> None:
+        """Put a peer out for as long as this process lives, and tell it why.
+
+        The link stays until the peer leaves or its lease runs out, and nothing on it is heard: a
+        link that breaks in a ballot would look to others as if either side had failed.
+        """
+        if peer not in self.banned:
+            self.banned[peer] = reason
+            self._refused.add(peer)
+            self._known.pop(peer, None)
+            self.post(peer, Message("refuse", {"reasons": [reason[:1_000]]}))
+            self._on_change()
+
+    async def _put_out(self, peer: PeerId, reason: str) -> None:
+        await self._send(peer, Message("refuse", {"reasons": [reason[:1_000]]}))
+        await self._exchange.disconnect(peer)
 
     def on_peer_down(self, peer: PeerId) -> None:
         """A link broke; it will be dialled again for a while."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
@@ -16,7 +17,7 @@ from lowcomm.membership.fields import Fields
 from lowcomm.membership.roster import Roster, parse_ballot
 from lowcomm.outer.decision import Accepted, Contribution
 from lowcomm.outer.topic import Topic
-from lowcomm.outer.transfer import PeerFailedError
+from lowcomm.outer.transfer import BadContributionError, PeerFailedError
 from lowcomm.outer.updates import fetch_update, make_transfer, reduce_update
 from lowcomm.types import Json, PeerId
 
@@ -70,7 +71,11 @@ class Ballots:
         if not finalises:
             # made at once, as pieces may come before the task's first step
             decision.transfer = make_transfer(
-                self._topic.context, roster, contribution, self._topic.progressed
+                self._topic.context,
+                roster,
+                contribution,
+                self._topic.contributions,
+                self._topic.progressed,
             )
         decision.task = asyncio.get_running_loop().create_task(self._run(roster, contribution))
         decision.task.add_done_callback(self._on_run_done)
@@ -83,13 +88,17 @@ class Ballots:
             if transfer is None:
                 accepted = await self._finalise(roster)
             else:
+                self._check_claims(roster)
                 accepted = await reduce_update(self._topic.context, roster, contribution, transfer)
         except NonFiniteError as error:
             self._topic.decision.refusal = f"this island's pseudo-gradient is not finite: {error}"
             self.fail(str(error))
         except PeerFailedError as error:
             self._topic.decision.avoid |= set(error.peers) - {self._topic.me}
-            self.fail(str(error))
+            liars = set(error.peers) if isinstance(error, BadContributionError) else set()
+            for peer in liars:
+                self._topic.reject(peer, str(error))
+            self.fail(str(error), liars=liars)
         except (PeerUnreachableError, ProtocolError) as error:
             self.fail(str(error))
         else:
@@ -105,6 +114,22 @@ class Ballots:
             own = (accepted.entry.hash, accepted.after.digest)
             decision.votes.setdefault(roster.ballot, {})[self._topic.me] = own
             self.count_votes()
+
+    def _check_claims(self, roster: Roster) -> None:
+        """Take no part in a ballot with a peer that is out, or claims what can't be.
+
+        Raises:
+            BadContributionError: it names those.
+        """
+        banned = self._topic.context.peers.banned
+        out = [peer for peer in roster.peers if peer in banned]
+        if out:
+            raise PeerFailedError(f"{', '.join(out)} is out of the run: {banned[out[0]]}", out)
+        refused = self._topic.contributions.judge(roster.participants, roster.outer_step)
+        if refused:
+            raise BadContributionError(
+                "; ".join(f"{peer}: {why}" for peer, why in refused.items()), list(refused)
+            )
 
     def _on_run_done(self, task: asyncio.Task[None]) -> None:
         """A ballot that broke on a mistake of ours ends, too, and says so."""
@@ -156,9 +181,12 @@ class Ballots:
         ):
             return
         if parse_ballot(fields) == roster.ballot:
-            decision.avoid |= set(roster.peers) & {
-                PeerId(p) for p in fields.texts("avoid", len(roster.peers))
-            }
+            named = {PeerId(p) for p in fields.texts("avoid", len(roster.peers))} & set(roster.peers)
+            if peer not in decision.avoid:  # who was named itself is not believed: it may be the liar
+                decision.avoid |= named
+                liars = {PeerId(p) for p in fields.texts("rejected", len(roster.peers))} & named
+                for liar in liars:
+                    self._topic.reject(liar, f"{peer} says so: {fields.text('reason', 500)}", peer)
             self.fail(f"{peer}: {fields.text('reason', 500)}", tell=False)
 
     # -- deciding --------------------------------------------------------------------------------
@@ -172,7 +200,20 @@ class Ballots:
         votes = decision.votes.get(roster.ballot, {})
         own = (accepted.entry.hash, accepted.after.digest)
         differing = [peer for peer in roster.peers if peer in votes and votes[peer] != own]
-        if differing:
+        agreeing = [peer for peer in roster.peers if votes.get(peer) == own]
+        if differing and 2 * len(agreeing) > len(roster.peers):
+            decision.accepted = None
+            for peer in differing:
+                self._topic.reject(
+                    peer, f"its digest after outer step {roster.outer_step} is {votes[peer][1]}"
+                )
+            self.fail(
+                f"digests differ: {', '.join(differing)} has another than {len(agreeing)} others",
+                liars=set(differing),
+            )
+        elif differing and len(differing) + len(agreeing) < len(roster.peers):
+            return  # who is wrong shows when more votes are there
+        elif differing:
             # A vote that differs means that this ballot can't commit anywhere, so forgetting is safe.
             decision.accepted = None
             decision.refusal = (
@@ -183,7 +224,7 @@ class Ballots:
         elif all(peer in votes for peer in roster.peers):
             self._commit(accepted)
 
-    def fail(self, reason: str, *, tell: bool = True) -> None:
+    def fail(self, reason: str, *, tell: bool = True, liars: AbstractSet[PeerId] = frozenset()) -> None:
         """End the ballot under way; the next one is formed by whoever leads."""
         decision = self._topic.decision
         roster = decision.roster
@@ -199,6 +240,7 @@ class Ballots:
                 "ballot": roster.ballot.to_json(),
                 "reason": reason[:500],
                 "avoid": avoid,
+                "rejected": [str(peer) for peer in sorted(liars)],
             }
             self._topic.send(roster.peers, "abort", body)
         self.cancel()

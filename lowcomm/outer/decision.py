@@ -12,6 +12,7 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.blobs import Blobs
+from lowcomm.membership.contributions import Limits
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry
 from lowcomm.membership.peers import Peers
@@ -30,11 +31,13 @@ class RoundPolicy:
         deadline_s: longest wait for live peers that are not ready, and for a transfer that stalls.
         partition: `continue` lets whoever is left go on; `majority` only more than half of the
             participants of the round before.
+        limits: what a contribution may claim.
     """
 
     min_participants: int = 1
     deadline_s: float = 60.0
     partition: str = "continue"
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,7 @@ class Decision:
         roster, transfer, task: the ballot under way, if any.
         votes: (entry hash, state digest) of each voter, by ballot.
         avoid: peers that were seen to stall a ballot; left out of the next one.
+        rejected: peers whose contribution to this outer step is not accepted.
         unformed: why the leader could not form a roster.
         refusal: why this outer step can't be decided here at all (digests differ, NaN).
     """
@@ -158,6 +162,7 @@ class Decision:
     first_ready_s: float = 0.0
     votes: dict[Ballot, dict[PeerId, tuple[Digest, Digest]]] = field(default_factory=dict)
     avoid: set[PeerId] = field(default_factory=set)
+    rejected: set[PeerId] = field(default_factory=set)
     unformed: str = ""
     refusal: str = ""
     failures: list[str] = field(default_factory=list)

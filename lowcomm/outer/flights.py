@@ -183,6 +183,7 @@ class Flights:
             adopted=outcome.adopted if outcome else 0,
             digest=outcome.digest if outcome else Digest(""),
             head=outcome.head if outcome else Digest(""),
+            rejected=outcome.rejected if outcome else (),
         )
 
     def state_dict(self) -> list[list[Any]]:

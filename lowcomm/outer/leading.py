@@ -32,7 +32,7 @@ def next_roster(
     ready = {
         peer: said
         for peer, said in decision.readies.items()
-        if said.previous == chain.head and (peer == me or peer in aligned)
+        if said.previous == chain.head and (peer == me or peer in aligned) and peer not in decision.rejected
     }
     late = waited_s >= policy.deadline_s
     missing = ({me} | waiting) - set(ready) - decision.avoid

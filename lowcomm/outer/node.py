@@ -50,6 +50,7 @@ class RoundOutcome:
         tokens: tokens credited to this island, in `entry` and in adopted entries.
         swarm_step: the furthest inner step among the participants; 0 if that is not known.
         adopted: outer steps taken over from others, without this contribution.
+        rejected: contributions of others that were not accepted, as `peer: reason`.
     """
 
     entry: Entry | None
@@ -70,6 +71,7 @@ class RoundOutcome:
     bytes_received: int
     digest: Digest
     head: Digest
+    rejected: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -140,6 +142,7 @@ class Node:
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
             "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
+            "rejected": lambda peer, fields: self._round(fields).on_rejected(peer, fields),
             "abort": lambda peer, fields: self._round(fields).ballots.on_abort(peer, fields),
         }
 
@@ -259,6 +262,7 @@ class Node:
             bytes_received=traffic.received_bytes - received,
             digest=mine.after.digest if mine else state.digest,
             head=chain.head,
+            rejected=fragment_round.take_rejected(),
         )
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
@@ -293,6 +297,8 @@ class Node:
 
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Dispatch a control message; a peer that breaks the protocol is dropped."""
+        if peer in self.peers.banned:
+            return
         handler = self._control.get(message.kind)
         try:
             if handler is None:
@@ -303,6 +309,8 @@ class Node:
 
     async def on_bulk(self, peer: PeerId, message: Message) -> None:
         """Dispatch a bulk message."""
+        if peer in self.peers.banned:
+            return
         try:
             fields = Fields(message.kind, message.body)
             if message.kind in ("part", "mean"):
@@ -330,7 +338,7 @@ class Node:
     def _drop(self, peer: PeerId, error: Exception) -> None:
         logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
         task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
-        task.add_done_callback(lambda done: done.exception())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _round(self, fields: Fields) -> FragmentRound:
         return self.rounds[fields.integer("fragment", 0, len(self.rounds) - 1)]
@@ -341,11 +349,11 @@ class Node:
         self.changed.notify()
 
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
-        text = f"{peer} runs with other shared settings or another model: " + "; ".join(reasons)
+        text = f"{peer} and this island don't fit together: " + "; ".join(reasons)
         logger.warning("%s", text)
         self.refusals.append(text)
         task = asyncio.get_running_loop().create_task(self._part(peer))
-        task.add_done_callback(lambda done: done.exception())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.changed.notify()
 
     async def _part(self, peer: PeerId) -> None:

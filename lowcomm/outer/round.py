@@ -10,6 +10,7 @@ The rules that make it atomic (docs/design/0001-skeleton.md):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from lowcomm.errors import ProtocolError
@@ -26,6 +27,8 @@ from lowcomm.outer.signal import Signal
 from lowcomm.outer.topic import Topic
 from lowcomm.outer.updates import fetch_update
 from lowcomm.types import PeerId
+
+logger = logging.getLogger(__name__)
 
 
 class FragmentRound:
@@ -165,6 +168,17 @@ class FragmentRound:
             self.decision.unformed = fields.text("reason", 500)
             self.changed.notify()
 
+    def on_rejected(self, peer: PeerId, fields: Fields) -> None:
+        """A peer doesn't accept this island's contribution; it says why."""
+        reason = f"{peer} rejected this island's contribution: {fields.text('reason', 500)}"
+        logger.warning("fragment %d: %s", self._topic.fragment, reason)
+        if fields.integer("outer_step", 1) == self.decision.outer_step:
+            self.decision.failures.append(reason)
+
+    def take_rejected(self) -> tuple[str, ...]:
+        """Contributions of others that were rejected since the last call, as `peer: reason`."""
+        return self._topic.contributions.take_rejected()
+
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """A peer is gone: it is not ready any more, and the ballot with it is over."""
         self.decision.readies.pop(peer, None)
@@ -211,6 +225,13 @@ class FragmentRound:
         """Propose a roster if this peer leads and it is time."""
         topic = self._topic
         found = next_roster(topic.context, topic.fragment, self.decision, self._electorate, topic.now_s())
+        if isinstance(found, Roster) and found.entry is None:
+            refused = topic.contributions.judge(found.participants, found.outer_step)
+            refused.pop(topic.me, None)
+            for peer, reason in refused.items():
+                topic.reject(peer, reason)
+            if refused:
+                return self._lead()
         if isinstance(found, Roster):
             exchange = topic.context.exchange
             signature = exchange.sign(found.signed_bytes(exchange.run_id)).hex()
@@ -252,5 +273,6 @@ class FragmentRound:
         if accepted.contribution is self.decision.contribution:
             self.decision.contribution = None
         self._electorate.committed_here = True
+        self._topic.contributions.committed(accepted.entry, accepted.participants)
         self.restart()
         self._on_commit(accepted.entry, accepted)

@@ -13,6 +13,7 @@ rule's business (`lowcomm.algorithms.aggregation`); "mean" stands for its outcom
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
 from lowcomm.exchanges.base import Buffer, Exchange, Message
+from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import hash_bytes
 from lowcomm.membership.roster import Participant, Roster, chunks_of
 from lowcomm.outer.state import LENGTH_BYTES, FragmentState
@@ -44,6 +46,10 @@ class PeerFailedError(Exception):
     def __init__(self, reason: str, peers: Sequence[PeerId] = ()) -> None:
         super().__init__(reason)
         self.peers = tuple(peers)
+
+
+class BadContributionError(PeerFailedError):
+    """A participant sent what no honest one sends; `peers` names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,7 @@ class Transfer:
         codec: Codec,
         optimizer: OuterOptimizer,
         aggregation: Aggregation,
+        contributions: Contributions,
         pool: Executor,
         on_progress: Callable[[], None],
     ) -> None:
@@ -97,6 +104,10 @@ class Transfer:
         self._residual = torch.zeros_like(values) if codec.error_feedback else None
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
         self._shares = weights(roster.participants)
+        self._scales = contributions.scales(roster.participants)
+        self._bounds = contributions.bounds(roster.participants, residual=codec.error_feedback)
+        self._squares = [0.0] * len(roster.participants)
+        self._squares_lock = threading.Lock()
         self._parts: list[dict[PeerId, Buffer]] = [{} for _ in self._chunks]
         self._means: list[Buffer | None] = [None] * len(self._chunks)
         self._staged = 0
@@ -194,14 +205,30 @@ class Transfer:
 
     def _encode_mean(self, parts: dict[PeerId, Buffer], elements: int) -> Buffer:
         decoded = []
-        for peer in self._roster.peers:
+        for index, peer in enumerate(self._roster.peers):
             try:
-                decoded.append(self._codec.decode(parts[peer], elements))
+                part = self._codec.decode(parts[peer], elements)
             except CodecError as error:
-                raise PeerFailedError(
+                raise BadContributionError(
                     f"{peer} sent a chunk that can't be decoded: {error}", [peer]
                 ) from error
+            self._check_norm(index, part)
+            decoded.append(part.mul_(self._scales[index]) if self._scales[index] < 1.0 else part)
         return self._codec.encode(self._aggregation.combine(decoded, self._shares))
+
+    def _check_norm(self, index: int, part: Tensor) -> None:
+        """Hold a participant to the norm that it announced, over all chunks that came here."""
+        if self._bounds[index] == float("inf"):
+            return
+        norm = float(torch.linalg.vector_norm(part))
+        with self._squares_lock:
+            self._squares[index] += norm * norm
+            square = self._squares[index]
+        if square > self._bounds[index] ** 2:
+            peer = self._roster.participants[index]
+            raise BadContributionError(
+                f"{peer.peer} announced norm {peer.norm:.4g} and sent {square**0.5:.4g}", [peer.peer]
+            )
 
     async def _stage(self, chunk: int, peer: PeerId) -> None:
         payload = self._means[chunk]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from lowcomm.errors import ProtocolError
+from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Ballot, Roster
 from lowcomm.outer.decision import Accepted, Context, Contribution
@@ -14,7 +15,11 @@ from lowcomm.types import PeerId
 
 
 def make_transfer(
-    context: Context, roster: Roster, contribution: Contribution, on_progress: Callable[[], None]
+    context: Context,
+    roster: Roster,
+    contribution: Contribution,
+    contributions: Contributions,
+    on_progress: Callable[[], None],
 ) -> Transfer:
     """The transfer of one ballot."""
     state = context.state
@@ -27,6 +32,7 @@ def make_transfer(
         codec=context.codec,
         optimizer=state.optimizer,
         aggregation=state.aggregation,
+        contributions=contributions,
         pool=context.pool,
         on_progress=on_progress,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
-from lowcomm.exchanges.base import Receiver
+from lowcomm.exchanges.base import Message, Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.types import PeerId, RoundReport
 
@@ -78,6 +78,10 @@ class Swarm:
     hub: Any = field(default_factory=exchanges.hub)
     expected: int | None = None
     chunk_bytes: int = 256
+    lies: dict[int, Callable[[Message], Message]] = field(default_factory=dict)
+    """What an island puts in the place of a message that it sends."""
+    tokens: dict[int, int] = field(default_factory=dict)
+    """Tokens that an island says it trained on in a step, where those are not its inputs."""
     results: dict[int, Result] = field(default_factory=dict)
     founded: threading.Event = field(default_factory=threading.Event)
 
@@ -99,7 +103,7 @@ class Swarm:
         }
         if not founder:
             assert self.founded.wait(TIMEOUT_S)
-        exchange = _Exchange(self, name(island), founder)
+        exchange = _Exchange(self, name(island), founder, self.lies.get(island))
         return OuterLoop(wrap_island(model, optimizer), exchange, **{**settings, **changes})
 
     def train(
@@ -121,7 +125,7 @@ class Swarm:
             while outer.inner_step < steps:
                 inputs = batch(island, outer.inner_step)
                 result.losses.append(train_step(model, optimizer, inputs))
-                result.reports += outer.step(tokens=len(inputs))
+                result.reports += outer.step(tokens=self.tokens.get(island, len(inputs)))
                 if each is not None:
                     each(outer.inner_step, outer)
             result.reports += outer.finish()
@@ -141,11 +145,19 @@ class Swarm:
 
 
 class _Exchange(LoopbackExchange):
-    """Says when the founder can be joined through."""
+    """Says when the founder can be joined through; may lie."""
 
-    def __init__(self, swarm: Swarm, peer_id: PeerId, founder: bool) -> None:
+    def __init__(
+        self, swarm: Swarm, peer_id: PeerId, founder: bool, lie: Callable[[Message], Message] | None
+    ) -> None:
         super().__init__(swarm.hub, "test", peer_id, founder=founder)
-        self._swarm = swarm
+        self._swarm, self._lie = swarm, lie
+
+    async def send(self, peer: PeerId, message: Message) -> None:
+        await super().send(peer, self._lie(message) if self._lie else message)
+
+    async def send_bulk(self, peer: PeerId, message: Message) -> None:
+        await super().send_bulk(peer, self._lie(message) if self._lie else message)
 
     async def start(self, receiver: Receiver) -> None:
         await super().start(receiver)

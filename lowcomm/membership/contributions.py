@@ -1,0 +1,142 @@
+"""What a contribution may claim: tokens that are possible, a norm like those before it.
+
+Judged from the roster, before a byte of it has been decoded, by every participant: the leader
+doesn't propose a peer whose claim is out of bounds, and nobody takes part in a ballot with one.
+The reducers then hold each peer to the norm that it announced (`lowcomm.outer.transfer`), so a
+claim that is small does not let a large vector pass. Clipping (Sun et al. 2019, arXiv:1911.07963)
+scales a contribution down to a multiple of the roster's median norm; it is computed from the signed
+roster, so all reducers scale alike.
+
+The bound on the norm is `norm_limit` times the running median of committed rounds, or times the
+median of this roster if that is larger: where most norms jump together, nobody lies. Both bounds
+grow with the rounds that a peer has missed, since its progress does.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lowcomm.membership.ledger import Entry
+from lowcomm.membership.roster import Participant
+from lowcomm.types import PeerId
+
+HISTORY = 16
+"""Committed rounds whose median norms the running median is taken over."""
+
+HISTORY_NEEDED = 3
+"""With fewer the roster alone must do."""
+
+NORM_SLACK = 1.5
+"""What encoding may add to a norm; with error feedback the residual comes on top."""
+
+NORM_SLACK_WITH_RESIDUAL = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What is accepted.
+
+    Attributes:
+        norm_limit: times the running median norm; 0 = any norm.
+        clip_norm: contributions are scaled down to this many median norms; 0 = never.
+        max_tokens: one island's tokens between two commits of a fragment; 0 = any number.
+        max_rejections: after so many rejections in a row a peer is out.
+    """
+
+    norm_limit: float = 0.0
+    clip_norm: float = 0.0
+    max_tokens: int = 0
+    max_rejections: int = 3
+
+
+class Contributions:
+    """Judges the contributions to one fragment's rounds and counts rejections."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rejected: list[str] = []
+        self._norms: deque[float] = deque(maxlen=HISTORY)
+        self._last_step: dict[PeerId, int] = {}
+        self._strikes: dict[PeerId, list[PeerId]] = {}
+
+    def judge(self, members: Sequence[Participant], outer_step: int) -> dict[PeerId, str]:
+        """Why members of a roster can't be accepted; empty where all can."""
+        limits = self.limits
+        refused: dict[PeerId, str] = {}
+        usual = max(self._running_median(), _low_median(members))
+        for member in members:
+            rounds = max(1, outer_step - self._last_step.get(member.peer, outer_step - 1))
+            most_tokens, most_norm = limits.max_tokens * rounds, limits.norm_limit * usual * rounds
+            if limits.max_tokens and member.tokens > most_tokens:
+                refused[member.peer] = (
+                    f"{member.tokens} tokens in {rounds} rounds, at most {most_tokens} are possible"
+                )
+            elif limits.norm_limit and usual > 0.0 and member.norm > most_norm:
+                refused[member.peer] = (
+                    f"a pseudo-gradient of norm {member.norm:.4g}, at most {most_norm:.4g} is accepted "
+                    f"({limits.norm_limit:g} times the median of {usual:.4g})"
+                )
+        return refused
+
+    def scales(self, members: Sequence[Participant]) -> list[float]:
+        """What each contribution is multiplied with: 1, or less to clip it."""
+        most = self.limits.clip_norm * _low_median(members)
+        return [
+            min(1.0, most / member.norm) if most > 0.0 and member.norm > 0.0 else 1.0 for member in members
+        ]
+
+    def bounds(self, members: Sequence[Participant], *, residual: bool) -> list[float]:
+        """The largest norm that each one's decoded contribution may have."""
+        if not self.limits.norm_limit and not self.limits.clip_norm:
+            return [float("inf")] * len(members)
+        slack = NORM_SLACK_WITH_RESIDUAL if residual else NORM_SLACK
+        return [slack * member.norm for member in members]
+
+    def reject(self, peer: PeerId, reason: str, accuser: PeerId, *, company: bool) -> bool:
+        """Count a rejection; whether the peer is out now.
+
+        Rejections that others report count, too, so that all put a liar out at about the same time;
+        but two accusers are needed, or one liar could put others out. Where nobody else can have seen
+        it, or nobody else has for twice as long, one accuser is enough.
+
+        Args:
+            accuser: who saw it.
+            company: whether there are others that could have.
+        """
+        self.rejected.append(f"{peer}: {reason}")
+        del self.rejected[:-HISTORY]
+        strikes = self._strikes.setdefault(peer, [])
+        strikes.append(accuser)
+        least = self.limits.max_rejections
+        if len(set(strikes)) > 1 or not company:
+            return len(strikes) >= least
+        return False
+
+    def insists(self, peer: PeerId, me: PeerId) -> bool:
+        """Whether this peer alone has rejected another twice as often as it takes."""
+        return self._strikes.get(peer, []).count(me) >= 2 * self.limits.max_rejections
+
+    def committed(self, entry: Entry, members: Sequence[Participant]) -> None:
+        """A round has committed: its participants were fine."""
+        for peer, _ in entry.participants:
+            self._last_step[peer] = entry.outer_step
+            self._strikes.pop(peer, None)
+        if members:
+            self._norms.append(_low_median(members))
+
+    def take_rejected(self) -> tuple[str, ...]:
+        """The rejections since the last call, as `peer: reason`."""
+        taken = tuple(self.rejected)
+        self.rejected.clear()
+        return taken
+
+    def _running_median(self) -> float:
+        return statistics.median(self._norms) if len(self._norms) >= HISTORY_NEEDED else 0.0
+
+
+def _low_median(members: Sequence[Participant]) -> float:
+    """The lower median: of two norms the smaller, so that one liar of two can't raise it."""
+    return statistics.median_low(member.norm for member in members)
