@@ -24,6 +24,7 @@ from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
+from lowcomm.membership.access import Gate, read_token
 from lowcomm.membership.contributions import Limits
 from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.decision import RoundPolicy
@@ -88,6 +89,19 @@ def build_limits(config: Config) -> Limits:
     )
 
 
+def build_gate(config: Config) -> Gate | None:
+    """Who may be in the run of this recipe; None = anybody."""
+    access, settings = config.shared.access, config.exchange
+    if access.mode == "open":
+        return None
+    return Gate(
+        config.shared.run_id,
+        owner=access.owner if access.mode == "invite" else "",
+        allow=settings.allow if access.mode == "allowlist" else (),
+        token=read_token(Path(settings.token_file)) if settings.token_file else "",
+    )
+
+
 def build_exchange(config: Config, identity_path: Path) -> Exchange:
     """The exchange of the recipe; `identity_path` holds the peer's key unless the recipe names one."""
     settings = config.exchange
@@ -108,6 +122,7 @@ def build_exchange(config: Config, identity_path: Path) -> Exchange:
         relay=settings.relay,
         auto_relay=settings.relay,
         nat_port_map=settings.nat_port_map,
+        gate=build_gate(config),
     )
 
 

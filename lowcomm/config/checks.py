@@ -32,6 +32,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _model(config)
     yield from _shares(config)
     yield from _aggregation(config)
+    yield from _access(config)
     yield from _exchange(config.exchange)
 
     schedule = config.shared.schedule
@@ -98,6 +99,22 @@ def _aggregation(config: Config) -> Iterator[tuple[str, str]]:
             "shared.round.min_participants",
             f"expected at least {needed}, since {rule.name} with faulty = {rule.faulty} keeps no promise "
             f"below that, got {least}",
+        )
+
+
+def _access(config: Config) -> Iterator[tuple[str, str]]:
+    access = config.shared.access
+    if access.mode == "invite" and not access.owner:
+        yield (
+            "shared.access.owner",
+            "expected the owner's peer id, as `lowcomm invite` prints it, got nothing",
+        )
+    if access.mode == "allowlist" and not config.exchange.allow:
+        yield "exchange.allow", "expected the peer ids that are let in, got []"
+    if access.mode != "open" and config.exchange.kind != "swarm":
+        yield (
+            "shared.access.mode",
+            f"expected open with a process_group, which checks nobody, got {access.mode}",
         )
 
 

@@ -139,6 +139,18 @@ class RoundConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AccessConfig:
+    """Who may be in the run."""
+
+    mode: Literal["open", "invite", "allowlist"] = setting(
+        "open",
+        "open = whoever knows the run; invite = with a token of the owner; allowlist = exchange.allow",
+        choices=("open", "invite", "allowlist"),
+    )
+    owner: str = setting("", "peer id that signs the tokens, as `lowcomm invite` prints it")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SharedDataConfig:
     """How all islands divide the text."""
 
@@ -161,6 +173,7 @@ class SharedConfig:
     codec: CodecConfig = field(default_factory=CodecConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     round: RoundConfig = field(default_factory=RoundConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
     data: SharedDataConfig = field(default_factory=SharedDataConfig)
 
 
@@ -229,6 +242,8 @@ class ExchangeConfig:
     )
     announce: tuple[str, ...] = setting((), "multiaddrs to tell others instead, where a router maps the port")
     identity: str = setting("", "file of the peer's private key; empty = inside the run folder")
+    token_file: str = setting("", "file with this peer's token, where shared.access.mode = invite")
+    allow: tuple[str, ...] = setting((), "peer ids that are let in, where shared.access.mode = allowlist")
     streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=64)
     chunk_bytes: int = setting(1 << 20, "bytes of one piece of a transfer", low=1_024, high=4 << 20)
     relay: bool = setting(False, "reach and be reached through relays where there is no direct way")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
     from lowcomm.exchanges.process_group import ProcessGroupExchange
     from lowcomm.exchanges.swarm.exchange import SwarmExchange
+    from lowcomm.exchanges.swarm.identity import Gatekeeper
 
 __all__ = ["Exchange", "Message", "Receiver", "Traffic", "hub", "loopback", "process_group", "swarm"]
 
@@ -36,6 +37,7 @@ def swarm(
     relay: bool = True,
     auto_relay: bool = False,
     nat_port_map: bool = False,
+    gate: Gatekeeper | None = None,
 ) -> SwarmExchange:
     """An exchange over the Internet; see `lowcomm.exchanges.swarm.exchange.SwarmExchange`."""
     from lowcomm.exchanges.swarm.exchange import SwarmExchange
@@ -51,6 +53,7 @@ def swarm(
         relay=relay,
         auto_relay=auto_relay,
         nat_port_map=nat_port_map,
+        gate=gate,
     )
 
 

@@ -29,6 +29,9 @@ RECORD_TTL_S = 60.0
 REDIAL_LONGEST_S = 30.0
 FORGET_AFTER_S = 600.0
 REFUSED_KEYS_SHOWN = 8
+MESSAGES_PER_S = 1_000.0
+BURST_MESSAGES = 10_000.0
+"""Control messages of one peer; the busiest honest one, which takes a snapshot, sends hundreds a second."""
 
 
 @dataclass(slots=True)
@@ -99,6 +102,8 @@ class Peer:
     addresses: tuple[str, ...] = ()
     greeted: bool = False
     seen_at_s: float = 0.0
+    allowance: float = BURST_MESSAGES
+    counted_at_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -237,7 +242,7 @@ class Peers:
             self._spawn(self._put_out(peer, self.banned[peer]))
             return
         now = asyncio.get_running_loop().time()
-        self.linked[peer] = Peer(peer, seen_at_s=now)
+        self.linked[peer] = Peer(peer, seen_at_s=now, counted_at_s=now)
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
             "shared": self._shared,
@@ -245,6 +250,26 @@ class Peers:
             "addresses": list(self._exchange.addresses),
         }
         self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
+
+    def admit_message(self, peer: PeerId, kind: str) -> None:
+        """Let a control message through, or refuse it before it is read.
+
+        Raises:
+            ProtocolError: the peer has not greeted, or sends more than any peer has reason to.
+        """
+        entry = self.linked.get(peer)
+        if entry is None:
+            return  # the link has just gone
+        if not entry.greeted and kind not in ("hello", "refuse"):
+            raise ProtocolError(f"{kind:.60}: expected hello first")
+        now = asyncio.get_running_loop().time()
+        entry.allowance = min(BURST_MESSAGES, entry.allowance + (now - entry.counted_at_s) * MESSAGES_PER_S)
+        entry.counted_at_s = now
+        entry.allowance -= 1.0
+        if entry.allowance < 0.0:
+            raise ProtocolError(
+                f"more than {MESSAGES_PER_S:g} control messages a second, after a burst of {BURST_MESSAGES:g}"
+            )
 
     def ban(self, peer: PeerId, reason: str) -> None:
         """Put a peer out for as long as this process lives, and tell it why.
@@ -338,7 +363,7 @@ class Peers:
             return [f"protocol: here {PROTOCOL}, there {protocol}; use the same version of lowcomm"]
         shared = fields.mapping("shared")
         role = parse_state(fields.inner("state")).role
-        if not self._shared or not shared or role != "island" or self.state.role != "island":
+        if role != "island" or self.state.role != "island":
             return []
         reasons = differences(self._shared, shared)[:REFUSED_KEYS_SHOWN]
         layout = fields.items("layout", MAX_FRAGMENTS)

@@ -301,6 +301,7 @@ class Node:
             return
         handler = self._control.get(message.kind)
         try:
+            self.peers.admit_message(peer, message.kind)
             if handler is None:
                 raise ProtocolError(f"unknown message {message.kind!r:.60}")
             handler(peer, Fields(message.kind, message.body))

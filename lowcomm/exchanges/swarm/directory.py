@@ -12,7 +12,7 @@ import msgpack
 from lowcomm.clock import Clock
 from lowcomm.errors import ExchangeError, ProtocolError
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
-from lowcomm.exchanges.swarm.identity import Identity, verify
+from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, verify
 from lowcomm.types import PeerId
 
 MAX_RECORD_BYTES = 16 << 10
@@ -20,14 +20,22 @@ MAX_TTL_S = 3600.0
 MAX_RECORDS = 4096
 """A node keeps records of so many peers; keys cost nothing, so a flood of them must be bounded."""
 
-_ENVELOPE_BYTES = 256
+_ENVELOPE_BYTES = 1024
 _DOMAIN = "directory"
 
 
 class Directory:
     """Publishes this peer's record and finds the others'."""
 
-    def __init__(self, node: HivemindNode, run_id: str, identity: Identity, clock: Clock) -> None:
+    def __init__(
+        self,
+        node: HivemindNode,
+        run_id: str,
+        identity: Identity,
+        clock: Clock,
+        gate: Gatekeeper | None = None,
+    ) -> None:
+        self._gate = gate
         self._node, self._run_id, self._identity, self._clock = node, run_id, identity, clock
         self._key = f"lowcomm/1/{run_id}"
         self._expires_s: dict[PeerId, float] = {}
@@ -50,7 +58,8 @@ class Directory:
             )
         expires_s = self._clock.wall_s() + ttl_s
         signature = self._identity.sign(_DOMAIN, signed_bytes(self._run_id, record, expires_s))
-        value = pack_value(record, signature)
+        shown = self._gate.show(self._identity) if self._gate else ""
+        value = pack_value(record, signature, shown)
         if not await self._node.store(self._key, self._identity.peer_id, value, expires_s):
             raise ExchangeError("the directory did not take this peer's record; is its clock right?")
 
@@ -82,10 +91,12 @@ class Directory:
             parts = msgpack.unpackb(value)
         except (ValueError, msgpack.UnpackException):
             return None
-        if not isinstance(parts, list) or len(parts) != 2:
+        if not isinstance(parts, list) or len(parts) != 3:
             return None
-        record, signature = parts
+        record, signature, shown = parts
         if not isinstance(record, bytes) or not isinstance(signature, bytes):
+            return None
+        if self._gate is not None and not self._gate.admits(peer, shown):
             return None
         signed = signed_bytes(self._run_id, record, expires_s)
         return record if verify(peer, _DOMAIN, signed, signature) else None
@@ -97,7 +108,7 @@ def signed_bytes(run_id: str, record: bytes, expires_s: float) -> bytes:
     return packed
 
 
-def pack_value(record: bytes, signature: bytes) -> bytes:
-    """A record and its signature, as they stand in the DHT."""
-    packed: bytes = msgpack.packb([record, signature])
+def pack_value(record: bytes, signature: bytes, shown: str = "") -> bytes:
+    """A record, its signature and its peer's pass, as they stand in the DHT."""
+    packed: bytes = msgpack.packb([record, signature, shown])
     return packed

@@ -20,7 +20,7 @@ from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
 from lowcomm.exchanges.swarm.directory import Directory
 from lowcomm.exchanges.swarm.folder import PrivateFolder
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr, p2pd_program
-from lowcomm.exchanges.swarm.identity import Identity, IdentityFile, verify
+from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, IdentityFile, verify
 from lowcomm.exchanges.swarm.links import Links
 from lowcomm.types import PeerId
 
@@ -45,6 +45,7 @@ class SwarmExchange:
         identity_path: file of the peer's key, made if missing; None takes a new identity each time.
         connect_timeout_s: how long `start` tries to reach an initial peer.
         streams: bulk streams to each peer; several fill a long link better than one.
+        gate: who may be in the run; None = anybody.
         relay, auto_relay, nat_port_map: see `DaemonOptions`; with `auto_relay` the initial peers serve
             as relays.
     """
@@ -62,7 +63,9 @@ class SwarmExchange:
         relay: bool = True,
         auto_relay: bool = False,
         nat_port_map: bool = False,
+        gate: Gatekeeper | None = None,
     ) -> None:
+        self._gate = gate
         self._run_id = run_id
         self._initial_peers, self._listen, self._announce = initial_peers, listen, announce
         self._identity_path = None if identity_path is None else Path(identity_path)
@@ -166,10 +169,17 @@ class SwarmExchange:
         if self._node.peer_id != self._identity.peer_id:
             raise ExchangeError(f"p2pd took the name {self._node.peer_id}, not {self._identity.peer_id}")
         self._addresses = tuple(await self._node.addresses())
-        self._directory = Directory(self._node, self._run_id, self._identity, SystemClock())
+        self._directory = Directory(self._node, self._run_id, self._identity, SystemClock(), self._gate)
         await self._directory.start()
         self._links = Links(
-            self._node, self._run_id, receiver, self._traffic, self._streams, on_up=self._meet
+            self._node,
+            self._run_id,
+            receiver,
+            self._traffic,
+            self._streams,
+            on_up=self._meet,
+            gate=self._gate,
+            shown=self._gate.show(self._identity) if self._gate else "",
         )
         await self._links.serve()
         await self._join({peer: group for peer, group in peers.items() if peer != self.peer_id})

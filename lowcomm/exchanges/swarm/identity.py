@@ -14,6 +14,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -45,6 +46,18 @@ class Identity:
     def sign(self, domain: str, data: bytes) -> bytes:
         """64 bytes; a signature for one domain is none for another, nor for libp2p's own handshake."""
         return self._key.sign(_signed_bytes(domain, data))
+
+
+class Gatekeeper(Protocol):
+    """Decides who may be in a run; `lowcomm.membership.access.Gate` is one."""
+
+    def show(self, identity: Identity) -> str:
+        """What the peer with this identity shows to others."""
+        ...
+
+    def admits(self, peer: PeerId, shown: object) -> bool:
+        """Whether `peer`, who showed `shown`, may be in the run."""
+        ...
 
 
 def verify(peer: PeerId, domain: str, data: bytes, signature: bytes) -> bool:

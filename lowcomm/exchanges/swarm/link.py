@@ -38,6 +38,7 @@ class LinkOwner(Protocol):
 
     run_id: str
     receiver: Receiver
+    shown: str
 
     async def open_stream(
         self, peer: PeerId, name: str, timeout_s: float
@@ -119,11 +120,17 @@ class Link:
                 "channel": channel,
                 "token": self.token,
                 "answer": self.peer_token or "",
+                "pass": self._owner.shown,
             }
             verdict, received = await stream.open(Message("link.open", opening))
             self._owner.count(self.peer, 0, received)
             if verdict is Verdict.OTHER_RUN:
                 raise JoinRefusedError(f"{self.peer} is not in run {self._owner.run_id!r} but in another one")
+            if verdict is Verdict.NOT_ADMITTED:
+                raise JoinRefusedError(
+                    f"{self.peer} did not admit this peer to run {self._owner.run_id!r}: it is not on the "
+                    "list, or its token is missing, expired or for another peer; see shared.access"
+                )
             if verdict is not Verdict.OK:
                 raise PeerUnreachableError(f"{self.peer} refused a stream: {verdict.name.lower()}")
             if self.down_reason is not None:

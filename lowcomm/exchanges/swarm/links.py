@@ -10,6 +10,7 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import endpoint_of
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
+from lowcomm.exchanges.swarm.identity import Gatekeeper
 from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, Link
 from lowcomm.exchanges.swarm.streams import Incoming, Verdict
 from lowcomm.types import PeerId
@@ -40,7 +41,10 @@ class Links:
         traffic: Traffic,
         bulk_streams: int,
         on_up: Callable[[PeerId], None],
+        gate: Gatekeeper | None = None,
+        shown: str = "",
     ) -> None:
+        self._gate, self.shown = gate, shown
         self._on_up = on_up
         self.run_id, self.receiver = run_id, receiver
         self._node, self._traffic, self._bulk_streams = node, traffic, bulk_streams
@@ -204,6 +208,8 @@ class Links:
             return Verdict.MALFORMED
         if run != self.run_id:
             return Verdict.OTHER_RUN
+        if self._gate is not None and not self._gate.admits(peer, message.body.get("pass")):
+            return Verdict.NOT_ADMITTED
         if self._closed or self._gone is not None:
             return Verdict.CLOSING
         link = self._links.get(peer)

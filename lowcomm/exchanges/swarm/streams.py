@@ -44,6 +44,7 @@ class Verdict(enum.IntEnum):
     STALE = 2
     MALFORMED = 3
     CLOSING = 4
+    NOT_ADMITTED = 5
 
 
 class FrameDecoder:

@@ -1,0 +1,67 @@
+"""A run by invitation on the real swarm: members meet, an outsider gets no link and no record."""
+
+import asyncio
+
+import pytest
+
+from lowcomm import exchanges
+from lowcomm.clock import SystemClock
+from lowcomm.errors import ExchangeError, JoinRefusedError
+from lowcomm.exchanges.swarm.exchange import SwarmExchange
+from lowcomm.exchanges.swarm.identity import Identity
+from lowcomm.membership.access import Gate, make_token
+from tests.exchanges.networks import RUN, Recorder
+
+OWNER = Identity.generate()
+
+
+def invited(token: str, *initial: str) -> SwarmExchange:
+    gate = Gate(RUN, owner=OWNER.peer_id, token=token)
+    return exchanges.swarm(run_id=RUN, initial_peers=initial, gate=gate)
+
+
+def test_only_who_was_invited_gets_a_link_or_a_record() -> None:
+    token = make_token(OWNER, RUN, peer=None, expires_s=int(SystemClock().wall_s()) + 600)
+
+    async def scenario() -> None:
+        first, heard = invited(token), Recorder()
+        await first.start(heard)
+        second = invited(token, first.join_string)
+        outsiders = [
+            exchanges.swarm(run_id=RUN, initial_peers=[first.join_string]),
+            invited("", first.join_string),
+        ]
+        try:
+            await second.start(Recorder())
+            await heard.until(lambda: first.connected() == {second.peer_id})
+            for outsider in outsiders:
+                with pytest.raises(JoinRefusedError, match="did not admit"):
+                    await outsider.start(Recorder())
+            assert heard.links == [("up", second.peer_id)]
+            await second.publish(b"record", 60.0)
+            assert dict(await first.discover()) == {second.peer_id: b"record"}
+        finally:
+            await asyncio.gather(*(exchange.close() for exchange in (first, second, *outsiders)))
+
+    asyncio.run(scenario())
+
+
+def test_a_member_refuses_an_initial_peer_that_is_none() -> None:
+    token = make_token(OWNER, RUN, peer=None, expires_s=int(SystemClock().wall_s()) + 600)
+
+    async def scenario() -> None:
+        imposter, heard = exchanges.swarm(run_id=RUN), Recorder()
+        await imposter.start(heard)
+        gate = Gate(RUN, owner=OWNER.peer_id, token=token)
+        member = exchanges.swarm(
+            run_id=RUN, initial_peers=[imposter.join_string], gate=gate, connect_timeout_s=3.0
+        )
+        member_heard = Recorder()
+        try:
+            with pytest.raises(ExchangeError):
+                await member.start(member_heard)
+            assert member_heard.links == []
+        finally:
+            await asyncio.gather(imposter.close(), member.close())
+
+    asyncio.run(scenario())
