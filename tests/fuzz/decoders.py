@@ -1,0 +1,207 @@
+"""Every decoder of bytes from the network, and what each may raise; `mutate` makes their inputs.
+
+Inputs are valid messages with damage: bits flipped, pieces cut, doubled or moved, bytes of other
+messages spliced in, lengths and type bytes of msgpack replaced; or fields of valid bodies replaced
+by values of other types and sizes. Pure noise seldom gets past the first check.
+
+    python -m tests.fuzz.decoders --inputs 1000000 --seed 1 --json docs/results/fuzz.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from lowcomm.clock import SystemClock
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.frames import encode_frame
+from lowcomm.exchanges.swarm.directory import Directory, pack_value, signed_bytes
+from lowcomm.exchanges.swarm.identity import Identity
+from lowcomm.exchanges.swarm.streams import FrameDecoder
+from lowcomm.membership.access import Gate, make_token
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
+from lowcomm.membership.peers import State, _record_addresses, parse_state
+from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
+from lowcomm.outer.decision import Ready, parse_ready
+from lowcomm.types import Json, PeerId
+
+OWNER, MEMBER = Identity.generate(), Identity.generate()
+HASH = hash_bytes(b"x")
+ENTRY = Entry(
+    run_id="run", fragment=0, outer_step=3, participants=((PeerId("a"), 10), (PeerId("b"), 20)),
+    stops=(4, 8), chunk_elements=4, update_hash=HASH, update_bytes=32, state_digest=HASH, previous=HASH,
+)  # fmt: skip
+ROSTER = Roster(
+    fragment=0, outer_step=4, ballot=Ballot(1, "a"), previous=HASH,
+    participants=(Participant(PeerId("a"), 10, 1.0, 5), Participant(PeerId("b"), 20, 2.0, 5)),
+    stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=NO_BALLOT,
+)  # fmt: skip
+READY = Ready(HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY))
+STATE = State(outer_steps=(1, 2), heads=(HASH, HASH), checkpoints=(5,))
+EXPIRES_S = SystemClock().wall_s() + 86_400.0
+GATE = Gate("run", owner=OWNER.peer_id)
+SHOWN = Gate(
+    "run", owner=OWNER.peer_id, token=make_token(OWNER, "run", peer=None, expires_s=int(EXPIRES_S))
+).show(MEMBER)
+RECORD = msgpack.packb({"addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"], "role": "island"})
+VALUE = pack_value(RECORD, MEMBER.sign("directory", signed_bytes("run", RECORD, EXPIRES_S)), SHOWN)
+DIRECTORY = Directory(None, "run", MEMBER, SystemClock(), GATE)  # type: ignore[arg-type]  # no node: only reads
+
+
+def decode_frames(data: bytes) -> None:
+    decoder = FrameDecoder()
+    decoder.opened = bool(data[:1] > b"\x40")
+    view = memoryview(data)
+    while view.nbytes:
+        buffer = decoder.get_buffer()
+        count = min(buffer.nbytes, view.nbytes)
+        buffer[:count] = view[:count]
+        view = view[count:]
+        decoder.advance(count)
+        while decoder.next() is not None:
+            pass
+
+
+def of_body(read: Callable[[Fields], object]) -> Callable[[bytes], None]:
+    """A decoder of message bodies: unpacked as a frame's body is, then read field by field."""
+
+    def decode(data: bytes) -> None:
+        try:
+            body = msgpack.unpackb(data, strict_map_key=True)
+        except (ValueError, msgpack.UnpackException, RecursionError):
+            return  # the frame's decoder, which is another one here, refuses it
+        read(Fields("fuzz", body))
+
+    return decode
+
+
+def read_record(data: bytes) -> None:
+    DIRECTORY._check(MEMBER.peer_id, data, EXPIRES_S)
+    _record_addresses(data)
+
+
+def read_pass(data: bytes) -> None:
+    shown = data.decode("latin-1")
+    if shown != SHOWN:
+        assert not GATE.admits(OWNER_NOT, shown)
+
+
+OWNER_NOT = Identity.generate().peer_id
+
+
+def pack(value: Json) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def frame(kind: str, body: dict[str, Json], payload: bytes = b"") -> bytes:
+    head, raw = encode_frame(Message(kind, body, payload))
+    return head + bytes(raw)
+
+
+DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
+    "frames": (decode_frames, frame("ready", READY.to_json()) + frame("part", {"chunk": 1}, b"payload" * 9)),
+    "entry": (of_body(parse_entry), pack(ENTRY.to_json())),
+    "roster": (of_body(parse_roster), pack(ROSTER.to_json())),
+    "ready": (of_body(parse_ready), pack(READY.to_json())),
+    "state": (of_body(parse_state), pack(STATE.to_json())),
+    "ballot": (of_body(parse_ballot), pack({"ballot": [1, "a"]})),
+    "record": (read_record, VALUE),
+    "addresses": (read_record, RECORD),
+    "pass": (read_pass, SHOWN.encode()),
+}
+"""Name -> (decoder, a valid input). A decoder raises ProtocolError, or nothing."""
+
+ODD: list[Any] = [
+    None, True, -1, 2**63, 2**64 - 1, 0.5, float("nan"), float("inf"), "", "x" * 200, "\ud7ff", b"bytes",
+    [], {}, [[]], [[1, 2, 3]], {"a": {}}, [None] * 300,
+]  # fmt: skip
+
+
+def mutate(valid: bytes, others: list[bytes], source: random.Random) -> bytes:
+    """A damaged copy of a valid input."""
+    if source.random() < 0.4:
+        try:
+            value = msgpack.unpackb(valid)
+        except (ValueError, msgpack.UnpackException):
+            value = None
+        if isinstance(value, dict | list):
+            return pack(_replace(value, source))
+    data = bytearray(valid)
+    for _ in range(source.randint(1, 4)):
+        at = source.randrange(len(data) + 1)
+        match source.randrange(6):
+            case 0:
+                data[at : at + 1] = bytes([source.randrange(256)])
+            case 1:
+                del data[at : at + source.randint(1, 40)]
+            case 2:
+                other = source.choice(others)
+                start = source.randrange(len(other))
+                data[at:at] = other[start : start + source.randint(1, 60)]
+            case 3:
+                data[at : at + 1] = bytes([source.choice(b"\xc1\xc6\xdb\xdd\xdf\xc9\x90\x80\xff\x00")])
+            case 4:
+                data[at:at] = data[at : at + source.randint(1, 40)]
+            case 5:
+                data[at : at + 4] = source.randbytes(4)
+        if not data:
+            data = bytearray(b"\x00")
+    return bytes(data)
+
+
+def _replace(value: Any, source: random.Random) -> Any:
+    """`value` with one thing in it, at any depth, replaced by something odd."""
+    if isinstance(value, dict) and value and source.random() < 0.8:
+        key = source.choice(list(value))
+        if source.random() < 0.1:
+            return {k: v for k, v in value.items() if k != key}
+        return {**value, key: _replace(value[key], source)}
+    if isinstance(value, list) and value and source.random() < 0.8:
+        at = source.randrange(len(value))
+        return [*value[:at], _replace(value[at], source), *value[at + 1 :]]
+    return source.choice(ODD)
+
+
+def run(inputs: int, seed: int) -> dict[str, Json]:
+    """Feed every decoder in turn; anything but a ProtocolError ends the run."""
+    source = random.Random(seed)
+    others = [valid for _, valid in DECODERS.values()]
+    figures: dict[str, dict[str, Json]] = {name: {"inputs": 0, "refused": 0} for name in DECODERS}
+    for number in range(inputs):
+        name = list(DECODERS)[number % len(DECODERS)]
+        decode, valid = DECODERS[name]
+        data = mutate(valid, others, source)
+        try:
+            decode(data)
+        except ProtocolError:
+            figures[name]["refused"] += 1  # type: ignore[operator]
+        except BaseException:
+            print(f"{name}, seed {seed}, input {number}: {data.hex()}")
+            raise
+        figures[name]["inputs"] += 1  # type: ignore[operator]
+    return {"seed": seed, "inputs": inputs, "other_errors": 0, "decoders": figures}  # type: ignore[dict-item]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    figures = json.dumps(run(args.inputs, args.seed), indent=2) + "\n"
+    if args.json:
+        args.json.write_text(figures)
+    print(figures)
+
+
+if __name__ == "__main__":
+    main()
