@@ -22,7 +22,7 @@ from lowcomm.config.load import shared_settings
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
-from lowcomm.islands import wrap_island
+from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.membership.access import Gate, read_token
 from lowcomm.membership.contributions import Limits
@@ -169,9 +169,51 @@ def build_outer_state(config: Config) -> OuterState:
     )
 
 
-def build_island(config: Config, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> Island:
-    """The island of the recipe around a model that is on its device already."""
-    return wrap_island(model, optimizers, engine=config.island.engine)
+def build_island(config: Config, model: nn.Module, device: torch.device) -> Island:
+    """The island of the recipe around a model: on its device, sharded, with its inner optimizers.
+
+    Raises:
+        ConfigError: the engine is not installed, needs torchrun, or its settings contradict the recipe.
+    """
+    settings, engine = config.island, config.island.engine
+    model = model.to(device)
+    low_precision = autocast(config, device)
+    if engine == "fsdp2":
+        require_ranks(engine)
+        from lowcomm.islands.fsdp2 import shard
+
+        shard(
+            model,
+            precision="bf16" if low_precision else "fp32",
+            replicas=settings.replicas,
+            activation_checkpointing=settings.activation_checkpointing,
+            cpu_offload=settings.offload == "all",
+        )
+    optimizers = build_optimizers(config, model)
+    if engine == "deepspeed":
+        require_ranks(engine)
+        from lowcomm.islands.deepspeed_zero import initialize, recipe_config
+
+        given = Path(settings.deepspeed_config) if settings.deepspeed_config else None
+        ds_config = recipe_config(
+            given,
+            stage=settings.zero_stage,
+            offload=settings.offload,
+            micro_batch=config.train.batch_size,
+            accumulation=config.train.grad_accumulation,
+            clip_norm=config.shared.inner.clip_norm,
+            bf16=low_precision,
+            world_size=torch.distributed.get_world_size(),
+        )
+        return initialize(model, optimizers, ds_config)
+    return wrap_island(model, optimizers, engine=engine)
+
+
+def autocast(config: Config, device: torch.device) -> bool:
+    """Whether `train.precision` means bfloat16 on this device."""
+    if config.train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return config.train.precision == "bf16"
 
 
 def _fields(part: object) -> dict[str, Any]:

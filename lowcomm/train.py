@@ -16,11 +16,11 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowcomm import __version__
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
-from lowcomm.build import build_exchange, build_island, build_model, build_optimizers, build_outer_loop
+from lowcomm.build import autocast, build_exchange, build_island, build_model, build_outer_loop
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
@@ -140,8 +140,7 @@ class Trainer:
 
     def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
         config = self._config
-        model = build_model(config).to(self._device)
-        island = build_island(config, model, build_optimizers(config, model))
+        island = build_island(config, build_model(config), self._device)
         exchange = None
         if folder is not None:
             exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
@@ -263,21 +262,19 @@ class Trainer:
             inputs, targets = run.loader.next_batch()
             last = micro_step == count - 1
             with contextlib.nullcontext() if last else run.island.no_sync():
-                with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+                with torch.autocast(
+                    self._device.type, torch.bfloat16, enabled=self._autocast and not run.island.casts
+                ):
                     loss = run.island.model(inputs.to(self._device), targets.to(self._device)) / count
-                loss.backward()
+                run.island.backward(loss)
             total += loss.detach()
-        if inner.clip_norm > 0:
-            nn.utils.clip_grad_norm_(run.island.model.parameters(), inner.clip_norm)
-        for optimizer in run.island.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        run.island.update(inner.clip_norm)
         return total
 
     def _check_finite(self, run: _Run, losses: list[Tensor]) -> None:
         """Before anything is logged or saved: no NaN in the losses, nor in the parameters of any rank."""
         finite = all(math.isfinite(loss) for loss in torch.stack(losses).tolist()) if losses else True
-        finite = finite and all(bool(p.isfinite().all()) for p in run.island.bare_model.parameters())
+        finite = finite and run.island.is_finite()
         if run.island.any_rank(not finite):
             raise LossError(
                 f"the training loss or a parameter is not finite at or before inner step "
@@ -417,10 +414,7 @@ class Trainer:
 
     @property
     def _autocast(self) -> bool:
-        wanted = self._config.train.precision
-        if wanted == "auto":
-            return self._device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return wanted == "bf16"
+        return autocast(self._config, self._device)
 
     @contextlib.contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ import torch
 from lowcomm import codecs, exchanges
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.build import build_island, build_model, build_optimizers
+from lowcomm.build import build_island, build_model
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
@@ -111,8 +111,7 @@ class _Step:
     """One inner step on a fixed batch: forward, backward, clip, optimizer."""
 
     def __init__(self, config: Config, clock: Clock) -> None:
-        model = build_model(config)
-        self.island: Island = build_island(config, model, build_optimizers(config, model))
+        self.island: Island = build_island(config, build_model(config), torch.device("cpu"))
         shape = (config.train.batch_size, config.shared.model.context + 1)
         ids = torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(0))
         self._inputs, self._targets = ids[:, :-1], ids[:, 1:]
@@ -122,11 +121,8 @@ class _Step:
     def __call__(self, outer: OuterLoop | None) -> tuple[float, float]:
         """Seconds of the whole step and of the call in it."""
         began_s = self._now_s()
-        self.island.model(self._inputs, self._targets).backward()
-        torch.nn.utils.clip_grad_norm_(self.island.model.parameters(), self._clip_norm)
-        for optimizer in self.island.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self.island.backward(self.island.model(self._inputs, self._targets))
+        self.island.update(self._clip_norm)
         called_s = self._now_s()
         if outer is not None:
             outer.step(tokens=self._inputs.numel())

@@ -207,10 +207,23 @@ class TrainConfig:
 class IslandConfig:
     """The ranks inside one island."""
 
-    engine: Literal["auto", "plain", "ddp"] = setting(
+    engine: Literal["auto", "plain", "ddp", "fsdp2", "deepspeed"] = setting(
         "auto",
-        "auto = ddp under torchrun with more than one rank, else plain",
-        choices=("auto", "plain", "ddp"),
+        "auto = ddp under torchrun with more than one rank, else plain; fsdp2 and deepspeed shard the model",
+        choices=("auto", "plain", "ddp", "fsdp2", "deepspeed"),
+    )
+    replicas: int = setting(1, "fsdp2: copies of the sharded model (HSDP); divides the ranks", low=1)
+    activation_checkpointing: bool = setting(False, "fsdp2: recompute the blocks in the backward pass")
+    offload: Literal["none", "optimizer", "all"] = setting(
+        "none",
+        "what stays on the host: deepspeed the optimizer's state or also the parameters; fsdp2 none or all",
+        choices=("none", "optimizer", "all"),
+    )
+    zero_stage: int = setting(
+        3, "deepspeed: what is sharded; 1 optimizer, 2 and gradients, 3 and parameters", low=1, high=3
+    )
+    deepspeed_config: str = setting(
+        "", "deepspeed: file of a whole ds_config (JSON), which sets the ZeRO stage"
     )
 
 

@@ -46,6 +46,23 @@ class Island(Protocol):
         ...
 
     @property
+    def casts(self) -> bool:
+        """Whether the engine computes in its own low precision, so that no autocast is wanted."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-step's loss. Collective, but inside `no_sync`."""
+        ...
+
+    def update(self, clip_norm: float) -> None:
+        """One inner step: clip the gradients' global L2 norm (0 = don't), step, clear. Collective."""
+        ...
+
+    def is_finite(self) -> bool:
+        """Whether what this rank holds of the parameters is free of NaN and Inf."""
+        ...
+
+    @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
 
     @property
@@ -54,7 +71,10 @@ class Island(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """The tensors at `indices` of the layout, flat and in that order: 1-D fp32 on the host."""
+        """The tensors at `indices` of the layout, flat and in that order: 1-D fp32 on the host.
+
+        The lead gets them, the other ranks an empty tensor. Collective.
+        """
         ...
 
     def write(self, indices: Sequence[int], values: Tensor | None) -> None:
@@ -74,7 +94,10 @@ class Island(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Model, buffers and inner optimizers; loads with `torch.load(weights_only=True)`."""
+        """Model, buffers and inner optimizers, on the lead; loads with `torch.load(weights_only=True)`.
+
+        Collective. What the other ranks get is of no use.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -15,10 +15,13 @@ from lowcomm.types import Layout, TensorSpec
 COMPILED = "_orig_mod"
 """What `torch.compile` adds to the path of a parameter, wherever a module was compiled."""
 
+WRAPPERS = (COMPILED, "_checkpoint_wrapped_module")
+"""The same, and what torch's activation checkpointing adds."""
+
 
 def bare_name(name: str) -> str:
-    """A parameter's name without what `torch.compile` has added to it."""
-    return ".".join(part for part in name.split(".") if part != COMPILED)
+    """A parameter's name without what `torch.compile` and activation checkpointing have added to it."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 class PlainIsland:
@@ -69,6 +72,26 @@ class PlainIsland:
         return nullcontext()
 
     @property
+    def casts(self) -> bool:
+        return False
+
+    def backward(self, loss: Tensor) -> None:
+        """Plain autograd."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def update(self, clip_norm: float) -> None:
+        """Clip, step, clear."""
+        if clip_norm > 0:
+            nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def is_finite(self) -> bool:
+        """Over all parameters, frozen ones included."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.bare_model.parameters())
+
+    @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         return self._optimizers
 
@@ -81,7 +104,7 @@ class PlainIsland:
         """The tensors at `indices`, flat: a new 1-D fp32 tensor on the host."""
         flat = torch.empty(sum(self._layout[index].elements for index in indices), dtype=torch.float32)
         for part, index in self._parts(flat, indices):
-            part.copy_(self._parameters[index].detach())
+            part.copy_(self._whole(index))
         return flat
 
     @torch.no_grad()
@@ -89,7 +112,19 @@ class PlainIsland:
         """Overwrite the tensors at `indices`."""
         assert values is not None
         for part, index in self._parts(values, indices):
-            self._parameters[index].copy_(part)
+            self._overwrite(index, part)
+
+    def _whole(self, index: int) -> Tensor:
+        """The whole tensor at `index`, wherever the ranks hold it. Collective."""
+        return self._parameters[index].detach()
+
+    def _overwrite(self, index: int, value: Tensor) -> None:
+        """Take this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
+        self._parameters[index].copy_(value)
+
+    def _part(self, value: Tensor, like: Tensor) -> Tensor:
+        """What this rank holds of a whole tensor out of a checkpoint, where it holds `like` now."""
+        return value
 
     def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
         """One rank agrees with itself."""
@@ -134,9 +169,25 @@ class PlainIsland:
                 "the checkpoint is of other inner optimizers: expected parameter groups of "
                 f"{expected_groups} tensors, it has {found_groups}"
             )
-        self.bare_model.load_state_dict({names[name]: value for name, value in saved.items()})
+        self.bare_model.load_state_dict(
+            {names[name]: self._part(value, mine[names[name]]) for name, value in saved.items()}
+        )
         for optimizer, saved_optimizer in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_optimizer)
+            optimizer.load_state_dict(
+                {**saved_optimizer, "state": self._parts_of(optimizer, saved_optimizer)}
+            )
+
+    def _parts_of(self, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[int, dict[str, Any]]:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return {
+            number: {
+                key: self._part(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for key, value in state.items()
+            }
+            for number, state in saved["state"].items()
+        }
 
     def _parts(self, flat: Tensor, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         parts, start = [], 0

@@ -70,7 +70,13 @@ class Flights:
         if self._node is not None:
             values = self._node.state.states[fragment.index].anchor - values
         norm = float(values.norm())
-        if not norm < float("inf"):
+        finite = norm < float("inf")
+        if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it
+            if finite:
+                raise LossError(
+                    f"inner step {self._progress.inner_step}: the island's lead rank found a parameter that "
+                    "is not finite, and says which; this rank stops with it"
+                )
             parts = named_parts(self._island.layout, fragment, values)
             bad = next(name for name, part in parts if not part.isfinite().all())
             raise LossError(
@@ -101,13 +107,11 @@ class Flights:
         """Wait for a round's outcome and bring it into the local parameters of all ranks."""
         outcome: RoundOutcome | None = None
         began_s = self._clock.monotonic_s()
-        values: Tensor | None = None
         moved = credited = 0
         outer_step = 0
         if self._node is not None:
             outcome = flight.outcome.result()
-            values = self._merged(fragment, outcome)
-            moved, credited = int(values is not None), outcome.tokens
+            moved, credited = int(outcome.entry is not None or outcome.adopted > 0), outcome.tokens
             outer_step = self._node.state.chains[fragment.index].outer_step
         facts = self._island.broadcast(
             [
@@ -124,6 +128,10 @@ class Flights:
         )
         moved, credited, outer_step, committed, missed, swarm_step = facts
         if moved:
+            # what was committed replaces the local parameters, or they are read on all ranks and merged
+            replaced = committed and self._schedule.merge_alpha == 0.0
+            local = None if replaced else self._island.read(fragment.tensors)
+            values = None if outcome is None else self._merged(outcome, local)
             self._island.write(fragment.tensors, values)
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
@@ -137,15 +145,12 @@ class Flights:
             self._progress.transfer_s += outcome.transfer_s
         return self._report(fragment, flight, outcome, outer_step, bool(committed), credited, wait_s)
 
-    def _merged(self, fragment: Fragment, outcome: RoundOutcome) -> Tensor | None:
-        """The new local parameters, or None if the anchor did not move."""
-        if outcome.entry is None and outcome.adopted == 0:
-            return None
-        alpha = self._schedule.merge_alpha
-        if outcome.entry is not None and alpha == 0.0:
+    def _merged(self, outcome: RoundOutcome, local: Tensor | None) -> Tensor:
+        """The new local parameters; `local` are those now, None where they are replaced."""
+        if local is None:
             return outcome.after
-        local = rebase(outcome.before, outcome.base, self._island.read(fragment.tensors))
-        return merge(outcome.after, local, alpha) if outcome.entry is not None else local
+        local = rebase(outcome.before, outcome.base, local)
+        return merge(outcome.after, local, self._schedule.merge_alpha) if outcome.entry is not None else local
 
     def _report(
         self,

@@ -92,11 +92,12 @@ class OuterLoop(Views):
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
+        anchors = [island.read(fragment.tensors) for fragment in fragments]
         if exchange is not None:
             state = OuterState(
                 exchange.run_id,
                 fragments,
-                [island.read(fragment.tensors) for fragment in fragments],
+                anchors,
                 outer_optimizer,
                 codec,
                 aggregation,
@@ -205,9 +206,9 @@ class OuterLoop(Views):
         if changed:
             for fragment in self._fragments:
                 values = None
+                local = self._island.read(fragment.tensors)
                 if self._node is not None:
                     anchor = self._node.state.states[fragment.index].anchor
-                    local = self._island.read(fragment.tensors)
                     fresh = not self._restored
                     values = anchor if fresh else rebase(before[fragment.index], anchor, local)
                 self._island.write(fragment.tensors, values)

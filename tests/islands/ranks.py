@@ -1,4 +1,4 @@
-"""Real ranks for tests: `python -m tests.islands.ranks RANK WORLD FOLDER` is one of them.
+"""Real ranks for tests: `python -m tests.islands.ranks RANK WORLD FOLDER ENGINE` is one of them.
 
 A rank does all tasks and writes what it saw to FOLDER/rank-N.pt; `run_ranks` starts all ranks, waits and
 loads that. (All tasks in one go: what takes long is to start Python with torch.)
@@ -6,6 +6,7 @@ loads that. (All tasks in one go: what takes long is to start Python with torch.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from torch import nn
 
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
+from lowcomm.islands.deepspeed_zero import initialize, recipe_config
+from lowcomm.islands.fsdp2 import shard
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 100
@@ -51,35 +54,69 @@ def train(island: Island, steps: range, *, micro_steps: int = 1) -> None:
             loss = nn.functional.mse_loss(island.model(x), y) / micro_steps
             if number < micro_steps - 1:
                 with island.no_sync():
-                    loss.backward()
+                    island.backward(loss)
             else:
-                loss.backward()
-        for optimizer in island.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+                island.backward(loss)
+        island.update(0.0)
 
 
-def make_island(seed: int = 0, device: str = "cpu") -> Island:
+def make_island(seed: int = 0, device: str = "cpu", engine: str = "auto") -> Island:
     model = make_model(seed).to(device)
+    name, _, option = engine.partition("-")
+    if name == "fsdp2":
+        shard(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return wrap_island(model, torch.optim.AdamW(trainable, lr=0.01))
+    optimizer = torch.optim.AdamW(trainable, lr=0.01)
+    if name == "deepspeed":
+        stage, offload = int(option[-1]), "all" if option.startswith("offload") else "none"
+        ds_config = recipe_config(
+            None, stage=stage, offload=offload, micro_batch=4, accumulation=1, clip_norm=0.0, bf16=False,
+            world_size=torch.distributed.get_world_size(),
+        )  # fmt: skip
+        return initialize(model, [optimizer], ds_config)
+    return wrap_island(model, optimizer, engine=name)
 
 
 def everything(island: Island) -> torch.Tensor:
     return island.read(range(len(island.layout)))
 
 
-def task_train(rank: int, folder: Path) -> dict[str, Any]:
+@torch.no_grad()
+def outputs(island: Island) -> torch.Tensor:
+    """What this rank computes with the weights that are in use, whatever it holds of them."""
+    return island.bare_model(batch(99)[0])
+
+
+def task_train(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """Other initial weights on each rank: the first's must be taken by all."""
-    island = make_island(seed=rank)
-    seen = {"start": everything(island), "layout": [(spec.name, spec.shape) for spec in island.layout]}
+    island = make_island(seed=rank, engine=engine)
+    start = everything(island)
     train(island, range(3))
     train(island, range(3, 6), micro_steps=2)
-    return {**seen, "end": everything(island), "lead": island.is_lead, "size": island.world_size}
+    return {
+        "start": start,
+        "layout": [(spec.name, spec.shape) for spec in island.layout],
+        "end": everything(island),
+        "outputs": outputs(island),
+        "lead": island.is_lead,
+        "size": island.world_size,
+        "finite": island.is_finite(),
+    }
 
 
-def task_collectives(rank: int, folder: Path) -> dict[str, Any]:
-    island = make_island()
+def task_write(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    """What is written is what is read, what the forward pass uses, and where training goes on from."""
+    island = make_island(engine=engine)
+    outputs(island)  # leaves whole copies behind, which must not survive the writing
+    new = torch.linspace(-1, 1, sum(spec.elements for spec in island.layout))
+    island.write(range(len(island.layout)), new if island.is_lead else None)
+    seen = {"written": everything(island), "outputs": outputs(island)}
+    train(island, range(2))
+    return {**seen, "trained": everything(island)}
+
+
+def task_collectives(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    island = make_island(engine=engine)
     new = torch.arange(float(sum(island.layout[i].elements for i in (1, 3))))
     island.write((1, 3), new if island.is_lead else None)
     numbers = island.broadcast([3, -1, 2**40] if island.is_lead else None, 3)
@@ -87,43 +124,51 @@ def task_collectives(rank: int, folder: Path) -> dict[str, Any]:
     gathered = island.gather({"rank": rank, "tensor": torch.full((2,), float(rank))})
     return {
         "written": island.read((1, 3)),
-        "inside": next(
-            p for name, p in island.bare_model.named_parameters() if name == "norm.weight"
-        ).detach(),
         "numbers": numbers,
         "flags": flags,
         "gathered": gathered,
     }
 
 
-def task_resume(rank: int, folder: Path) -> dict[str, Any]:
+def task_resume(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """A restart from the lead's state equals going on, on every rank."""
-    island = make_island()
+    island = make_island(engine=engine)
     train(island, range(3))
-    path = folder / "state.pt"
+    path, state = folder / "state.pt", island.state_dict()
     if island.is_lead:
-        torch.save(island.state_dict(), path)
+        torch.save(state, path)
     island.any_rank(False)  # the file is there when all have come here
     train(island, range(3, 6))
-    again = make_island(seed=7)
+    again = make_island(seed=7, engine=engine)
     again.load_state_dict(torch.load(path, weights_only=True))
     train(again, range(3, 6))
-    return {"went on": everything(island), "restarted": everything(again)}
+    return {
+        "went on": everything(island),
+        "restarted": everything(again),
+        "outputs": [outputs(island), outputs(again)],
+    }
 
 
-TASKS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+ENGINES = ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-offload3")
+
+TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "train": task_train,
+    "write": task_write,
     "collectives": task_collectives,
     "resume": task_resume,
 }
 
 
-def run_ranks(world_size: int, folder: Path) -> list[dict[str, dict[str, Any]]]:
+def run_ranks(world_size: int, folder: Path, engine: str) -> list[dict[str, dict[str, Any]]]:
     """What each task returned, by rank and name."""
     command = [sys.executable, "-m", "tests.islands.ranks"]
     children = [
         subprocess.Popen(
-            [*command, str(rank), str(world_size), str(folder)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(world_size), str(folder), engine],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(world_size)
     ]
@@ -137,15 +182,16 @@ def run_ranks(world_size: int, folder: Path) -> list[dict[str, dict[str, Any]]]:
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, world_size: int, folder: Path, engine: str) -> None:
     """One rank."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
     )
-    torch.save({name: task(rank, folder) for name, task in TASKS.items()}, folder / f"rank-{rank}.pt")
+    torch.save({name: task(rank, folder, engine) for name, task in TASKS.items()}, folder / f"rank-{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

@@ -125,10 +125,13 @@ def test_several_optimizers_are_kept() -> None:
 def test_what_makes_no_sense_is_said() -> None:
     model = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ConfigError, match="expected auto, plain or ddp, got 'fsdp'"):
+    with pytest.raises(ConfigError, match="expected auto, plain, ddp, fsdp2 or deepspeed, got 'fsdp'"):
         wrap_island(model, optimizer, engine="fsdp")
     with pytest.raises(ConfigError, match=r"torch\.distributed is not set up"):
         wrap_island(model, optimizer, engine="ddp")
+    for sharded in ("fsdp2", "deepspeed"):
+        with pytest.raises(ConfigError, match=f"{sharded}: expected to run under torchrun"):
+            wrap_island(model, optimizer, engine=sharded)
     with pytest.raises(ModelError, match="Linear: expected trainable parameters, found none"):
         wrap_island(model.requires_grad_(False), optimizer)
 

@@ -1,0 +1,233 @@
+"""An island whose ranks hold a part of each tensor: FSDP2 (`fully_shard`), also with replicas (HSDP).
+
+Each parameter is a DTensor cut along its first dimension into uneven, unpadded chunks, those of
+`torch.chunk` (Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard). Whole
+tensors are gathered one at a time to be read; to write, each rank cuts its own part out of them.
+
+The CUDA and NCCL paths are written for GPUs and were not run on one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lowcomm.errors import ConfigError, ModelError
+from lowcomm.islands.ranks import RanksIsland
+
+
+def shard(
+    model: nn.Module,
+    *,
+    precision: str = "fp32",
+    replicas: int = 1,
+    activation_checkpointing: bool = False,
+    cpu_offload: bool = False,
+) -> nn.Module:
+    """Shard a model in place over all ranks, block by block; all take the first rank's weights.
+
+    A block is a member of an outermost `nn.ModuleList`, as transformers have them; what is left is one
+    more. Build the inner optimizers from the parameters after this.
+
+    Args:
+        model: on its device, the same shapes on all ranks.
+        precision: `bf16` computes in bfloat16 and reduces and keeps fp32; `fp32`.
+        replicas: copies of the sharded model (HSDP); divides the number of ranks.
+        activation_checkpointing: recompute each block's activations in the backward pass.
+        cpu_offload: parameters, gradients and inner optimizer state stay on the host.
+
+    Raises:
+        ConfigError: `replicas` does not divide the ranks, or blocks to checkpoint are not to be found.
+        ModelError: no tensor has a row for each rank.
+    """
+    world_size = dist.get_world_size()
+    if world_size % replicas:
+        raise ConfigError(
+            f"island.replicas: expected a divisor of the island's {world_size} ranks, got {replicas}"
+        )
+    shards, rows = world_size // replicas, max((len(p) for p in model.parameters() if p.ndim), default=0)
+    if rows < shards:
+        raise ModelError(
+            f"{type(model).__name__}: expected a tensor of at least {shards} rows, one for each shard, found "
+            f"at most {rows}; use fewer ranks or island.engine = ddp"
+        )
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor, src=0)
+    if replicas > 1:
+        mesh = init_device_mesh(device.type, (replicas, shards), mesh_dim_names=("replica", "shard"))
+    else:
+        mesh = init_device_mesh(device.type, (world_size,))
+    mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    policy = mixed if precision == "bf16" else MixedPrecisionPolicy()
+    offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
+    lists = list(_outermost_lists(model))
+    if activation_checkpointing and not lists:
+        raise ConfigError(
+            f"island.activation_checkpointing: expected a model with its blocks in an nn.ModuleList, "
+            f"{type(model).__name__} has none; switch it off"
+        )
+    for blocks in lists:
+        for number, block in enumerate(blocks):
+            if activation_checkpointing:
+                blocks[number] = block = checkpoint_wrapper(block)
+            fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    return model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether `fully_shard` was called on any part of it."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
+
+
+class FSDP2Island(RanksIsland):
+    """Ranks that hold a part of each tensor; the first one leads. An `Island`.
+
+    Args:
+        model: sharded, by `shard` or by the user's own calls of `fully_shard`.
+        optimizers: built from its parameters after that.
+
+    Raises:
+        ModelError: nothing is trainable, or an optimizer holds parameters from before the sharding.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__(model, optimizers)
+        known = {id(parameter) for parameter in model.parameters()}
+        for optimizer in self.optimizers:
+            for number, group in enumerate(optimizer.param_groups):
+                if any(id(parameter) not in known for parameter in group["params"]):
+                    raise ModelError(
+                        f"{type(optimizer).__name__}, parameter group {number}: expected the sharded "
+                        "parameters of the model, found others; build the optimizer after fully_shard"
+                    )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ranks compute; the parameters may be offloaded to the host."""
+        first = self._parameters[0]
+        kind = first.device_mesh.device_type if isinstance(first, DTensor) else first.device.type
+        return torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
+
+    @property
+    def casts(self) -> bool:
+        """Its mixed-precision policy does, for the parts that have one."""
+        return any(
+            state._mp_policy.param_dtype is not None
+            for module in self._sharded()
+            for state in (module._get_fsdp_state(),)
+        )
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Gradients stay whole on each rank until the last micro-step."""
+        return self._quiet()
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        for module in self._sharded():
+            module.set_requires_gradient_sync(False, recurse=False)
+        try:
+            yield
+        finally:
+            for module in self._sharded():
+                module.set_requires_gradient_sync(True, recurse=False)
+
+    def is_finite(self) -> bool:
+        """Over this rank's parts."""
+        return all(bool(_local(p).isfinite().all()) for p in self._model.parameters())
+
+    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Broadcast the lead's values; each rank keeps its part. Collective."""
+        self._reshard()
+        super().write(indices, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As that of a plain island, so that any sharding can load it. Collective."""
+        self._reshard()
+        state = super().state_dict()
+        return {
+            "model": {name: self._full(value) for name, value in state["model"].items()},
+            "optimizers": [
+                {
+                    **optimizer,
+                    "state": {
+                        number: {key: self._full(value) for key, value in tensors.items()}
+                        for number, tensors in optimizer["state"].items()
+                    },
+                }
+                for optimizer in state["optimizers"]
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what any island's `state_dict` gave; each rank keeps its part."""
+        self._reshard()
+        super().load_state_dict(state)
+
+    def _whole(self, index: int) -> Tensor:
+        return _gathered(self._parameters[index].detach())
+
+    def _overwrite(self, index: int, value: Tensor) -> None:
+        parameter = self._parameters[index]
+        _local(parameter).copy_(_local(self._part(value, parameter)))
+
+    def _part(self, value: Tensor, like: Tensor) -> Tensor:
+        """Cut without communication: all ranks have the whole."""
+        if not isinstance(like, DTensor):
+            return value
+        mesh = like.device_mesh
+        value = value.to(mesh.device_type, like.dtype)
+        return distribute_tensor(value, mesh, like.placements, src_data_rank=None).to(like.device)
+
+    def _full(self, value: object) -> object:
+        if not isinstance(value, DTensor):
+            return value
+        whole = _gathered(value.detach())
+        return whole.cpu() if self.is_lead else None  # one whole tensor at a time, but on the lead
+
+    def _sharded(self) -> Iterator[FSDPModule]:
+        return (module for module in self._model.modules() if isinstance(module, FSDPModule))
+
+    def _reshard(self) -> None:
+        """A forward pass without a backward leaves whole copies, which would hide what is written."""
+        for module in self._sharded():
+            module.reshard()
+
+
+def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList]:
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _outermost_lists(child)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return tensor
+    mesh_tensor = tensor.to(tensor.device_mesh.device_type)
+    assert isinstance(mesh_tensor, DTensor)
+    whole: Tensor = mesh_tensor.full_tensor()
+    return whole

@@ -1,0 +1,85 @@
+"""What islands of several ranks have in common: the first rank leads, the others follow by collectives.
+
+The CUDA and NCCL paths are written for GPUs and were not run on one here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lowcomm.islands.plain import PlainIsland
+
+
+class RanksIsland(PlainIsland):
+    """All ranks of torch.distributed's default group; engines say how they hold the tensors."""
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__(model, optimizers)
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+
+    @property
+    def rank(self) -> int:
+        return self._rank
+
+    @property
+    def world_size(self) -> int:
+        return self._world_size
+
+    @property
+    def is_lead(self) -> bool:
+        return self._rank == 0
+
+    @property
+    def _link_device(self) -> torch.device:
+        """Where collectives work: NCCL moves CUDA tensors only, Gloo host tensors."""
+        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    @torch.no_grad()
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The tensors at `indices`, flat, on the lead; one whole tensor at a time elsewhere. Collective."""
+        elements = sum(self.layout[index].elements for index in indices)
+        flat = torch.empty(elements if self.is_lead else 0, dtype=torch.float32)
+        start = 0
+        for index in indices:
+            whole = self._whole(index)
+            if self.is_lead:
+                flat[start : start + whole.numel()].view(whole.shape).copy_(whole)
+            start += whole.numel()
+        return flat
+
+    @torch.no_grad()
+    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Broadcast the lead's values and overwrite the tensors with them. Collective."""
+        elements = sum(self.layout[index].elements for index in indices)
+        if values is None:
+            flat = torch.empty(elements, dtype=torch.float32, device=self._link_device)
+        else:
+            flat = values.to(self._link_device)
+        dist.broadcast(flat, src=0)
+        super().write(indices, flat)
+
+    def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
+        """The lead's integers on all ranks. Collective."""
+        box = torch.zeros(count, dtype=torch.int64)
+        if values is not None:
+            box.copy_(torch.tensor(list(values), dtype=torch.int64))
+        box = box.to(self._link_device)
+        dist.broadcast(box, src=0)
+        return [int(value) for value in box.tolist()]
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Collective."""
+        box = torch.tensor([int(flag)], device=self._link_device)
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return bool(box.item())
+
+    def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
+        """Each rank's state, on the lead; empty elsewhere. Collective."""
+        box: list[Any] | None = [None] * self._world_size if self.is_lead else None
+        dist.gather_object(state, box, dst=0)
+        return box or []

@@ -1,0 +1,96 @@
+"""Islands of unlike engines and sharding in one run: torchrun, Gloo and the real swarm."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.runs import DEADLINE_S, ROOT, SMALL, lines
+from tests.e2e.test_deaths import wait_for
+
+STEPS = 40
+COMMON = (
+    f"train.steps={STEPS}", "train.threads=1", "train.device=cpu", "shared.inner.name=adamw",
+    "shared.inner.lr=0.003", "shared.round.min_participants=2", "exchange.gather_timeout_s=90",
+    "exchange.lease_s=30", "metrics.console=off", "shared.run_id=engines",
+)  # fmt: skip
+HERE = [sys.executable, "-m"]
+TORCHRUN = [*HERE, "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+@pytest.fixture
+def island(source, tmp_path):
+    """Start one island of an engine; ended, with its ranks, whatever happens."""
+    running = []
+
+    def start(name, engine, *overrides, join=None):
+        recipe = ROOT / "recipes" / "quickstart.toml"
+        command = [*(HERE if engine == "plain" else TORCHRUN), "lowcomm", "train", str(recipe)]
+        command += ["--out", str(tmp_path / name), *(("--join", join) if join else ())]
+        for override in (*SMALL, *COMMON, f"data.source={source}", f"island.engine={engine}", *overrides):
+            command += ["--set", override]
+        log = (tmp_path / f"{name}.log").open("w")
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        running.append((process, log))
+        return process
+
+    yield start
+    for process, log in running:
+        if process.poll() is None:
+            process.terminate()  # torchrun passes it on to its ranks
+            process.wait(20)
+        log.close()
+
+
+def train(island, tmp_path, engines, *overrides):
+    """All islands to their end; the first one's shared string is what the others join through."""
+    count = f"exchange.expected_peers={len(engines)}"
+    names = [f"{number}-{engine}" for number, engine in enumerate(engines)]
+    first = island(names[0], engines[0], count, *overrides)
+    address = tmp_path / names[0] / "address"
+
+    def known():
+        assert first.poll() is None, (tmp_path / f"{names[0]}.log").read_text()
+        return address.exists() and address.read_text().strip()
+
+    join = wait_for(known, "the first island's address")
+    others = [
+        island(name, engine, count, *overrides, join=join)
+        for name, engine in zip(names[1:], engines[1:], strict=True)
+    ]
+    for name, process in zip(names, [first, *others], strict=True):
+        assert process.wait(DEADLINE_S) == 0, (tmp_path / f"{name}.log").read_text()
+    return [tmp_path / name for name in names]
+
+
+def check(folders):
+    islands = len(folders)
+    logs = [
+        [x for x in lines(folder / "metrics.jsonl") if x["kind"] == "round" and x["committed"]]
+        for folder in folders
+    ]
+    for rounds in zip(*logs, strict=True):
+        assert len({line["digest"] for line in rounds}) == 1
+        assert all(len(line["participants"]) == islands for line in rounds)
+    assert len(logs[0]) == STEPS // 10
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert len({summary["digest"] for summary in summaries}) == 1
+    # each evaluates the same anchor with its own engine
+    assert max(s["eval_loss"] for s in summaries) - min(s["eval_loss"] for s in summaries) < 1e-4
+    for folder in folders:
+        losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if line["kind"] == "train"]
+        assert losses[-1] < losses[0] - 0.5
+
+
+def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
+    check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed"])
+def test_two_islands_of_two_ranks_and_one_string(island, tmp_path, engine) -> None:
+    check(train(island, tmp_path, (engine, engine)))
