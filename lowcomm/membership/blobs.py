@@ -8,6 +8,7 @@ others sent stay. Nothing is allocated for a size the fetcher did not know befor
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
@@ -19,6 +20,9 @@ from lowcomm.types import Digest, Json, PeerId
 PIECE_BYTES = 1 << 20
 WINDOW = 8
 """Pieces asked for at a time."""
+
+MAX_OWED = 32
+"""Pieces held for one peer that asks and does not read; room for some fetches at a time."""
 
 BlobReader = Callable[[Digest, int, int], bytes | None]
 """(hash, offset, length) -> the bytes, or None where this peer doesn't have the blob."""
@@ -32,12 +36,20 @@ class Blobs:
         self._read = read
         self._waiting: dict[tuple[PeerId, Digest, int], asyncio.Future[bytes | None]] = {}
         self._replies: set[asyncio.Task[None]] = set()
+        self._owed: Counter[PeerId] = Counter()
 
     def on_request(self, peer: PeerId, fields: Fields) -> None:
-        """`blob?`: send the piece, or say that there is none."""
+        """`blob?`: send the piece, or say that there is none.
+
+        Raises:
+            ProtocolError: the peer asks for more pieces at a time than it takes.
+        """
+        if self._owed[peer] >= MAX_OWED:
+            raise ProtocolError(f"blob?: {MAX_OWED} pieces were asked for and not taken")
         name, offset = fields.digest("hash"), fields.integer("offset")
         length = fields.integer("length", 1, PIECE_BYTES)
         piece = self._read(name, offset, length)
+        self._owed[peer] += 1
         task = asyncio.get_running_loop().create_task(self._reply(peer, name, offset, piece))
         self._replies.add(task)
         task.add_done_callback(self._replies.discard)
@@ -48,6 +60,10 @@ class Blobs:
             await self._exchange.send_bulk(peer, Message("blob", body, piece or b""))
         except PeerUnreachableError:
             return  # who asked is gone
+        finally:
+            self._owed[peer] -= 1
+            if not self._owed[peer]:
+                del self._owed[peer]
 
     def on_piece(self, peer: PeerId, fields: Fields, payload: bytes) -> None:
         """`blob`: a piece that was asked for; anything else is dropped."""
