@@ -33,7 +33,7 @@ RUN_BY = {
     "bash launch/island.sh": SCRIPTS,
     "bash launch/seed.sh": SCRIPTS,
     "bash launch/test.sh": SCRIPTS,
-    "torchrun --standalone": "tests/islands/test_ddp.py",
+    "torchrun --standalone": "tests/e2e/test_engines.py::test_plain_fsdp2_and_zero3_train_one_model",
     "python docs/examples/plain_loop.py": PLAIN,
     "python docs/examples/hf_model.py": HF,
     "python -m lowcomm.config.reference": "tests/config/test_reference.py::test_reference_is_current",
