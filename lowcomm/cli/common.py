@@ -7,10 +7,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowcomm.errors import ConfigError, StorageError
 from lowcomm.types import Json
+
+if TYPE_CHECKING:
+    from lowcomm.exchanges.swarm.identity import Gatekeeper
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -58,6 +61,27 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return value
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """`--owner ID` and `--token FILE` into `args.owner` and `args.token`, for runs by invitation."""
+    parser.add_argument(
+        "--owner", metavar="ID", default="", help="shared.access.owner of a run by invitation"
+    )
+    parser.add_argument("--token", metavar="FILE", type=Path, help="this peer's token, from `lowcomm invite`")
+
+
+def make_gate(args: argparse.Namespace, run_id: str) -> Gatekeeper | None:
+    """Who may be in a run, as `add_access` was answered; None = anybody.
+
+    Raises:
+        ConfigError, StorageError: the owner or the token can't be used.
+    """
+    if not args.owner:
+        return None
+    from lowcomm.membership.access import Gate, read_token
+
+    return Gate(run_id, owner=args.owner, token=read_token(args.token) if args.token else "")
 
 
 def check_writable(file: str | None) -> None:

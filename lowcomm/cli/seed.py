@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from lowcomm.cli.common import EXIT_DONE, Subparsers, add_command, split_join
+from lowcomm.cli.common import EXIT_DONE, Subparsers, add_access, add_command, make_gate, split_join
 
 LISTEN = ("/ip4/0.0.0.0/tcp/31337",)
 
@@ -39,6 +39,7 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--relay", action="store_true", help="reach others through relays where there is no direct way"
     )
+    add_access(parser)
     parser.add_argument("--nat-port-map", action="store_true", help="ask the router to map the port (UPnP)")
 
 
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         identity_path=args.identity,
         relay=args.relay,
         nat_port_map=args.nat_port_map,
+        gate=make_gate(args, args.run_id),
     )
 
     def tell(address: str) -> None:

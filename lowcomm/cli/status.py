@@ -12,7 +12,9 @@ from lowcomm.cli.common import (
     EXIT_DONE,
     EXIT_FAILED,
     Subparsers,
+    add_access,
     add_command,
+    make_gate,
     print_table,
     split_join,
     write_json,
@@ -36,6 +38,7 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "string", metavar="STRING", help="the shared string RUN_ID@multiaddr of any live peer"
     )
+    add_access(parser)
     parser.add_argument("--timeout", metavar="S", type=float, default=20.0, help="look for at most S seconds")
     parser.add_argument(
         "--json", metavar="FILE", nargs="?", const="-", help="write JSON to FILE, or to the standard output"
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from lowcomm import exchanges
     from lowcomm.outer.observer import observe
 
-    exchange = exchanges.swarm(run_id=run_id, initial_peers=addresses)
+    exchange = exchanges.swarm(run_id=run_id, initial_peers=addresses, gate=make_gate(args, run_id))
     peers = sorted(asyncio.run(observe(exchange, args.timeout)), key=lambda peer: (peer.shard, peer.peer))
     if args.json:
         write_json(args.json, {"run_id": run_id, "peers": [_to_dict(peer) for peer in peers]})

@@ -1,15 +1,19 @@
 """A run by invitation on the real swarm: members meet, an outsider gets no link and no record."""
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
 
 from lowcomm import exchanges
+from lowcomm.cli.main import main
 from lowcomm.clock import SystemClock
 from lowcomm.errors import ExchangeError, JoinRefusedError
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.identity import Identity
 from lowcomm.membership.access import Gate, make_token
+from lowcomm.outer.observer import run_seed
 from tests.exchanges.networks import RUN, Recorder
 
 OWNER = Identity.generate()
@@ -65,3 +69,24 @@ def test_a_member_refuses_an_initial_peer_that_is_none() -> None:
             await asyncio.gather(imposter.close(), member.close())
 
     asyncio.run(scenario())
+
+
+def test_status_of_a_closed_run_needs_a_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = make_token(OWNER, RUN, peer=None, expires_s=int(SystemClock().wall_s()) + 600)
+    (tmp_path / "token").write_text(token)
+
+    async def scenario() -> tuple[int, int]:
+        address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        seed = asyncio.ensure_future(run_seed(invited(token), address.set_result))
+        try:
+            status = ["status", await address, "--json", str(tmp_path / "status.json")]
+            member = ["--owner", OWNER.peer_id, "--token", str(tmp_path / "token")]
+            return await asyncio.to_thread(main, status), await asyncio.to_thread(main, [*status, *member])
+        finally:
+            seed.cancel()
+            await asyncio.gather(seed, return_exceptions=True)
+
+    assert asyncio.run(scenario()) == (1, 0)
+    assert "did not admit" in capsys.readouterr().err
+    (peer,) = json.loads((tmp_path / "status.json").read_text())["peers"]
+    assert peer["role"] == "seed"
