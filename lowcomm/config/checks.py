@@ -33,6 +33,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _shares(config)
     yield from _aggregation(config)
     yield from _access(config)
+    yield from _island(config)
     yield from _exchange(config.exchange)
 
     schedule = config.shared.schedule
@@ -115,6 +116,29 @@ def _access(config: Config) -> Iterator[tuple[str, str]]:
         yield (
             "shared.access.mode",
             f"expected open with a process_group, which checks nobody, got {access.mode}",
+        )
+
+
+def _island(config: Config) -> Iterator[tuple[str, str]]:
+    island = config.island
+    if island.engine != "fsdp2":
+        for path, given in (
+            ("island.replicas", island.replicas > 1),
+            ("island.activation_checkpointing", island.activation_checkpointing),
+        ):
+            if given:
+                yield path, f"expected island.engine = fsdp2 with it, got {island.engine}"
+    if island.offload != "none" and island.engine not in ("fsdp2", "deepspeed"):
+        yield "island.offload", f"expected island.engine = fsdp2 or deepspeed with it, got {island.engine}"
+    if island.engine == "fsdp2" and island.offload == "optimizer":
+        yield "island.offload", "expected none or all with island.engine = fsdp2, got optimizer"
+    if island.deepspeed_config and island.engine != "deepspeed":
+        yield "island.deepspeed_config", f"expected island.engine = deepspeed with it, got {island.engine}"
+    if island.engine == "deepspeed" and config.shared.inner.name == "muon":
+        yield (
+            "shared.inner.name",
+            "expected adamw with island.engine = deepspeed, got muon; ZeRO shards flat tensors, in which "
+            "Muon finds no matrices",
         )
 
 

@@ -52,7 +52,8 @@ def shard(
         cpu_offload: parameters, gradients and inner optimizer state stay on the host.
 
     Raises:
-        ConfigError: `replicas` does not divide the ranks, or blocks to checkpoint are not to be found.
+        ConfigError: `replicas` does not divide the ranks, the model is on the host already, or blocks to
+            checkpoint are not to be found.
         ModelError: no tensor has a row for each rank.
     """
     world_size = dist.get_world_size()
@@ -67,6 +68,8 @@ def shard(
             f"at most {rows}; use fewer ranks or island.engine = ddp"
         )
     device = next(model.parameters()).device
+    if cpu_offload and device.type == "cpu":
+        raise ConfigError("island.offload = all: expected ranks with GPUs, these are on the host as it is")
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor, src=0)

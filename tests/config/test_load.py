@@ -169,6 +169,23 @@ def test_override_without_key_or_value(override: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
+        pytest.param(["island.replicas=2"], "island.replicas", "fsdp2 with it, got auto", id="replicas"),
+        pytest.param(["island.offload=all"], "island.offload", "got auto", id="offload"),
+        pytest.param(
+            ["island.engine=fsdp2", "island.offload=optimizer"],
+            "island.offload",
+            "none or all",
+            id="fsdp2-offload",
+        ),
+        pytest.param(
+            ["island.deepspeed_config=x.json"], "island.deepspeed_config", "got auto", id="ds-config"
+        ),
+        pytest.param(
+            ["island.engine=deepspeed", "shared.inner.name=muon"],
+            "shared.inner.name",
+            "expected adamw",
+            id="zero-muon",
+        ),
         pytest.param(["shared.model.dim=161"], "shared.model.dim", "multiple of heads = 5", id="heads"),
         pytest.param(["shared.model.dim=165"], "shared.model.dim", "165 / 5 = 33", id="odd-head-size"),
         pytest.param(
