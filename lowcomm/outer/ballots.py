@@ -18,12 +18,14 @@ from lowcomm.membership.roster import Roster, parse_ballot
 from lowcomm.outer.decision import Accepted, Contribution
 from lowcomm.outer.topic import Topic
 from lowcomm.outer.transfer import BadContributionError, PeerFailedError
-from lowcomm.outer.updates import fetch_update, make_transfer, reduce_update
+from lowcomm.outer.updates import fetch_own, make_transfer, reduce_update
 from lowcomm.types import Json, PeerId
 
 logger = logging.getLogger(__name__)
 
 MAX_VOTED_BALLOTS = 64
+MAX_VOTED_UPDATES = 2
+"""Each holds an anchor and a momentum."""
 
 
 class Ballots:
@@ -69,6 +71,7 @@ class Ballots:
         decision.ballots += 1
         decision.progress_s = decision.joined_s = now
         if not finalises:
+            decision.sent = [*decision.sent[1 - MAX_VOTED_UPDATES :], contribution]
             # made at once, as pieces may come before the task's first step
             decision.transfer = make_transfer(
                 self._topic.context,
@@ -103,7 +106,9 @@ class Ballots:
             self.fail(str(error))
         else:
             decision = self._topic.decision
-            decision.accepted = accepted
+            decision.accepted = decision.voted[accepted.entry.hash] = accepted
+            while len(decision.voted) > MAX_VOTED_UPDATES:
+                del decision.voted[next(iter(decision.voted))]
             decision.accepted_s = decision.progress_s = self._topic.now_s()
             vote: dict[str, Json] = {
                 "ballot": roster.ballot.to_json(),
@@ -140,12 +145,13 @@ class Ballots:
 
     async def _finalise(self, roster: Roster) -> Accepted:
         """Take over an update that was accepted in an earlier ballot, from this peer or another."""
-        entry, accepted = roster.entry, self._topic.decision.accepted
+        entry = roster.entry
         assert entry is not None
-        if accepted is not None and accepted.entry == entry:
-            return replace(accepted, ballot=roster.ballot)
+        voted = self._topic.decision.voted.get(entry.hash)
+        if voted is not None:
+            return replace(voted, ballot=roster.ballot)
         donors = [peer for peer in roster.peers if peer != self._topic.me]
-        return await fetch_update(self._topic.context, self._topic.fragment, entry, donors, roster.ballot)
+        return await fetch_own(self._topic, entry, donors, roster.ballot)
 
     def check_stall(self) -> None:
         """End a ballot in which nothing has moved for a whole deadline."""
@@ -214,7 +220,8 @@ class Ballots:
         elif differing and len(differing) + len(agreeing) < len(roster.peers):
             return  # who is wrong shows when more votes are there
         elif differing:
-            # A vote that differs means that this ballot can't commit anywhere, so forgetting is safe.
+            # Honest votes that differ can't commit anywhere, so this promise is void; a liar may have sent
+            # another vote to the others, so what was voted for is kept until one of them has committed.
             decision.accepted = None
             decision.refusal = (
                 f"digests differ after outer step {roster.outer_step}: here {own[1][:12]}, "

@@ -40,9 +40,13 @@ class RoundPolicy:
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Context:
-    """What all fragments' rounds of one peer share."""
+    """What all fragments' rounds of one peer share.
+
+    Attributes:
+        founders: islands that were there, or expected, when this one joined, itself included.
+    """
 
     exchange: Exchange
     peers: Peers
@@ -52,16 +56,21 @@ class Context:
     policy: RoundPolicy
     pool: Executor
     chunk_elements: int
+    founders: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One island's pseudo-gradient for one fragment: 1-D fp32 on the host, and what it weighs."""
+    """One island's pseudo-gradient for one fragment: 1-D fp32 on the host, and what it weighs.
+
+    `resent`: it comes from a checkpoint, so an entry with this peer and these tokens is its commit.
+    """
 
     values: Tensor
     tokens: int
     norm: float
     inner_step: int
+    resent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,9 @@ class Decision:
         seen: the highest ballot that any roster had.
         busy: peers that a ballot under way holds; they are not proposed to until they say they are free.
         accepted: the update this peer has voted for; it joins only ballots that finalise it.
+        voted: the newest updates that it has ever voted for, by the head they lead to; others may have
+            committed one although this peer has seen a vote that differs.
+        sent: contributions to the newest ballots; others may finish one that was broken off here.
         ready, told: this peer's announcement, and who has got it.
         roster, transfer, task: the ballot under way, if any.
         votes: (entry hash, state digest) of each voter, by ballot.
@@ -152,7 +164,9 @@ class Decision:
     seen: Ballot = NO_BALLOT
     busy: set[PeerId] = field(default_factory=set)
     accepted: Accepted | None = None
+    voted: dict[Digest, Accepted] = field(default_factory=dict)
     contribution: Contribution | None = None
+    sent: list[Contribution] = field(default_factory=list)
     ready: Ready | None = None
     told: set[PeerId] = field(default_factory=set)
     roster: Roster | None = None
@@ -170,3 +184,8 @@ class Decision:
     progress_s: float = 0.0
     joined_s: float = 0.0
     accepted_s: float = 0.0
+
+    def sent_in(self, entry: Entry, peer: PeerId) -> Contribution | None:
+        """What this peer, `peer`, had sent into an entry that others finished; told by its tokens."""
+        tokens = entry.tokens_of(peer)
+        return next((sent for sent in reversed(self.sent) if sent.tokens == tokens), None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
 from lowcomm.membership.peers import Peer
 from lowcomm.outer.decision import Context
 from lowcomm.types import PeerId
@@ -23,15 +26,33 @@ class Electorate:
         self.committed_here = False
 
     def ahead(self) -> list[Peer]:
-        """Live peers that have committed more of this fragment, the furthest first."""
-        peers = [
+        """Live peers to follow: those that have committed more of this fragment, the furthest first.
+
+        Where nobody has, but the history has forked at this height: those on the winning side, if this
+        peer is on another one.
+        """
+        fragment = self._fragment
+        training = [
             peer
             for peer in self._context.peers.live()
             if peer.state.phase == "training"
-            and self._fragment < len(peer.state.outer_steps)
-            and peer.state.outer_steps[self._fragment] > self._chain.outer_step
+            and fragment < min(len(peer.state.outer_steps), len(peer.state.heads))
         ]
-        return sorted(peers, key=lambda peer: (-peer.state.outer_steps[self._fragment], peer.id))
+        further = [peer for peer in training if peer.state.outer_steps[fragment] > self._chain.outer_step]
+        if further:
+            return sorted(further, key=lambda peer: (-peer.state.outer_steps[fragment], peer.id))
+        return self._winners(
+            [peer for peer in training if peer.state.outer_steps[fragment] == self._chain.outer_step]
+        )
+
+    def _winners(self, peers: list[Peer]) -> list[Peer]:
+        """Of peers at this height, those with the head that most live peers have; the least of equals."""
+        support = Counter(peer.state.heads[self._fragment] for peer in peers)
+        support[self._chain.head] += 1
+        best = min(support, key=lambda head: (-support[head], head))
+        if best == self._chain.head:
+            return []
+        return sorted((p for p in peers if p.state.heads[self._fragment] == best), key=lambda p: p.id)
 
     def look(self) -> tuple[set[PeerId], set[PeerId]]:
         """(peers with this peer's head, peers worth waiting for).
@@ -51,9 +72,18 @@ class Electorate:
                 waiting.add(peer.id)
         return aligned, waiting - self.absent
 
-    def may_commit(self, participants: int) -> bool:
-        """Whether so many are enough by the policy."""
+    def may_commit(self, peers: Collection[PeerId]) -> bool:
+        """Whether these peers are enough by the policy.
+
+        With `majority`, more than half of the very peers that took part in the round before: any two
+        such sets have a peer in common, and its promises keep them from deciding twice.
+        """
         policy, last = self._context.policy, self._chain.last
-        if participants < max(1, policy.min_participants):
+        if len(peers) < max(1, policy.min_participants):
             return False
-        return policy.partition != "majority" or last is None or 2 * participants > len(last.participants)
+        if policy.partition != "majority":
+            return True
+        if last is None:
+            return 2 * len(peers) > self._context.founders
+        members = {peer for peer, _ in last.participants}
+        return 2 * len(members & set(peers)) > len(members)

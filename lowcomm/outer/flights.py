@@ -68,7 +68,7 @@ class Flights:
         """
         values = self._island.read(fragment.tensors)
         if self._node is not None:
-            values = self._node.state.states[fragment.index].anchor - values
+            values = self._node.bases[fragment.index] - values
         norm = float(values.norm())
         finite = norm < float("inf")
         if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it

@@ -40,9 +40,9 @@ def next_roster(
         return None
     electorate.absent |= missing
     willing = {peer: said for peer, said in ready.items() if peer not in decision.avoid}
-    if not electorate.may_commit(len(willing)):
+    if not electorate.may_commit(willing):
         willing = ready
-    if electorate.may_commit(len(willing)):
+    if electorate.may_commit(willing):
         return _roster(context, fragment, decision, willing)
     if not late:
         return None

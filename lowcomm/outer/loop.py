@@ -333,7 +333,11 @@ class OuterLoop(Views):
         self._progress.load_state_dict(state)
         self._restored = True
         self._loaded_flights = [
-            (index, Contribution(values, tokens, float(values.norm()), began_at_step), use_at_step)
+            (
+                index,
+                Contribution(values, tokens, float(values.norm()), began_at_step, resent=True),
+                use_at_step,
+            )
             for index, values, tokens, began_at_step, use_at_step in state["flights"]
         ]
         if self._node is not None:

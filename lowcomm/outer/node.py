@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import Entry, LedgerFile
+from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peers, State
 from lowcomm.membership.roster import Participant
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
@@ -74,6 +74,18 @@ class RoundOutcome:
     rejected: tuple[str, ...]
 
 
+class EntrySink(Protocol):
+    """Where a node notes what it has committed; `LedgerFile` is one. Either may raise OSError."""
+
+    def append(self, entry: Entry, update: bytes) -> None:
+        """An entry was committed here."""
+        ...
+
+    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+        """A fragment goes on from a state that another peer handed over."""
+        ...
+
+
 @dataclass(slots=True)
 class _Call:
     """Commits that happen while a contribution waits."""
@@ -89,6 +101,7 @@ class Node:
         shared, layout: compared with every peer that greets.
         expected_peers, gather_timeout_s: islands to wait for in `connect`, and for how long.
         ledger_file: where committed entries are noted, or None.
+        pool: encodes, decodes and hashes; None = two threads.
     """
 
     def __init__(
@@ -102,11 +115,12 @@ class Node:
         heartbeat_s: float,
         lease_s: float,
         chunk_bytes: int,
-        ledger_file: LedgerFile | None,
+        ledger_file: EntrySink | None,
+        pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
         self._ledger_file = ledger_file
-        self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
+        self._pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
         self.changed = Signal()
         self.refusals: list[str] = []
         self.peers = Peers(
@@ -123,11 +137,13 @@ class Node:
         self.recovery = Recovery(self)
         block = state.codec.block_elements
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
-        context = Context(
+        self.context = Context(
             exchange, self.peers, self.blobs, state, state.codec, policy, self._pool, chunk_elements
         )
-        self.rounds = [FragmentRound(context, f.index, self._committed) for f in state.fragments]
+        self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
         self._calls: dict[int, _Call] = {}
+        self._late: list[list[Accepted]] = [[] for _ in state.fragments]
+        self.bases = [fragment_state.anchor for fragment_state in state.states]
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
@@ -196,8 +212,9 @@ class Node:
         fragment_round, call = self.rounds[fragment], _Call()
         self._calls[fragment] = call
         chain = self.state.chains[fragment]
-        before = base = self.state.states[fragment].anchor
-        height = chain.outer_step
+        before = base = self.bases[fragment]
+        call.commits, self._late[fragment] = self._late[fragment], []
+        height = chain.outer_step - len(call.commits)
         credited = attempts = 0
         form_s = transfer_s = 0.0
         mine: Accepted | None = None
@@ -207,19 +224,23 @@ class Node:
             while mine is None:
                 decision = fragment_round.decision
                 attempts = max(attempts, decision.ballots)
-                for accepted in call.commits:
-                    tokens = accepted.entry.tokens_of(self.exchange.peer_id)
-                    credited += tokens or 0
-                    if accepted.contribution is contribution or tokens == contribution.tokens:
+                moved = False
+                while call.commits and mine is None:
+                    accepted, moved = call.commits.pop(0), True
+                    own, tokens = accepted.contribution, accepted.entry.tokens_of(self.exchange.peer_id)
+                    if own is contribution or (contribution.resent and tokens == contribution.tokens):
                         mine = accepted
-                        break
+                        credited += tokens or 0
+                        continue
                     base = accepted.after.anchor
-                    if accepted.contribution is not None:
-                        contribution = _remaining(contribution, accepted.contribution)
+                    if own is not None:
+                        # what was sent in an earlier call has been committed after all
+                        credited += own.tokens
+                        contribution = _remaining(contribution, own)
+                        before = before - own.values
                 if mine is not None:
                     break
-                if call.commits:
-                    call.commits.clear()
+                if moved:
                     fragment_round.contribute(contribution)
                     continue
                 reason = decision.refusal or decision.unformed
@@ -242,15 +263,17 @@ class Node:
                 fragment_round.look()
         finally:
             del self._calls[fragment]
+            self._late[fragment] = call.commits
         state = self.state.states[fragment]
+        self.bases[fragment] = mine.after.anchor if mine else base
         return RoundOutcome(
             entry=mine.entry if mine else None,
             reason=reason,
             before=before,
             base=base,
-            after=mine.after.anchor if mine else state.anchor,
+            after=self.bases[fragment],
             tokens=credited,
-            adopted=chain.outer_step - height - (1 if mine else 0),
+            adopted=max(chain.outer_step - height - (1 if mine else 0), int(base is not before)),
             attempts=max(attempts, 1),
             mean_norm=mine.mean_norm if mine else None,
             cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
@@ -267,8 +290,7 @@ class Node:
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
         call = self._calls.get(entry.fragment)
-        if call is not None:
-            call.commits.append(accepted)
+        (self._late[entry.fragment] if call is None else call.commits).append(accepted)
         self._note(lambda file: file.append(entry, accepted.update))
         self.publish_position()
         self.changed.notify()
@@ -278,7 +300,7 @@ class Node:
         chain, digest = self.state.chains[fragment], self.state.states[fragment].digest
         self._note(lambda file: file.note_snapshot(fragment, chain.outer_step, chain.head, digest))
 
-    def _note(self, write: Callable[[LedgerFile], None]) -> None:
+    def _note(self, write: Callable[[EntrySink], None]) -> None:
         if self._ledger_file is None:
             return
         try:
@@ -287,10 +309,26 @@ class Node:
             logger.warning("ledger.jsonl could not be written (%s); the run goes on without it", error)
             self._ledger_file = None
 
+    def late_tokens(self, fragment: int) -> int:
+        """Tokens of this island committed after its last call gave up; the next call counts them."""
+        parts = [accepted.contribution for accepted in self._late[fragment]]
+        return sum(part.tokens for part in parts if part is not None)
+
+    def rebase(self) -> None:
+        """The island's own parameters stand on the anchors as they are now."""
+        self.bases = [state.anchor for state in self.state.states]
+        for late in self._late:
+            late.clear()
+
     def adopt(self, accepted: Accepted) -> None:
-        """Commit an entry that was fetched from another peer."""
+        """Commit an entry that another peer has committed."""
+        fragment_round = self.rounds[accepted.entry.fragment]
+        if fragment_round.commit_voted(accepted.entry.hash):
+            return  # with this peer's own part in it, and its residual
         self.state.commit(accepted.entry, accepted.update, accepted.after)
-        self.rounds[accepted.entry.fragment].restart()
+        if accepted.contribution is not None:
+            self.state.residuals[accepted.entry.fragment] = None
+        fragment_round.restart()
         self._committed(accepted.entry, accepted)
 
     # -- the exchange's receiver -------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Recovery:
         """
         node, loop = self._node, asyncio.get_running_loop()
         give_up_s = loop.time() + timeout_s
+        node.context.founders = max(node.context.founders, expected_peers)
         while len(node.peers.live()) + 1 < expected_peers:
             node.raise_if_refused()
             if loop.time() >= give_up_s:
@@ -147,7 +148,7 @@ class Recovery:
                 state.phase = "joining"
                 node.peers.announce()
             for fragment in range(len(node.state.fragments)):
-                moved = await self.catch_up(fragment, joining=True)
+                moved = await self._come_up(fragment, give_up_s)
                 entries += len(moved.entries)
                 snapshot_bytes += moved.snapshot_bytes
                 credited += sum(entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries)
@@ -160,6 +161,8 @@ class Recovery:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
                 state.inner_step = max([state.inner_step, *steps])
         self._claim_shard(num_shards)
+        node.rebase()
+        node.context.founders = max(node.context.founders, 1 + len(node.peers.live()))
         state.phase = "training"
         node.publish_position()
         for fragment_round in node.rounds:
@@ -215,6 +218,36 @@ class Recovery:
         elif state.shard in taken:
             logger.warning("shard %d of the data is used by another live island, too", state.shard)
 
+    async def _come_up(self, fragment: int, give_up_s: float) -> Moved:
+        """Catch up as a joiner; donors that fail are asked again until `give_up_s` in loop time.
+
+        Raises:
+            PeerUnreachableError: nobody handed the state over in time.
+        """
+        loop, moved = asyncio.get_running_loop(), Moved([], 0)
+        while True:
+            reason = "the islands that train have gone"
+            try:
+                part = await self.catch_up(fragment, joining=True)
+                moved.entries += part.entries
+                moved.snapshot_bytes += part.snapshot_bytes
+                if self._caught_up(fragment):
+                    return moved
+            except PeerUnreachableError as error:
+                reason = str(error)
+            if loop.time() >= give_up_s:
+                raise PeerUnreachableError(f"joining failed: {reason}; start this island again")
+            await self._node.changed.wait(min(1.0, give_up_s - loop.time()))
+
+    def _caught_up(self, fragment: int) -> bool:
+        """Whether somebody trains who has nothing that this peer lacks."""
+        return any(
+            peer.state.phase == "training"
+            and fragment < len(peer.state.outer_steps)
+            and peer.state.outer_steps[fragment] <= self._node.state.chains[fragment].outer_step
+            for peer in self._node.peers.live()
+        )
+
     # -- catching up -------------------------------------------------------------------------------
 
     async def catch_up(self, fragment: int, *, joining: bool = False) -> Moved:
@@ -237,6 +270,7 @@ class Recovery:
                     "entries",
                     {"fragment": fragment, "outer_step": chain.outer_step, "head": chain.head},
                 )
+                self._commit_accepted(fragment, reply)
                 entries = self._worth_replaying(fragment, reply)
                 if entries is None:
                     moved.snapshot_bytes += await self._take_state(fragment, donor.id)
@@ -252,6 +286,16 @@ class Recovery:
         if donors:
             await asyncio.sleep(0.2)  # all donors failed; they may be about to drop off the list
         return moved
+
+    def _commit_accepted(self, fragment: int, reply: Fields) -> None:
+        """Commit what this peer has voted for, if that is what the others have committed next.
+
+        Its own part in it is credited then, also where a snapshot skips the entry.
+        """
+        if reply.has("entries"):
+            for item in reply.items("entries", MAX_ENTRIES)[:1]:
+                entry = parse_entry(Fields("entries.entry", item))
+                self._node.rounds[fragment].commit_voted(entry.hash)
 
     def _worth_replaying(self, fragment: int, reply: Fields) -> list[Entry] | None:
         """The entries of a reply, or None if there are none or the state itself is smaller."""
@@ -281,6 +325,8 @@ class Recovery:
             last.hash != head or last.state_digest != digest or last.outer_step != outer_step
         ):
             raise ProtocolError("the snapshot's state is not the one that its ledger names")
+        if head == node.state.chains[fragment].head:
+            return 0  # it has come over to this peer's side of a fork meanwhile
         peer = node.peers.linked.get(donor)
         if peer is None or fragment >= len(peer.state.heads):
             raise PeerUnreachableError(f"{donor} is gone")

@@ -25,8 +25,8 @@ from lowcomm.outer.electorate import Electorate
 from lowcomm.outer.leading import next_roster
 from lowcomm.outer.signal import Signal
 from lowcomm.outer.topic import Topic
-from lowcomm.outer.updates import fetch_update
-from lowcomm.types import PeerId
+from lowcomm.outer.updates import fetch_own
+from lowcomm.types import Digest, PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -248,22 +248,28 @@ class FragmentRound:
         return self._electorate.ahead()
 
     async def fetch(self, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
-        """See `fetch_update`."""
-        return await fetch_update(self._topic.context, self._topic.fragment, entry, donors, ballot)
+        """See `fetch_own`."""
+        return await fetch_own(self._topic, entry, donors, ballot)
 
     # -- deciding --------------------------------------------------------------------------------
 
+    def commit_voted(self, head: Digest) -> bool:
+        """Commit the update that leads to `head`, which another peer has committed.
+
+        Returns:
+            Whether this peer had voted for it; if not, nothing happens.
+        """
+        voted = self.decision.voted.get(head)
+        if voted is not None:
+            self._commit(voted)
+        return voted is not None
+
     def _follow_commit(self) -> None:
-        """Commit what was accepted here as soon as a peer says that it has committed just that."""
-        accepted = self.decision.accepted
-        if accepted is None:
-            return
-        head = accepted.entry.hash
+        """Commit what this peer has voted for as soon as another says that it has committed just that."""
         for peer in self._topic.context.peers.linked.values():
             heads = peer.state.heads
-            if self._topic.fragment < len(heads) and heads[self._topic.fragment] == head:
-                self._commit(accepted)
-                return
+            if self.decision.voted and self._topic.fragment < len(heads):
+                self.commit_voted(heads[self._topic.fragment])
 
     def _commit(self, accepted: Accepted) -> None:
         state = self._topic.context.state

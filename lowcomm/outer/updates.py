@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from lowcomm.errors import ProtocolError
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Ballot, Roster
 from lowcomm.outer.decision import Accepted, Context, Contribution
+from lowcomm.outer.topic import Topic
 from lowcomm.outer.transfer import Transfer
 from lowcomm.types import PeerId
 
@@ -93,3 +95,12 @@ async def fetch_update(
     loop = asyncio.get_running_loop()
     after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
     return Accepted(ballot, entry, update, after, None, None, None, ())
+
+
+async def fetch_own(topic: Topic, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
+    """`fetch_update`, with what this peer has put into the entry before it lost touch, if anything.
+
+    The residual that its sending left is gone, and the one before it has been sent, so there is none.
+    """
+    accepted = await fetch_update(topic.context, topic.fragment, entry, donors, ballot)
+    return replace(accepted, contribution=topic.decision.sent_in(entry, topic.me))

@@ -1,0 +1,108 @@
+"""What must hold in every run, whatever went wrong in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from lowcomm.membership.ledger import Entry
+from lowcomm.sim.swarm import Outcome, name
+
+
+def broken(outcome: Outcome) -> list[str]:
+    """One sentence per invariant that did not hold; empty = all is well."""
+    return [
+        *outcome.errors,
+        *_one_history(outcome),
+        *_monotone(outcome),
+        *_tokens(outcome),
+        *_together_again(outcome),
+    ]
+
+
+def _one_history(outcome: Outcome) -> list[str]:
+    """G1 and G2: an outer step of a fragment has one entry, so one state and one participant set."""
+    if outcome.settings.policy.partition == "continue":
+        return []  # sides of a split may both commit; that they are repaired is checked at the end
+    found: dict[tuple[int, int], set[str]] = defaultdict(set)
+    for life in outcome.lives:
+        for entry in life.record.entries:
+            found[entry.fragment, entry.outer_step].add(entry.hash)
+    return [
+        f"fragment {fragment}, outer step {outer_step}: {len(hashes)} different entries were committed"
+        for (fragment, outer_step), hashes in sorted(found.items())
+        if len(hashes) > 1
+    ]
+
+
+def _monotone(outcome: Outcome) -> list[str]:
+    """Without forks an outer step only ever grows in one life."""
+    if outcome.settings.policy.partition == "continue":
+        return []
+    problems = []
+    for life in outcome.lives:
+        last: dict[int, int] = defaultdict(int)
+        for entry in life.record.entries:
+            if entry.outer_step <= last[entry.fragment]:
+                problems.append(f"{name(life.number)}: outer step {entry.outer_step} came twice or late")
+            last[entry.fragment] = entry.outer_step
+    return problems
+
+
+def _tokens(outcome: Outcome) -> list[str]:
+    """G8: what an island counts as credited is what the ledger credits it, and the rest is not lost."""
+    problems = []
+    entries: dict[str, Entry] = {e.hash: e for life in outcome.lives for e in life.record.entries}
+    lives: dict[int, int] = defaultdict(int)
+    for life in outcome.lives:
+        lives[life.number] += 1
+        for fragment, credited in enumerate(life.credited):
+            trained, left = life.progress.tokens_trained, life.progress.tokens[fragment]
+            if credited + left != trained:
+                problems.append(
+                    f"{name(life.number)}, fragment {fragment}: trained {trained} tokens, "
+                    f"credited {credited}, still to come {left}"
+                )
+    if outcome.settings.policy.partition == "continue":
+        return problems
+    for life in outcome.final:
+        if lives[life.number] > 1:
+            continue  # an earlier life's last commit may not have been counted before it was killed
+        for fragment, credited in enumerate(life.credited):
+            height = life.node.state.chains[fragment].outer_step
+            ledger = sum(
+                entry.tokens_of(name(life.number)) or 0
+                for entry in entries.values()
+                if entry.fragment == fragment and entry.outer_step <= height
+            )
+            credited += life.node.late_tokens(fragment)
+            if ledger != credited:
+                problems.append(
+                    f"{name(life.number)}, fragment {fragment}: counts {credited} tokens as credited, "
+                    f"the ledger credits {ledger}"
+                )
+    return problems
+
+
+def _together_again(outcome: Outcome) -> list[str]:
+    """After the faults all are at (nearly) the same outer step of one history, and further than before."""
+    problems = []
+    fragments = outcome.settings.num_fragments
+    for fragment in range(fragments):
+        steps = {number: heights[fragment] for number, heights in outcome.final_heights.items()}
+        before = [heights[fragment] for heights in outcome.heights_when_quiet.values()]
+        if max(steps.values()) - min(steps.values()) > 1:
+            problems.append(f"fragment {fragment}: the islands are apart at the end: {steps}")
+        if min(steps.values()) <= max(before):
+            problems.append(f"fragment {fragment}: no progress after the faults: {max(before)} -> {steps}")
+        by_step: dict[int, set[str]] = defaultdict(set)
+        for number, step in steps.items():
+            by_step[step].add(outcome.final_heads[number][fragment])
+        if any(len(heads) > 1 for heads in by_step.values()):
+            problems.append(f"fragment {fragment}: forked at the end, at {sorted(by_step)}")
+    last = [max((o.entry.outer_step for _, o in i.rounds if o.entry), default=0) for i in outcome.final]
+    biggest = max(
+        (len(o.entry.participants) for i in outcome.final for _, o in i.rounds[-4:] if o.entry), default=0
+    )
+    if biggest < len(outcome.final):
+        problems.append(f"the last rounds had at most {biggest} of {len(outcome.final)} islands ({last})")
+    return problems

@@ -1,0 +1,168 @@
+"""One simulated island: the production node and round around a toy model, in the virtual loop.
+
+The model is a vector that is drawn to a point of the island's own; what matters is that every inner
+step leaves a mark and a token count, so that work that is lost or counted twice shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lowcomm.algorithms.fragments import make_fragments
+from lowcomm.algorithms.merge import rebase
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.codecs import int8
+from lowcomm.exchanges.base import Exchange
+from lowcomm.membership.ledger import Entry
+from lowcomm.outer.decision import Contribution, RoundPolicy
+from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.progress import Progress
+from lowcomm.outer.state import OuterState
+from lowcomm.sim.virtual_time import InlineExecutor
+from lowcomm.types import Digest, TensorSpec
+
+LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
+CHUNK_BYTES = 64
+INNER_LR = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IslandSettings:
+    """What all islands of a simulation have in common.
+
+    Attributes:
+        inner_steps, num_fragments, delay: the schedule; fragments are due one after the other.
+        step_s: virtual seconds of an inner step.
+        error_feedback: whether the int8 codec keeps a residual.
+    """
+
+    policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
+    inner_steps: int = 5
+    num_fragments: int = 2
+    delay: int = 1
+    step_s: float = 0.4
+    heartbeat_s: float = 1.0
+    lease_s: float = 4.0
+    error_feedback: bool = True
+
+
+@dataclass(slots=True)
+class Record:
+    """Takes the place of the ledger file: what was committed here, and states taken over."""
+
+    entries: list[Entry] = field(default_factory=list)
+    snapshots: list[tuple[int, int, Digest]] = field(default_factory=list)
+
+    def append(self, entry: Entry, update: bytes) -> None:
+        """See `LedgerFile`."""
+        self.entries.append(entry)
+
+    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+        """See `LedgerFile`."""
+        self.snapshots.append((fragment, outer_step, head))
+
+
+class SimIsland:
+    """One life of one island, from its start to its end or crash.
+
+    Attributes:
+        rounds: outcomes, in order, with the fragment.
+        missed: what was left uncommitted when it ended, per fragment.
+    """
+
+    def __init__(self, number: int, exchange: Exchange, settings: IslandSettings) -> None:
+        self.number, self._settings = number, settings
+        self.record = Record()
+        self._fragments = make_fragments(LAYOUT, settings.num_fragments, "balanced")
+        sizes = [fragment.elements for fragment in self._fragments]
+        self.local = [torch.zeros(size) for size in sizes]
+        generator = torch.Generator().manual_seed(number)
+        self._targets = [torch.randn(size, generator=generator) for size in sizes]
+        codec = int8(error_feedback=settings.error_feedback)
+        state = OuterState(
+            exchange.run_id, self._fragments, [v.clone() for v in self.local], nesterov(0.7, 0.6), codec
+        )
+        self.node = Node(
+            exchange,
+            state,
+            policy=settings.policy,
+            shared={"shared.sim": 1},
+            layout=LAYOUT,
+            heartbeat_s=settings.heartbeat_s,
+            lease_s=settings.lease_s,
+            chunk_bytes=CHUNK_BYTES,
+            ledger_file=self.record,
+            pool=InlineExecutor(),
+        )
+        self.progress = Progress(len(sizes))
+        self.credited = [0] * len(sizes)
+        self.rounds: list[tuple[int, RoundOutcome]] = []
+        self.joined_s = -1.0
+        self.phase = "starting"
+
+    async def live(self, expected: int, until_s: float) -> None:
+        """Join, train until `until_s` in virtual time, and leave."""
+        loop, node = asyncio.get_running_loop(), self.node
+        await node.start()
+        self.phase = "gathering"
+        await node.recovery.gather(expected, 5.0)
+        if expected > 1:
+            node.recovery.expect_company()
+        self.phase = "joining"
+        report = await node.recovery.join(
+            fresh=True, alone_ok=node.exchange.founder, num_shards=0, timeout_s=60.0
+        )
+        self.phase = "training"
+        self.joined_s = loop.time()
+        self.progress.inner_step = report.inner_step
+        self.local = [state.anchor.clone() for state in node.state.states]
+        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int]] = {}
+        while loop.time() < until_s:
+            await asyncio.sleep(self._settings.step_s)
+            self._train()
+            for fragment, fragment_round in enumerate(node.rounds):
+                due = (self.progress.inner_step + fragment) % self._settings.inner_steps == 0
+                if fragment not in flights and (due or fragment_round.ahead()):
+                    values = node.bases[fragment] - self.local[fragment]
+                    contribution = Contribution(
+                        values, self.progress.tokens[fragment], float(values.norm()), self.progress.inner_step
+                    )
+                    task = loop.create_task(node.contribute(fragment, contribution))
+                    flights[fragment] = task, self.progress.inner_step + self._settings.delay
+            for fragment, (task, use_at_step) in list(flights.items()):
+                if use_at_step <= self.progress.inner_step:
+                    self._land(fragment, await task)
+                    del flights[fragment]
+        for fragment, (task, _) in flights.items():
+            self._land(fragment, await task)
+        self.phase = "leaving"
+        await node.close()
+        self.phase = "left"
+
+    async def crash(self) -> None:
+        """Stop everything at once, after the exchange has been killed."""
+        self.phase = "dead"
+        for fragment_round in self.node.rounds:
+            await fragment_round.close()
+        await self.node.peers.stop()
+
+    def _train(self) -> None:
+        for local, target in zip(self.local, self._targets, strict=True):
+            local += INNER_LR * (target - local)
+        self.progress.trained(10 + self.number)
+        self.node.peers.state.inner_step = self.progress.inner_step
+
+    def _land(self, fragment: int, outcome: RoundOutcome) -> None:
+        self.rounds.append((fragment, outcome))
+        self.credited[fragment] += outcome.tokens
+        self.progress.credit(fragment, outcome.tokens)
+        if outcome.entry is not None or outcome.adopted:
+            self.local[fragment] = self._merged(outcome, self.local[fragment])
+
+    def _merged(self, outcome: RoundOutcome, local: Tensor) -> Tensor:
+        moved = rebase(outcome.before, outcome.base, local)
+        return 0.5 * (outcome.after + moved) if outcome.entry is not None else moved

@@ -1,0 +1,131 @@
+"""A swarm on one virtual clock under a fault tape, and what must hold whatever the tape says."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+from lowcomm.exchanges.shaped import ShapedExchange
+from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import PeerId
+
+RUN_ID = "sim"
+SETTLE_S = 20.0
+"""After the last fault the swarm has so long to be one again and go on."""
+
+
+def name(number: int) -> PeerId:
+    """The peer id of an island."""
+    return PeerId(f"island-{number}")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a simulated run came to.
+
+    Attributes:
+        lives: every life of every island, in order of birth.
+        heads_when_quiet: outer steps of each live island when the faults ceased.
+        struck: messages that met each (action, kind).
+    """
+
+    tape: Tape
+    settings: IslandSettings
+    lives: list[SimIsland] = field(default_factory=list)
+    final: list[SimIsland] = field(default_factory=list)
+    heights_when_quiet: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    final_heights: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    final_heads: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    struck: dict[tuple[str, str], int] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+
+class SimSwarm:
+    """Islands that start together, fall, come back, and end together."""
+
+    def __init__(self, islands: int, tape: Tape, settings: IslandSettings) -> None:
+        self._islands, self._tape, self._settings = islands, tape, settings
+        self._hub = LoopbackHub()
+        self._shaper = TapeShaper(tape)
+        self._until_s = tape.quiet_s + SETTLE_S
+        self._lives: dict[int, tuple[SimIsland, asyncio.Task[None]]] = {}
+        self.outcome = Outcome(tape, settings)
+
+    async def run(self) -> Outcome:
+        """From the first start to the last end."""
+        loop = asyncio.get_running_loop()
+        for number in range(self._islands):
+            self._start(number, founder=number == 0, expected=self._islands)
+        faults = [loop.create_task(self._strike(fault)) for fault in self._tape.peers]
+        await asyncio.sleep(self._tape.quiet_s)
+        for fault in faults:
+            await fault
+        self._shaper.apart.clear()
+        self.outcome.heights_when_quiet = self._heights()
+        await asyncio.sleep(self._until_s - 1.0 - loop.time())
+        self.outcome.final_heights = self._heights()
+        self.outcome.final_heads = {
+            number: tuple(chain.head for chain in island.node.state.chains)
+            for number, (island, _) in self._lives.items()
+        }
+        for number, (island, task) in sorted(self._lives.items()):
+            self.outcome.final.append(island)
+            try:
+                await task
+            except Exception as error:  # whatever ended an island is a finding, and named as such
+                self.outcome.errors.append(f"{name(number)} ended with {error!r}")
+        self.outcome.struck = dict(self._shaper.struck)
+        return self.outcome
+
+    def _heights(self) -> dict[int, tuple[int, ...]]:
+        return {
+            number: tuple(chain.outer_step for chain in island.node.state.chains)
+            for number, (island, _) in self._lives.items()
+        }
+
+    def _start(self, number: int, *, founder: bool, expected: int) -> None:
+        inner = LoopbackExchange(self._hub, RUN_ID, name(number), founder=founder)
+        island = SimIsland(number, ShapedExchange(inner, self._shaper), self._settings)
+        task = asyncio.get_running_loop().create_task(island.live(expected, self._until_s))
+        self._lives[number] = island, task
+        self.outcome.lives.append(island)
+
+    async def _strike(self, fault: PeerFault) -> None:
+        await asyncio.sleep(fault.start_s)
+        if fault.kind == "partition":
+            inside = set(fault.peers)
+            pairs = {
+                frozenset((name(one), name(other)))
+                for one in inside
+                for other in range(self._islands)
+                if other not in inside
+            }
+            self._shaper.apart |= pairs
+            await asyncio.sleep(fault.away_s)
+            self._shaper.apart -= pairs
+            return
+        for number in fault.peers:
+            island, task = self._lives[number]
+            if island.phase == "dead":
+                continue
+            self._hub.kill(name(number))
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await island.crash()
+        await asyncio.sleep(fault.away_s)
+        for number in fault.peers:
+            if self._lives[number][0].phase == "dead":
+                self._start(number, founder=False, expected=1)
+
+
+def simulate(islands: int, tape: Tape, settings: IslandSettings) -> Outcome:
+    """Run a tape to its end.
+
+    Raises:
+        HungError: somebody waits for ever.
+    """
+    limit_s = tape.quiet_s + SETTLE_S + 60.0
+    return run_virtually(SimSwarm(islands, tape, settings).run(), limit_s)
