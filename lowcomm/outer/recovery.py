@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
@@ -303,8 +304,25 @@ class Recovery:
             return None
         items = reply.items("entries", MAX_ENTRIES)
         entries = [parse_entry(Fields("entries.entry", item)) for item in items]
+        entries = self._announced(fragment, entries)
         state_bytes = self._node.state.states[fragment].size_bytes
         return entries if sum(entry.update_bytes for entry in entries) <= state_bytes else None
+
+    def _announced(self, fragment: int, entries: list[Entry]) -> list[Entry]:
+        """The entries up to the last one that is some island's head: those before are covered by its hash.
+
+        Raises:
+            ProtocolError: they are no chain, or lead to no head that anybody has.
+        """
+        for entry, following in pairwise(entries):
+            if following.previous != entry.hash:
+                raise ProtocolError(f"entry {following.outer_step} does not follow entry {entry.outer_step}")
+        states = [peer.state for peer in self._node.peers.live() if peer.state.phase == "training"]
+        heads = {state.heads[fragment] for state in states if fragment < len(state.heads)}
+        known = [index for index, entry in enumerate(entries) if entry.hash in heads]
+        if entries and not known:
+            raise ProtocolError("the entries lead to a head that no live island has")
+        return entries[: known[-1] + 1] if known else []
 
     async def _replay(self, fragment: int, entries: list[Entry], donors: list[PeerId], moved: Moved) -> None:
         node = self._node
