@@ -36,6 +36,7 @@ class Overhead:
     """The figures.
 
     Attributes:
+        engine, ranks: of the island; the figures are those of its lead rank.
         step_s: median bare inner step.
         step_with_s: median inner step with `OuterLoop.step` after it.
         difference_percent: median over the pairs of blocks, of what the second is longer.
@@ -44,6 +45,8 @@ class Overhead:
         call_percent: of `step_s`.
     """
 
+    engine: str
+    ranks: int
     exchange: str
     parameters: int
     threads: int
@@ -64,7 +67,9 @@ class Overhead:
 def measure_overhead(
     config: Config, *, exchange: str, blocks: int, steps: int, clock: Clock | None = None
 ) -> Overhead:
-    """Measure with the model, inner optimizer and batch of `config`, on one thread.
+    """Measure with the model, inner optimizer, engine and batch of `config`, on one thread.
+
+    Under torchrun every rank calls it; each times itself, and the lead is the one with the exchange.
 
     Args:
         exchange: `loopback` or `swarm`; either way there is no other peer.
@@ -81,7 +86,7 @@ def measure_overhead(
         bare, around, calls, differences = [], [], [], []
         for _ in range(blocks):
             without = [step(None)[0] for _ in range(steps)]
-            with _outer_loop(step.island, exchange) as outer:
+            with _outer_loop(step.island, exchange if step.island.is_lead else None) as outer:
                 timed = [step(outer) for _ in range(steps)]
             with_loop = [total for total, _ in timed]
             calls += [call for _, call in timed]
@@ -93,6 +98,8 @@ def measure_overhead(
     step_s, call_s = statistics.median(bare), statistics.median(calls)
     quartiles = statistics.quantiles(differences, n=4) if blocks > 1 else [differences[0]] * 3
     return Overhead(
+        engine=config.island.engine,
+        ranks=step.island.world_size,
         exchange=exchange,
         parameters=sum(spec.elements for spec in step.island.layout),
         threads=1,
@@ -131,11 +138,11 @@ class _Step:
 
 
 @contextlib.contextmanager
-def _outer_loop(island: Island, name: str) -> Iterator[OuterLoop]:
-    exchange: Exchange
+def _outer_loop(island: Island, name: str | None) -> Iterator[OuterLoop]:
+    exchange: Exchange | None = None
     if name == "swarm":
         exchange = exchanges.swarm(run_id="overhead", relay=False)
-    else:
+    elif name == "loopback":
         exchange = exchanges.loopback(exchanges.hub(), run_id="overhead", peer_id="alone", founder=True)
     with OuterLoop(
         island,

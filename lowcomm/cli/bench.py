@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lowcomm.cli.common import (
@@ -92,7 +95,14 @@ def _add_overhead(parts: Subparsers) -> None:
         parts,
         "overhead",
         about="time what OuterLoop costs in the inner steps between rounds",
-        example="lowcomm bench overhead --json overhead.json",
+        example="lowcomm bench overhead --json overhead.json\n"
+        "         torchrun --standalone --nproc-per-node 2 -m lowcomm bench overhead --engine fsdp2",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("plain", "ddp", "fsdp2", "deepspeed"),
+        default="plain",
+        help="the island's engine; all but plain under torchrun (plain)",
     )
     parser.add_argument(
         "--exchange", choices=("loopback", "swarm"), default="loopback", help="the network (loopback)"
@@ -157,17 +167,30 @@ def _round(args: argparse.Namespace) -> int:
 
 
 def _overhead(args: argparse.Namespace) -> int:
+    import torch
+
     from lowcomm.bench.machine import machine_facts
     from lowcomm.bench.overhead import measure_overhead
-    from lowcomm.config.schema import Config
+    from lowcomm.config.schema import Config, IslandConfig
+    from lowcomm.train import process_group
 
     facts = machine_facts()
-    result = measure_overhead(Config(), exchange=args.exchange, blocks=args.blocks, steps=args.steps)
+    config = Config(island=IslandConfig(engine=args.engine))
+    if args.engine == "deepspeed":
+        inner = replace(config.shared.inner, name="adamw", lr=config.shared.inner.adamw_lr)
+        config = replace(config, shared=replace(config.shared, inner=inner))
+    with contextlib.ExitStack() as stack:
+        if args.engine != "plain" and "RANK" in os.environ:  # else the island says that it needs torchrun
+            stack.enter_context(process_group(torch.device("cpu")))
+        result = measure_overhead(config, exchange=args.exchange, blocks=args.blocks, steps=args.steps)
+    if os.environ.get("RANK", "0") != "0":
+        return EXIT_DONE
     if args.json:
         write_json(args.json, {"machine": facts, "overhead": result.to_dict()})
     if args.json != "-":
         low, high = result.difference_quartiles_percent
         rows = [
+            ("engine, ranks", f"{result.engine}, {result.ranks}"),
             ("parameters", f"{result.parameters:,}"),
             ("bare inner step, median", f"{1e3 * result.step_s:.2f} ms"),
             ("with OuterLoop.step, median", f"{1e3 * result.step_with_s:.2f} ms"),

@@ -94,3 +94,14 @@ def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed"])
 def test_two_islands_of_two_ranks_and_one_string(island, tmp_path, engine) -> None:
     check(train(island, tmp_path, (engine, engine)))
+
+
+def test_the_cost_between_rounds_is_measured_per_engine(tmp_path) -> None:
+    figures = tmp_path / "overhead.json"
+    options = ("bench", "overhead", "--engine", "fsdp2", "--blocks", "2", "--steps", "2", "--json", figures)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "lowcomm", *map(str, options)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=DEADLINE_S)
+    found = json.loads(figures.read_text())["overhead"]
+    assert (found["engine"], found["ranks"], found["blocks"]) == ("fsdp2", 2, 2)
+    assert found["call_s"] > 0
