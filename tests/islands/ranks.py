@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov
+from lowcomm.errors import LossError
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.deepspeed_zero import initialize, recipe_config
@@ -115,6 +117,29 @@ def task_write(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     return {**seen, "trained": everything(island)}
 
 
+def task_non_finite(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    """A NaN that one round would send: every rank stops, and none waits for another."""
+    island = make_island(engine=engine)
+    exchange = exchanges.loopback(exchanges.hub(), run_id="nan", peer_id="alone", founder=True)
+    with OuterLoop(
+        island,
+        exchange if island.is_lead else None,
+        schedule=Schedule(inner_steps=1),
+        codec=codecs.fp32(),
+        outer_optimizer=nesterov(lr=0.7, momentum=0.6),
+    ) as outer:
+        committed = [report.committed for report in outer.step(tokens=8)]
+        values = everything(island)
+        if island.is_lead:
+            values[0] = float("nan")
+        island.write(range(len(island.layout)), values if island.is_lead else None)
+        try:
+            outer.step(tokens=8)
+        except LossError as error:
+            return {"committed": committed, "error": str(error), "finite": island.is_finite()}
+    raise AssertionError("the NaN was sent")
+
+
 def task_collectives(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     island = make_island(engine=engine)
     new = torch.arange(float(sum(island.layout[i].elements for i in (1, 3))))
@@ -154,6 +179,7 @@ ENGINES = ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-offl
 TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "train": task_train,
     "write": task_write,
+    "non-finite": task_non_finite,
     "collectives": task_collectives,
     "resume": task_resume,
 }

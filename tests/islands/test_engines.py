@@ -64,3 +64,11 @@ def test_a_restart_equals_going_on(ranks: Ranks) -> None:
     for rank in (rank["resume"] for rank in ranks):
         assert torch.equal(rank["went on"], rank["restarted"])
         assert torch.equal(*rank["outputs"])
+
+
+def test_a_nan_stops_every_rank(ranks: Ranks) -> None:
+    first, second = (rank["non-finite"] for rank in ranks)
+    assert first["committed"] == second["committed"] == [True]
+    assert "submodule.weight is not finite" in first["error"]
+    assert "lead rank" in second["error"]
+    assert not (first["finite"] and second["finite"])
