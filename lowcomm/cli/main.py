@@ -30,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; those of the process by default.
     """
+    # Fragments are large and short-lived: huge pages save most of the page faults of a round. torch reads
+    # this at its first allocation; processes that this one starts inherit it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     parser = make_parser()
     args = parser.parse_args(arguments)
     _set_up_logging(args.verbose)

@@ -20,6 +20,7 @@ import msgpack
 
 from lowcomm.errors import CheckpointError, ProtocolError
 from lowcomm.membership.fields import Fields, checked_int, checked_text
+from lowcomm.membership.update import Update
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_PARTICIPANTS = 4_096
@@ -118,16 +119,21 @@ def parse_entry(fields: Fields) -> Entry:
 
 
 class Chain:
-    """The chain of one fragment: its head, and the newest entries with their updates."""
+    """The chain of one fragment: its head, and the newest entries with their updates.
 
-    def __init__(self, run_id: str, fragment: int, genesis_digest: Digest) -> None:
+    Args:
+        keep_bytes: older updates are dropped above it; a snapshot is cheaper than more of them.
+    """
+
+    def __init__(self, run_id: str, fragment: int, genesis_digest: Digest, keep_bytes: int) -> None:
         self.fragment = fragment
         self.outer_step = 0
         self.head = hash_value(["lowcomm genesis", run_id, fragment, genesis_digest])
         self.last: Entry | None = None
-        self._kept: OrderedDict[int, tuple[Entry, bytes]] = OrderedDict()
+        self._keep_bytes = keep_bytes
+        self._kept: OrderedDict[int, tuple[Entry, Update]] = OrderedDict()
 
-    def append(self, entry: Entry, update: bytes) -> None:
+    def append(self, entry: Entry, update: Update) -> None:
         """Add the next entry with its encoded mean."""
         if entry.outer_step != self.outer_step + 1 or entry.previous != self.head:
             raise AssertionError(f"entry {entry.outer_step} does not follow {self.outer_step}")
@@ -135,8 +141,12 @@ class Chain:
         self.head = entry.hash
         self.last = entry
         self._kept[entry.outer_step] = (entry, update)
-        while len(self._kept) > KEPT_ENTRIES:
+        while len(self._kept) > KEPT_ENTRIES or (len(self._kept) > 1 and self._kept_bytes > self._keep_bytes):
             self._kept.popitem(last=False)
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(entry.update_bytes for entry, _ in self._kept.values())
 
     def restart_at(self, outer_step: int, head: Digest, last: Entry | None) -> None:
         """Continue from a snapshot or a checkpoint; older entries are not kept."""
@@ -152,7 +162,7 @@ class Chain:
             return None
         return [entry for step, (entry, _) in self._kept.items() if step > outer_step]
 
-    def update(self, update_hash: Digest) -> bytes | None:
+    def update(self, update_hash: Digest) -> Update | None:
         """The encoded mean with this hash, if it is kept."""
         for entry, update in reversed(self._kept.values()):
             if entry.update_hash == update_hash:
@@ -205,7 +215,7 @@ class LedgerFile:
             if whole and not whole.endswith(b"\n"):
                 os.truncate(path, whole.rfind(b"\n") + 1)
 
-    def append(self, entry: Entry, update: bytes) -> None:
+    def append(self, entry: Entry, update: Update) -> None:
         """Add a line, and the encoded mean where those are kept.
 
         Raises:
@@ -214,7 +224,8 @@ class LedgerFile:
         if self._keep_updates:
             file = update_path(self._path, entry.fragment, entry.outer_step)
             file.parent.mkdir(exist_ok=True)
-            file.write_bytes(update)
+            with file.open("wb") as target:
+                target.writelines(update.pieces)
             old = sorted(file.parent.glob(f"{entry.fragment}-*.update"))[: -self._keep_updates]
             for update_file in old:
                 update_file.unlink()

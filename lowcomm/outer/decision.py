@@ -17,6 +17,7 @@ from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
+from lowcomm.membership.update import Update
 from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.outer.transfer import Transfer
 from lowcomm.types import Digest, Json, PeerId
@@ -130,7 +131,7 @@ class Accepted:
 
     ballot: Ballot
     entry: Entry
-    update: bytes
+    update: Update
     after: FragmentState
     residual: Tensor | None
     mean_norm: float | None

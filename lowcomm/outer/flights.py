@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lowcomm.algorithms.fragments import Fragment, named_parts
@@ -68,7 +69,7 @@ class Flights:
         """
         values = self._island.read(fragment.tensors)
         if self._node is not None:
-            values = self._node.bases[fragment.index] - values
+            values = torch.sub(self._node.bases[fragment.index], values, out=values)
         norm = float(values.norm())
         finite = norm < float("inf")
         if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it

@@ -22,6 +22,7 @@ from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peers, State
 from lowcomm.membership.roster import Participant
+from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
@@ -77,7 +78,7 @@ class RoundOutcome:
 class EntrySink(Protocol):
     """Where a node notes what it has committed; `LedgerFile` is one. Either may raise OSError."""
 
-    def append(self, entry: Entry, update: bytes) -> None:
+    def append(self, entry: Entry, update: Update) -> None:
         """An entry was committed here."""
         ...
 
@@ -415,7 +416,7 @@ class Node:
                 accepted.update if accepted and accepted.entry.update_hash == name else chain.update(name)
             )
             if update is not None:
-                return update[offset : offset + length]
+                return update.read(offset, length)
         return self.recovery.read_state(name, offset, length)
 
 

@@ -20,6 +20,7 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, CodecError, ProtocolError
 from lowcomm.membership.ledger import Chain, Entry, hash_bytes, hash_value
 from lowcomm.membership.roster import chunks_of
+from lowcomm.membership.update import Update
 from lowcomm.types import Digest
 
 LENGTH_BYTES = 4
@@ -82,7 +83,10 @@ class OuterState:
         self.aggregation = aggregation or Mean()
         self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
         self.residuals: list[Tensor | None] = [None] * len(self.fragments)
-        self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
+        self.chains = [
+            Chain(run_id, f.index, s.digest, keep_bytes=s.size_bytes)
+            for f, s in zip(fragments, self.states, strict=True)
+        ]
 
     @property
     def digest(self) -> Digest:
@@ -120,7 +124,7 @@ class OuterState:
             )
         return after
 
-    def commit(self, entry: Entry, update: bytes, after: FragmentState) -> None:
+    def commit(self, entry: Entry, update: Update, after: FragmentState) -> None:
         """Move one fragment to the state after `entry`."""
         self.chains[entry.fragment].append(entry, update)
         self.states[entry.fragment] = after

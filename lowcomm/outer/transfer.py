@@ -30,6 +30,7 @@ from lowcomm.exchanges.base import Buffer, Exchange, Message
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import hash_bytes
 from lowcomm.membership.roster import Participant, Roster, chunks_of
+from lowcomm.membership.update import Update
 from lowcomm.outer.state import LENGTH_BYTES, FragmentState
 from lowcomm.types import Digest, Json, PeerId
 
@@ -56,7 +57,7 @@ class BadContributionError(PeerFailedError):
 class Staged:
     """What a finished transfer leaves: the encoded mean, the state after it, the sender's residual."""
 
-    update: bytes
+    update: Update
     update_hash: Digest
     after: FragmentState
     residual: Tensor | None
@@ -100,7 +101,7 @@ class Transfer:
         self._aggregation = aggregation
         self._pool, self._on_progress = pool, on_progress
         self._before = before
-        self._values = values if residual is None else values + residual
+        self._values = values if residual is None else values + codec.decay * residual
         self._residual = torch.zeros_like(values) if codec.error_feedback else None
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
         self._shares = weights(roster.participants)
@@ -188,10 +189,7 @@ class Transfer:
 
     def _encode(self, start: int, stop: int) -> Buffer:
         values = self._values[start:stop]
-        payload = self._codec.encode(values)
-        if self._residual is not None:
-            torch.sub(values, self._codec.decode(payload, stop - start), out=self._residual[start:stop])
-        return payload
+        return self._codec.encode(values, None if self._residual is None else self._residual[start:stop])
 
     async def _reduce(self, chunk: int) -> None:
         _, start, stop = self._chunks[chunk]
@@ -256,9 +254,8 @@ class Transfer:
         for mean in self._means:
             assert mean is not None
             pieces += [len(mean).to_bytes(LENGTH_BYTES, "little"), mean]
-        update = b"".join(pieces)
         after = FragmentState.of(self._anchor, self._momentum)
-        return Staged(update, hash_bytes(update), after, self._residual, self._mean_square**0.5)
+        return Staged(Update(pieces), hash_bytes(*pieces), after, self._residual, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body: dict[str, Json] = {

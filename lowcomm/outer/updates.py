@@ -10,6 +10,7 @@ from lowcomm.errors import ProtocolError
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Ballot, Roster
+from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Accepted, Context, Contribution
 from lowcomm.outer.topic import Topic
 from lowcomm.outer.transfer import Transfer
@@ -53,7 +54,7 @@ async def reduce_update(
         stops=roster.stops,
         chunk_elements=roster.chunk_elements,
         update_hash=staged.update_hash,
-        update_bytes=len(staged.update),
+        update_bytes=staged.update.size_bytes,
         state_digest=staged.after.digest,
         previous=roster.previous,
     )
@@ -94,7 +95,7 @@ async def fetch_update(
     update = bytes(await context.blobs.fetch(entry.update_hash, entry.update_bytes, donors, deadline_s))
     loop = asyncio.get_running_loop()
     after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
-    return Accepted(ballot, entry, update, after, None, None, None, ())
+    return Accepted(ballot, entry, Update([update]), after, None, None, None, ())
 
 
 async def fetch_own(topic: Topic, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:

@@ -18,6 +18,7 @@ from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.ledger import Entry
+from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.node import Node, RoundOutcome
 from lowcomm.outer.progress import Progress
@@ -57,7 +58,7 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
     snapshots: list[tuple[int, int, Digest]] = field(default_factory=list)
 
-    def append(self, entry: Entry, update: bytes) -> None:
+    def append(self, entry: Entry, update: Update) -> None:
         """See `LedgerFile`."""
         self.entries.append(entry)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lowcomm.membership.ledger import Entry, LedgerFile, hash_bytes
+from lowcomm.membership.update import Update
 from lowcomm.types import Digest, PeerId
 
 
@@ -24,7 +25,7 @@ def entry(outer_step: int) -> Entry:
 def test_only_the_newest_updates_are_kept(tmp_path: Path) -> None:
     file = LedgerFile(tmp_path / "ledger.jsonl", keep_updates=2)
     for outer_step in range(1, 12):
-        file.append(entry(outer_step), b"update")
+        file.append(entry(outer_step), Update([b"update"]))
     assert sorted(path.name for path in (tmp_path / "updates").iterdir()) == [
         "0-000000010.update",
         "0-000000011.update",
