@@ -32,6 +32,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _model(config)
     yield from _shares(config)
     yield from _aggregation(config)
+    yield from _codec(config)
     yield from _access(config)
     yield from _island(config)
     yield from _exchange(config.exchange)
@@ -100,6 +101,15 @@ def _aggregation(config: Config) -> Iterator[tuple[str, str]]:
             "shared.round.min_participants",
             f"expected at least {needed}, since {rule.name} with faulty = {rule.faulty} keeps no promise "
             f"below that, got {least}",
+        )
+
+
+def _codec(config: Config) -> Iterator[tuple[str, str]]:
+    if config.shared.codec.name == "topk" and config.shared.aggregation.clip_norm:
+        yield (
+            "shared.aggregation.clip_norm",
+            "expected 0 with codec topk, whose payloads everyone sums as they are, got "
+            f"{config.shared.aggregation.clip_norm}",
         )
 
 

@@ -169,6 +169,11 @@ def even_stops(elements: int, parts: int, block_elements: int) -> tuple[int, ...
     return tuple(min(elements, blocks * (i + 1) // parts * block_elements) for i in range(parts))
 
 
+def range_of(stops: Sequence[int], index: int) -> tuple[int, int]:
+    """(start, stop) of one participant's range."""
+    return (stops[index - 1] if index else 0), stops[index]
+
+
 def chunks_of(stops: Sequence[int], chunk_elements: int) -> list[tuple[int, int, int]]:
     """All chunks as (range index, start, stop), in the order of the encoded update."""
     chunks = []

@@ -18,6 +18,7 @@ from lowcomm.membership.ledger import Entry, parse_entry
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
 from lowcomm.membership.update import Update
+from lowcomm.outer.residual import Residual
 from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.outer.transfer import Transfer
 from lowcomm.types import Digest, Json, PeerId
@@ -133,7 +134,7 @@ class Accepted:
     entry: Entry
     update: Update
     after: FragmentState
-    residual: Tensor | None
+    residual: Residual | None
     mean_norm: float | None
     contribution: Contribution | None
     participants: tuple[Participant, ...]

@@ -23,12 +23,12 @@ from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peers, State
 from lowcomm.membership.roster import Participant
 from lowcomm.membership.update import Update
+from lowcomm.outer.chunks import shares_of
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
 from lowcomm.outer.state import OuterState
-from lowcomm.outer.transfer import weights
 from lowcomm.types import Digest, Json, Layout, PeerId
 
 logger = logging.getLogger(__name__)
@@ -435,7 +435,13 @@ def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) ->
     """
     if mean_norm is None or len(participants) < 2:
         return None
-    scaled = [share * member.norm for share, member in zip(weights(participants), participants, strict=True)]
+    scaled = [
+        share * member.norm
+        for share, member in zip(
+    shares = shares_of([member.tokens for member in participants])
+            shares, participants, strict=True
+        )
+    ]
     squares = sum(value * value for value in scaled)
     pairs = sum(scaled) ** 2 - squares
     return (mean_norm**2 - squares) / pairs if pairs > 0 else None

@@ -21,10 +21,9 @@ from lowcomm.errors import CheckpointError, CodecError, ProtocolError
 from lowcomm.membership.ledger import Chain, Entry, hash_bytes, hash_value
 from lowcomm.membership.roster import chunks_of
 from lowcomm.membership.update import Update
+from lowcomm.outer.chunks import decode_mean, shares_of, take
+from lowcomm.outer.residual import Residual
 from lowcomm.types import Digest
-
-LENGTH_BYTES = 4
-"""Each chunk of an encoded update is preceded by its length."""
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -82,7 +81,7 @@ class OuterState:
         self.codec = codec
         self.aggregation = aggregation or Mean()
         self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
-        self.residuals: list[Tensor | None] = [None] * len(self.fragments)
+        self.residuals: list[Residual | None] = [None] * len(self.fragments)
         self.chains = [
             Chain(run_id, f.index, s.digest, keep_bytes=s.size_bytes)
             for f, s in zip(fragments, self.states, strict=True)
@@ -106,11 +105,11 @@ class OuterState:
             )
         mean = torch.empty_like(state.anchor)
         view = memoryview(update)
+        shares = shares_of([tokens for _, tokens in entry.participants])
         try:
             for _, start, stop in chunks_of(entry.stops, entry.chunk_elements):
-                length = int.from_bytes(view[:LENGTH_BYTES], "little")
-                mean[start:stop] = self.codec.decode(view[LENGTH_BYTES : LENGTH_BYTES + length], stop - start)
-                view = view[LENGTH_BYTES + length :]
+                payload, view = take(view)
+                mean[start:stop] = decode_mean(payload, stop - start, self.codec, self.aggregation, shares)
         except CodecError as error:
             raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
         anchor, momentum = torch.empty_like(state.anchor), torch.empty_like(state.momentum)
@@ -134,7 +133,7 @@ class OuterState:
         return {
             "anchors": [state.anchor for state in self.states],
             "momenta": [state.momentum for state in self.states],
-            "residuals": list(self.residuals),
+            "residuals": [kept.state_dict() if kept else None for kept in self.residuals],
             "chains": [chain.state_dict() for chain in self.chains],
         }
 
@@ -157,4 +156,4 @@ class OuterState:
                     f"{restored.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
                 )
         self.states = states
-        self.residuals = list(state["residuals"])
+        self.residuals = [Residual(**kept) if kept else None for kept in state["residuals"]]

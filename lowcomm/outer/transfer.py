@@ -6,6 +6,9 @@ these bytes to all. As soon as anyone (the reducer, too) has an encoded mean, it
 steps the outer optimizer on that slice into a staged copy. So sending, adding, encoding, decoding
 and stepping overlap chunk by chunk, and all hold the same bits at the end.
 
+Sparse codecs are not reduced: each participant sends its chunks to all, and everyone takes the mean of
+the same payloads in roster order.
+
 Weights: w_i = tokens_i / sum(tokens). What is made of the contributions to a chunk is the aggregation
 rule's business (`lowcomm.algorithms.aggregation`); "mean" stands for its outcome here.
 """
@@ -29,9 +32,11 @@ from lowcomm.errors import CodecError, PeerUnreachableError
 from lowcomm.exchanges.base import Buffer, Exchange, Message
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import hash_bytes
-from lowcomm.membership.roster import Participant, Roster, chunks_of
+from lowcomm.membership.roster import Roster, chunks_of, range_of
 from lowcomm.membership.update import Update
-from lowcomm.outer.state import LENGTH_BYTES, FragmentState
+from lowcomm.outer.chunks import decode_mean, join_payloads, shares_of, with_length
+from lowcomm.outer.residual import Residual
+from lowcomm.outer.state import FragmentState
 from lowcomm.types import Digest, Json, PeerId
 
 T = TypeVar("T")
@@ -60,16 +65,8 @@ class Staged:
     update: Update
     update_hash: Digest
     after: FragmentState
-    residual: Tensor | None
+    residual: Residual | None
     mean_norm: float
-
-
-def weights(participants: Sequence[Participant]) -> list[float]:
-    """Each participant's share of the tokens; equal shares where nobody has any."""
-    total = sum(member.tokens for member in participants)
-    if total == 0:
-        return [1.0 / len(participants)] * len(participants)
-    return [member.tokens / total for member in participants]
 
 
 class Transfer:
@@ -77,7 +74,7 @@ class Transfer:
 
     Args:
         values: this peer's pseudo-gradient, 1-D fp32.
-        residual: what earlier encodings lost, added to `values`; None without error feedback.
+        residual: what earlier encodings lost; None without error feedback, or before the first round.
         before: anchor and momentum that the mean will step.
         on_progress: called whenever something arrived.
     """
@@ -88,7 +85,7 @@ class Transfer:
         roster: Roster,
         *,
         values: Tensor,
-        residual: Tensor | None,
+        residual: Residual | None,
         before: FragmentState,
         codec: Codec,
         optimizer: OuterOptimizer,
@@ -101,10 +98,13 @@ class Transfer:
         self._aggregation = aggregation
         self._pool, self._on_progress = pool, on_progress
         self._before = before
-        self._values = values if residual is None else values + codec.decay * residual
-        self._residual = torch.zeros_like(values) if codec.error_feedback else None
+        self._values, self._before_lost = values, residual
+        self._gathers = codec.topology == "all_gather"
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
-        self._shares = weights(roster.participants)
+        self._shares = shares_of([member.tokens for member in roster.participants])
+        self._place = roster.peers.index(exchange.peer_id)
+        self._range = (0, 0) if self._gathers else range_of(roster.stops, self._place)
+        self._lost = Residual.zero(values.numel(), *self._range) if codec.error_feedback else None
         self._scales = contributions.scales(roster.participants)
         self._bounds = contributions.bounds(roster.participants, residual=codec.error_feedback)
         self._squares = [0.0] * len(roster.participants)
@@ -124,8 +124,11 @@ class Transfer:
             PeerFailedError: a participant is gone or sent something that can't be decoded.
             NonFiniteError: this peer's own pseudo-gradient has a NaN or Inf.
         """
-        for index, peer in enumerate(self._roster.peers):
-            self._spawn(self._send_parts(index, peer))
+        if self._gathers:
+            self._spawn(self._send_to_all())
+        else:
+            for index, peer in enumerate(self._roster.peers):
+                self._spawn(self._send_parts(index, peer))
         if not self._chunks:
             self._finished.set_result(None)
         await self._finished
@@ -143,15 +146,15 @@ class Transfer:
         """The peers that still owe this reducer a part."""
         owed = set()
         for (index, _, _), parts, mean in zip(self._chunks, self._parts, self._means, strict=True):
-            if self._roster.peers[index] == self._exchange.peer_id and mean is None:
+            if mean is None and (self._gathers or index == self._place):
                 owed |= set(self._roster.peers) - set(parts)
         return sorted(owed - {self._exchange.peer_id})
 
     def on_part(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
         """A participant's encoded chunk for this reducer."""
-        if chunk >= len(self._chunks) or peer not in self._roster.peers:
+        if chunk >= len(self._chunks) or peer not in self._roster.peers or peer in self._parts[chunk]:
             return
-        if self._roster.peers[self._chunks[chunk][0]] != self._exchange.peer_id or peer in self._parts[chunk]:
+        if not self._gathers and self._chunks[chunk][0] != self._place:
             return
         self._on_progress()
         self._parts[chunk][peer] = payload
@@ -160,7 +163,7 @@ class Transfer:
 
     def on_mean(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
         """A reducer's encoded mean."""
-        if chunk >= len(self._chunks) or self._means[chunk] is not None:
+        if chunk >= len(self._chunks) or self._means[chunk] is not None or self._gathers:
             return
         if self._roster.peers[self._chunks[chunk][0]] != peer:
             return
@@ -187,21 +190,51 @@ class Transfer:
                 await window.acquire()
                 self._spawn(send(chunk, start, stop))
 
+    async def _send_to_all(self) -> None:
+        """Every chunk to every peer, the same bytes."""
+        me = self._exchange.peer_id
+        others = [peer for peer in self._roster.peers if peer != me]
+        for chunk, (_, start, stop) in enumerate(self._chunks):
+            payload = await self._in_pool(self._encode, start, stop)
+            self.on_part(me, chunk, payload)
+            await asyncio.gather(*(self._post(peer, "part", chunk, payload) for peer in others))
+
     def _encode(self, start: int, stop: int) -> Buffer:
         values = self._values[start:stop]
-        return self._codec.encode(values, None if self._residual is None else self._residual[start:stop])
+        if self._lost is None:
+            return self._codec.encode(values)
+        if self._before_lost is not None:
+            share = self._shares[self._place]
+            added = self._before_lost.for_part(start, stop, self._range, share)
+            values = added.mul_(self._codec.decay).add_(values)
+        return self._codec.encode(values, self._lost.sent[start:stop])
 
     async def _reduce(self, chunk: int) -> None:
         _, start, stop = self._chunks[chunk]
         parts, self._parts[chunk] = self._parts[chunk], dict.fromkeys(self._parts[chunk], b"")
-        payload = await self._in_pool(self._encode_mean, parts, stop - start)
+        payload = await self._in_pool(self._encode_mean, parts, start, stop)
         self._means[chunk] = payload
-        for peer in self._roster.peers:
-            if peer != self._exchange.peer_id:
-                self._spawn(self._post(peer, "mean", chunk, payload))
+        if not self._gathers:
+            for peer in self._roster.peers:
+                if peer != self._exchange.peer_id:
+                    self._spawn(self._post(peer, "mean", chunk, payload))
         await self._stage(chunk, self._exchange.peer_id)
 
-    def _encode_mean(self, parts: dict[PeerId, Buffer], elements: int) -> Buffer:
+    def _encode_mean(self, parts: dict[PeerId, Buffer], start: int, stop: int) -> Buffer:
+        decoded = self._decode_parts(parts, stop - start)
+        if self._gathers:
+            return join_payloads([parts[peer] for peer in self._roster.peers])
+        mean = self._aggregation.combine(decoded, self._shares)
+        if self._lost is None:
+            return self._codec.encode(mean)
+        added = None if self._before_lost is None else self._before_lost.for_mean(start, stop)
+        if added is not None:
+            mean = mean + self._codec.decay * added
+        first = self._lost.start
+        return self._codec.encode(mean, self._lost.mean[start - first : stop - first])
+
+    def _decode_parts(self, parts: dict[PeerId, Buffer], elements: int) -> list[Tensor]:
+        """What each participant sent, checked and clipped, in roster order."""
         decoded = []
         for index, peer in enumerate(self._roster.peers):
             try:
@@ -212,7 +245,7 @@ class Transfer:
                 ) from error
             self._check_norm(index, part)
             decoded.append(part.mul_(self._scales[index]) if self._scales[index] < 1.0 else part)
-        return self._codec.encode(self._aggregation.combine(decoded, self._shares))
+        return decoded
 
     def _check_norm(self, index: int, part: Tensor) -> None:
         """Hold a participant to the norm that it announced, over all chunks that came here."""
@@ -242,7 +275,7 @@ class Transfer:
             self._finished.set_result(None)
 
     def _step(self, payload: Buffer, start: int, stop: int) -> float:
-        mean = self._codec.decode(payload, stop - start)
+        mean = decode_mean(payload, stop - start, self._codec, self._aggregation, self._shares)
         part, before = slice(start, stop), self._before
         self._optimizer.step(
             before.anchor[part], before.momentum[part], mean, self._anchor[part], self._momentum[part]
@@ -253,9 +286,9 @@ class Transfer:
         pieces: list[Buffer] = []
         for mean in self._means:
             assert mean is not None
-            pieces += [len(mean).to_bytes(LENGTH_BYTES, "little"), mean]
+            pieces += with_length(mean)
         after = FragmentState.of(self._anchor, self._momentum)
-        return Staged(Update(pieces), hash_bytes(*pieces), after, self._residual, self._mean_square**0.5)
+        return Staged(Update(pieces), hash_bytes(*pieces), after, self._lost, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body: dict[str, Json] = {

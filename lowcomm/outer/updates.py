@@ -11,6 +11,7 @@ from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Ballot, Roster
 from lowcomm.membership.update import Update
+from lowcomm.outer.chunks import max_update_bytes
 from lowcomm.outer.decision import Accepted, Context, Contribution
 from lowcomm.outer.topic import Topic
 from lowcomm.outer.transfer import Transfer
@@ -81,8 +82,9 @@ async def fetch_update(
     """
     chain = context.state.chains[fragment]
     elements = context.state.fragments[fragment].elements
-    chunks = -(-elements // entry.chunk_elements) + len(entry.stops)
-    most = context.codec.max_payload_bytes(elements) + chunks * (4 + context.codec.max_payload_bytes(1))
+    most = max_update_bytes(
+        context.codec, elements, len(entry.stops), entry.chunk_elements, len(entry.participants)
+    )
     if entry.run_id != context.state.run_id or entry.fragment != fragment:
         raise ProtocolError("the entry is another run's or fragment's")
     if entry.previous != chain.head or entry.outer_step != chain.outer_step + 1:

@@ -43,7 +43,17 @@ def test_two_islands_with_every_step_a_round_are_data_parallel() -> None:
         pytest.param(3, Schedule(inner_steps=6, num_fragments=2, delay=5, merge_alpha=0.5), id="overlapping"),
     ],
 )
-@pytest.mark.parametrize("codec", [codecs.fp32, codecs.bf16, codecs.int8], ids=["fp32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    "codec",
+    [
+        pytest.param(codecs.fp32, id="fp32"),
+        pytest.param(codecs.bf16, id="bf16"),
+        pytest.param(codecs.int8, id="int8"),
+        pytest.param(lambda: codecs.int8(error_feedback=True), id="int8-feedback"),
+        pytest.param(lambda: codecs.two_bit(error_feedback=True), id="2bit-feedback"),
+        pytest.param(lambda: codecs.topk(error_feedback=True), id="topk-feedback"),
+    ],
+)
 def test_every_commit_has_one_digest_and_every_token_counts_once(islands, schedule, codec) -> None:
     results = Swarm(islands=islands, schedule=schedule, codec=codec).run(steps=24)
     histories = []
