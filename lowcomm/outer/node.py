@@ -435,13 +435,8 @@ def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) ->
     """
     if mean_norm is None or len(participants) < 2:
         return None
-    scaled = [
-        share * member.norm
-        for share, member in zip(
     shares = shares_of([member.tokens for member in participants])
-            shares, participants, strict=True
-        )
-    ]
+    scaled = [share * member.norm for share, member in zip(shares, participants, strict=True)]
     squares = sum(value * value for value in scaled)
     pairs = sum(scaled) ** 2 - squares
     return (mean_norm**2 - squares) / pairs if pairs > 0 else None
