@@ -8,7 +8,9 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from lowcomm import codecs
 from lowcomm.cli.common import (
     EXIT_DONE,
     Subparsers,
@@ -19,9 +21,14 @@ from lowcomm.cli.common import (
     print_table,
     write_json,
 )
+from lowcomm.errors import ConfigError
 from lowcomm.types import Json
 
-CODECS = ("fp32", "bf16", "int8")
+if TYPE_CHECKING:
+    from lowcomm.bench.site import Site
+
+ALL_INTERFACES = "/ip4/0.0.0.0/tcp/0"
+LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -34,6 +41,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
     _add_round(parts)
+    _add_utilisation(parts)
     _add_overhead(parts)
     _add_learning(parts)
 
@@ -41,7 +49,9 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, write the log."""
     check_writable(args.json)
-    measure = {"round": _round, "overhead": _overhead, "learning": _learning}[args.bench]
+    measure = {"round": _round, "utilisation": _utilisation, "overhead": _overhead, "learning": _learning}[
+        args.bench
+    ]
     return measure(args)
 
 
@@ -49,7 +59,7 @@ def _add_round(parts: Subparsers) -> None:
     parser = add_command(
         parts,
         "round",
-        about="time rounds of real processes over the real swarm",
+        about="time rounds over the real swarm: processes of this machine, or one island of several hosts",
         example="lowcomm bench round --peers 2,4,8 --payload-mb 0 --rounds 20 --stock --json rounds.json",
     )
     parser.add_argument(
@@ -64,15 +74,14 @@ def _add_round(parts: Subparsers) -> None:
     )
     parser.add_argument("--rounds", metavar="N", type=positive, default=20, help="rounds that count (20)")
     parser.add_argument("--warmup", metavar="N", type=positive, default=2, help="rounds before them (2)")
-    parser.add_argument("--codec", choices=CODECS, default="fp32", help="how they are encoded (fp32)")
+    parser.add_argument("--codec", choices=codecs.NAMES, default="fp32", help="how they are encoded (fp32)")
     parser.add_argument(
         "--stock", action="store_true", help="measure stock hivemind averaging beside it, uncompressed"
     )
     parser.add_argument(
         "--listen",
         metavar="ADDR",
-        default="/ip4/127.0.0.1/tcp/0",
-        help="multiaddr of a peer, {number} = which one (default: loopback)",
+        help="multiaddr of a peer, {number} = which one (loopback; all interfaces with --run-id)",
     )
     parser.add_argument(
         "--prefix",
@@ -87,6 +96,69 @@ def _add_round(parts: Subparsers) -> None:
         default=120.0,
         help="longest wait of and for a peer (120)",
     )
+    _add_joining(parser)
+    add_json(parser)
+
+
+def _add_joining(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("one island on each host")
+    group.add_argument("--run-id", metavar="ID", help="be one island of this run; equal on all hosts")
+    group.add_argument("--islands", metavar="N", type=positive, help="islands of the run, this one included")
+    group.add_argument(
+        "--initial-peers",
+        metavar="ADDR",
+        nargs="+",
+        default=[],
+        help="what the first island wrote to its address file; none on the first",
+    )
+    group.add_argument("--address-file", metavar="F", type=Path, help="write this island's address to F")
+    group.add_argument(
+        "--payload-mib", metavar="MIB", type=_seconds, default=25.0, help="MiB of fp32 before encoding (25)"
+    )
+
+
+def _site(args: argparse.Namespace) -> Site:
+    from lowcomm.bench.site import Site
+
+    if not args.run_id or args.islands is None or args.islands < 2:
+        raise ConfigError("bench: expected --run-id ID and --islands N of at least 2, equal on all hosts")
+    return Site(
+        run_id=args.run_id,
+        islands=args.islands,
+        initial_peers=tuple(args.initial_peers),
+        address_file=args.address_file,
+        listen=args.listen or ALL_INTERFACES,
+        payload_mib=args.payload_mib,
+        codec=args.codec,
+        deadline_s=args.deadline_s,
+    )
+
+
+def _add_utilisation(parts: Subparsers) -> None:
+    parser = add_command(
+        parts,
+        "utilisation",
+        about="measure what part of the time an island trains, a timed wait in place of the compute",
+        example="lowcomm bench utilisation --run-id b --islands 2 --address-file A --step-s 0.1 --steps 300 "
+        "--inner-steps 50 --num-fragments 5 --delay 5 --codec int4 --mode streaming --json F",
+    )
+    parser.add_argument("--step-s", metavar="S", type=_seconds, default=0.1, help="one inner step (0.1)")
+    parser.add_argument("--steps", metavar="N", type=positive, default=300, help="inner steps (300)")
+    parser.add_argument("--inner-steps", metavar="H", type=positive, default=50, help="between rounds (50)")
+    parser.add_argument("--num-fragments", metavar="P", type=positive, default=1, help="fragments (1)")
+    parser.add_argument("--delay", metavar="D", type=int, default=0, help="steps of room for a round (0)")
+    parser.add_argument("--codec", choices=codecs.NAMES, default="fp32", help="how they are encoded (fp32)")
+    parser.add_argument(
+        "--mode",
+        choices=("blocking", "streaming"),
+        default="streaming",
+        help="blocking = one fragment, no delay, whatever is given (streaming)",
+    )
+    parser.add_argument("--listen", metavar="ADDR", help="multiaddr to listen on (all interfaces)")
+    parser.add_argument(
+        "--deadline-s", metavar="S", type=_seconds, default=120.0, help="longest wait for an island (120)"
+    )
+    _add_joining(parser)
     add_json(parser)
 
 
@@ -133,7 +205,52 @@ def _add_learning(parts: Subparsers) -> None:
     add_json(parser)
 
 
+def _site_round(args: argparse.Namespace) -> int:
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.bench.site_rounds import measure_site_rounds
+
+    facts = machine_facts()
+    result = measure_site_rounds(_site(args), args.rounds)
+    if args.json:
+        write_json(args.json, {"machine": facts, **result})
+    if args.json != "-":
+        rounds = result["rounds"]
+        assert isinstance(rounds, list)
+        keys = ("seconds", "bytes_sent", "bytes_received", "committed", "digest")
+        print_table(keys, [tuple(str(x[key]) for key in keys) for x in rounds if isinstance(x, dict)])
+    return EXIT_DONE
+
+
+def _utilisation(args: argparse.Namespace) -> int:
+    from lowcomm.algorithms.schedule import Schedule
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.bench.utilisation import Work, measure_utilisation
+
+    streaming = args.mode == "streaming"
+    schedule = Schedule(
+        inner_steps=args.inner_steps,
+        num_fragments=args.num_fragments if streaming else 1,
+        delay=args.delay if streaming else 0,
+    )
+    facts = machine_facts()
+    work = Work(step_s=args.step_s, steps=args.steps, schedule=schedule)
+    result = measure_utilisation(_site(args), work)
+    if args.json:
+        write_json(args.json, {"machine": facts, **result})
+    if args.json != "-":
+        print_table(("", ""), [(key, str(value)) for key, value in result.items()])
+    return EXIT_DONE
+
+
 def _round(args: argparse.Namespace) -> int:
+    if args.run_id is not None:
+        if args.stock or args.prefix:
+            raise ConfigError(
+                "--run-id is one island of several hosts; --stock and --prefix start processes here"
+            )
+        return _site_round(args)
+    if args.islands is not None or args.initial_peers or args.address_file:
+        raise ConfigError("--islands, --initial-peers and --address-file: expected --run-id ID with them")
     from lowcomm.bench.machine import machine_facts
     from lowcomm.bench.rounds import Bench, Rounds, measure_hivemind, measure_rounds
 
@@ -150,7 +267,7 @@ def _round(args: argparse.Namespace) -> int:
                 rounds=args.rounds,
                 warmup=args.warmup,
                 codec=args.codec,
-                listen=args.listen,
+                listen=args.listen or LOOPBACK,
                 prefix=tuple(args.prefix.split()),
                 deadline_s=args.deadline_s,
             )
