@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lowcomm.errors import ConfigError
 
-CACHED_ELEMENTS = 1 << 15
+CACHED_ELEMENTS = 1 << 16
 """Five arrays of so many numbers stay in a core's cache from one pass to the next."""
 
 

@@ -60,8 +60,17 @@ class Fp32:
         """A copy, so that a received payload can be hashed and passed on whatever becomes of the tensor."""
         view = checked_payload(payload, elements, 4 * elements, self.name)
         out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
-        for start, stop, piece in _pieces_32(view, elements, self.name):
-            out[start:stop] = piece
+        if out.device.type != "cpu":
+            for start, stop, piece in _pieces_32(view, elements, self.name):
+                out[start:stop] = piece
+            return out
+        numbers, source = out.numpy(), np.frombuffer(view, np.uint8)
+        target = numbers.view(np.uint8)
+        for start in range(0, elements, PIECE_ELEMENTS):
+            stop = min(start + PIECE_ELEMENTS, elements)
+            target[4 * start : 4 * stop] = source[4 * start : 4 * stop]
+            if not all_finite_32(numbers[start:stop]):
+                raise _not_finite(self.name, start, stop)
         return out
 
     def decode_add(self, payload: Buffer, weight: float, total: Tensor) -> None:
@@ -131,7 +140,7 @@ def add_weighted_(total: Tensor, part: Tensor, weight: float) -> None:
 def _pieces_32(view: memoryview, elements: int, name: str) -> Iterator[tuple[int, int, Tensor]]:
     """(start, stop, numbers) piece by piece; the next piece overwrites the last.
 
-    Through a small aligned buffer: payloads may lie anywhere, may be read-only, and are somebody's.
+    Through a small buffer: payloads may lie anywhere, may be read-only, and are somebody's.
     """
     source = np.frombuffer(view, np.uint8)
     numbers = np.empty(min(PIECE_ELEMENTS, elements), np.float32)
@@ -140,7 +149,7 @@ def _pieces_32(view: memoryview, elements: int, name: str) -> Iterator[tuple[int
         piece = numbers[: stop - start]
         piece.view(np.uint8)[:] = source[4 * start : 4 * stop]
         if not all_finite_32(piece):
-            raise CodecError(f"{name}: the payload has a NaN or Inf in {start}..{stop - 1}")
+            raise _not_finite(name, start, stop)
         yield start, stop, torch.from_numpy(piece)
 
 
@@ -153,8 +162,12 @@ def _pieces_16(view: memoryview, elements: int, name: str) -> Iterator[tuple[int
         piece = bits[: stop - start]
         piece.view(np.uint8)[:] = source[2 * start : 2 * stop]
         if not all_finite_16(piece):
-            raise CodecError(f"{name}: the payload has a NaN or Inf in {start}..{stop - 1}")
+            raise _not_finite(name, start, stop)
         yield start, stop, torch.from_numpy(piece.view(np.int16)).view(torch.bfloat16)
+
+
+def _not_finite(name: str, start: int, stop: int) -> CodecError:
+    return CodecError(f"{name}: the payload has a NaN or Inf in {start}..{stop - 1}")
 
 
 def bf16_reference(value: float) -> int:
