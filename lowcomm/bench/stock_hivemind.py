@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import hivemind
+import numpy as np
 import torch
 from blake3 import blake3
 from hivemind.averaging import DecentralizedAverager
-from hivemind.compression import NoCompression
+from hivemind.compression import CompressionInfo, NoCompression, Uniform8BitQuantization
+from torch import Tensor
 
 from lowcomm.clock import SystemClock
 
@@ -77,6 +80,29 @@ def main() -> None:
         if averager is not None:
             averager.shutdown()
         dht.shutdown()
+
+
+class Uniform8:
+    """hivemind's uniform 8-bit codec, which `lowcomm bench codecs` times beside ours.
+
+    `extract` has hivemind's own lines but for reading the codebook's length: its int(array of one
+    number) is refused by numpy 2.4, so that its codec fails on every tensor there.
+    """
+
+    def __init__(self) -> None:
+        self._codec = Uniform8BitQuantization()
+
+    def compress(self, values: Tensor) -> Any:
+        """hivemind's message."""
+        return self._codec.compress(values, CompressionInfo.from_tensor(values))
+
+    def extract(self, message: Any) -> Tensor:
+        """The numbers in it."""
+        length = int.from_bytes(message.buffer[:8], "little")
+        codebook = np.frombuffer(message.buffer, offset=8, count=length, dtype=np.float32)
+        quantised = np.frombuffer(message.buffer, offset=8 + codebook.nbytes, dtype=np.uint8)
+        indices = torch.as_tensor(quantised, dtype=torch.int64).reshape(tuple(message.size))
+        return torch.as_tensor(codebook)[indices]
 
 
 def tell(**event: object) -> None:

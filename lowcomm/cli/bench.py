@@ -36,10 +36,11 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure round time, overhead and learning",
+        about="measure codecs, round time, overhead and learning",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
+    _add_codecs(parts)
     _add_round(parts)
     _add_utilisation(parts)
     _add_overhead(parts)
@@ -49,10 +50,34 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print a table, write the log."""
     check_writable(args.json)
-    measure = {"round": _round, "utilisation": _utilisation, "overhead": _overhead, "learning": _learning}[
-        args.bench
-    ]
+    measure = {
+        "codecs": _codecs,
+        "round": _round,
+        "utilisation": _utilisation,
+        "overhead": _overhead,
+        "learning": _learning,
+    }[args.bench]
     return measure(args)
+
+
+def _add_codecs(parts: Subparsers) -> None:
+    parser = add_command(
+        parts,
+        "codecs",
+        about="bits, error and speed of all codecs on real pseudo-gradients",
+        example="lowcomm bench codecs --json codecs.json",
+    )
+    parser.add_argument(
+        "--payload-mib", metavar="MIB", type=_mib, default=64.0, help="fp32 numbers that are timed (64)"
+    )
+    parser.add_argument(
+        "--inner-steps", metavar="N", type=positive, default=30, help="between two rounds (30)"
+    )
+    parser.add_argument("--rounds", metavar="N", type=positive, default=8, help="pseudo-gradients (8)")
+    parser.add_argument(
+        "--repeats", metavar="N", type=positive, default=7, help="of each timing; the fastest counts (7)"
+    )
+    add_json(parser)
 
 
 def _add_round(parts: Subparsers) -> None:
@@ -242,6 +267,32 @@ def _utilisation(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _codecs(args: argparse.Namespace) -> int:
+    from lowcomm.bench.codecs import CodecBench, measure_codecs
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.config.schema import Config
+
+    facts = machine_facts()
+    result = measure_codecs(
+        Config(),
+        inner_steps=args.inner_steps,
+        rounds=args.rounds,
+        payload_mib=args.payload_mib,
+        repeats=args.repeats,
+        on_row=_tell,
+    )
+    if args.json:
+        write_json(args.json, {"machine": facts, **result.to_dict()})
+    if args.json != "-":
+        print_table(CodecBench.HEADINGS, result.rows())
+        print(
+            f"copy_ {result.copy_gb_s:.2f} GB/s (1x); hivemind's uniform 8-bit codec: "
+            f"{result.hivemind_uniform8_gb_s / result.copy_gb_s:.3f}x, "
+            f"back {result.hivemind_uniform8_decode_gb_s / result.copy_gb_s:.3f}x"
+        )
+    return EXIT_DONE
+
+
 def _round(args: argparse.Namespace) -> int:
     if args.run_id is not None:
         if args.stock or args.prefix:
@@ -355,6 +406,13 @@ def _sizes(text: str) -> tuple[float, ...]:
     if not all(0 <= size < 1e6 for size in sizes):
         raise argparse.ArgumentTypeError(f"expected megabytes of at least 0, got {text}")
     return sizes
+
+
+def _mib(text: str) -> float:
+    size = float(text)
+    if not 0 < size < 1e5:
+        raise argparse.ArgumentTypeError(f"expected mebibytes above 0, got {text}")
+    return size
 
 
 def _seconds(text: str) -> float:
