@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
 
 def tables(results: Path) -> str:
     """All tables as Markdown, from the logs in `results`; a log that isn't there has no table."""
-    makers = {
+    makers: dict[str, Callable[..., str]] = {
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
-        "round_formation.json": _rounds,
-        "round_100mb.json": _rounds,
+        "round_*.json": _rounds,
+        "codecs.json": _codecs,
         "overhead.json": _overhead,
     }
-    parts = [make(results / name) for name, make in makers.items() if (results / name).exists()]
+    logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
+    parts = [make(*paths) for make, paths in logs if paths]
     return "\n\n".join(parts)
 
 
@@ -89,11 +90,11 @@ def _learning(path: Path) -> str:
             )
         )
     headings = ("inner", "run", "eval loss, by seed", "mean", "against data-parallel, by seed", "tokens")
-    heading = "Learning, 1M parameters, int8, 100 outer steps (`lowcomm bench learning`)"
+    heading = "Learning, 1M parameters, int8, 100 outer steps or more (`lowcomm bench learning`)"
     return f"{heading}:\n\n" + _table(headings, rows)
 
 
-def _rounds(path: Path) -> str:
+def _rounds(*paths: Path) -> str:
     rows = [
         (
             one["who"],
@@ -103,10 +104,34 @@ def _rounds(path: Path) -> str:
             f"{one['fastest_s']:.3f} .. {one['slowest_s']:.3f} s",
             f"{one['bit_identical']} of {one['rounds']}",
         )
+        for path in paths
         for one in json.loads(path.read_text(encoding="utf-8"))["rounds"]
     ]
     headings = ("who", "peers", "fp32 payload", "median round", "fastest .. slowest", "bit-identical rounds")
     return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + _table(headings, rows)
+
+
+def _codecs(path: Path) -> str:
+    log = json.loads(path.read_text(encoding="utf-8"))
+    copy = float(log["copy_gb_s"])
+    rows = [
+        (
+            one["name"],
+            "on" if one["error_feedback"] else "off",
+            f"{one['bits_per_parameter']:.3f}",
+            f"{one['relative_error']:.4f}",
+            f"{one['encode_gb_s'] / copy:.2f}",
+            f"{one['decode_gb_s'] / copy:.2f}",
+        )
+        for one in log["codecs"]
+    ]
+    headings = ("codec", "error feedback", "bits per parameter", "relative error", "encode", "decode")
+    heading = (
+        f"Codecs on {log['parameters']:,} real pseudo-gradients, one thread; speeds against `copy_` of "
+        f"{copy:.1f} GB/s; hivemind's uniform 8-bit encodes at {log['hivemind_uniform8_gb_s'] / copy:.2f} "
+        "(`lowcomm bench codecs`)"
+    )
+    return f"{heading}:\n\n" + _table(headings, rows)
 
 
 def _overhead(path: Path) -> str:
