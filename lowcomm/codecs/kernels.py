@@ -12,6 +12,7 @@ numba's cache doesn't see changes in functions of other files, so a kernel calls
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -46,13 +47,18 @@ def kernel(result: Any, *arguments: Any) -> Callable[[F], F]:
         except RuntimeError as error:  # numba's word for: no folder that can be written
             if "cannot cache function" not in str(error):
                 raise
-            warnings.warn(
-                f"compiled codecs can't be kept ({error}), so each start takes seconds longer; "
-                "set NUMBA_CACHE_DIR to a folder that can be written",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            _tell_uncached()
             made = jit(signature, **options)(function)
         return made
 
     return compiled
+
+
+@functools.cache  # once, not for each kernel
+def _tell_uncached() -> None:
+    warnings.warn(
+        "compiled codecs can't be kept, neither beside lowcomm nor in the user's cache, so each start takes "
+        "seconds longer; set NUMBA_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -25,6 +25,7 @@ RUN_BY = {
     "lowcomm seed": SITES,
     "lowcomm status": SITES,
     "lowcomm export": SITES,
+    "lowcomm bench codecs": "tests/bench/test_codecs.py::test_command_writes_what_scripts_read",
     "lowcomm invite": "tests/membership/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",
     "lowcomm report": "tests/cli/test_commands.py::test_report_writes_page_and_figures",
