@@ -25,6 +25,8 @@ RUN_BY = {
     "lowcomm seed": SITES,
     "lowcomm status": SITES,
     "lowcomm export": SITES,
+    "lowcomm bench round": "tests/bench/test_sites.py::test_rounds_commit_and_agree",
+    "lowcomm bench utilisation": "tests/bench/test_sites.py::test_utilisation_adds_up",
     "lowcomm bench codecs": "tests/bench/test_codecs.py::test_command_writes_what_scripts_read",
     "lowcomm invite": "tests/membership/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",
