@@ -95,12 +95,18 @@ def parse_state(fields: Fields) -> State:
 
 @dataclass(slots=True)
 class Peer:
-    """A linked peer."""
+    """A linked peer.
+
+    Attributes:
+        greeted: its hello has come, and fits.
+        introduced: it has told which peers it knows, which it does once it has our hello.
+    """
 
     id: PeerId
     state: State = field(default_factory=State)
     addresses: tuple[str, ...] = ()
     greeted: bool = False
+    introduced: bool = False
     seen_at_s: float = 0.0
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0
@@ -194,7 +200,13 @@ class Peers:
     def statuses(self) -> list[PeerStatus]:
         """All greeted peers and this one, by id."""
         now = asyncio.get_running_loop().time()
-        own = Peer(self._exchange.peer_id, self.state, tuple(self._exchange.addresses), True, now)
+        own = Peer(
+            self._exchange.peer_id,
+            self.state,
+            tuple(self._exchange.addresses),
+            greeted=True,
+            seen_at_s=now,
+        )
         return sorted(
             (
                 PeerStatus(
@@ -216,9 +228,12 @@ class Peers:
         )
 
     def dialing(self) -> bool:
-        """Whether a link to a peer that was heard of is being made, or a greeting is on its way."""
+        """Whether a link to a peer that was heard of is being made, or a greeting is on its way.
+
+        Until then `live` may lack islands, and with them the shards that they have claimed.
+        """
         return any(known.dialing for known in self._known.values()) or any(
-            not peer.greeted for peer in self.linked.values()
+            not (peer.greeted and peer.introduced) for peer in self.linked.values()
         )
 
     def announce(self) -> None:
@@ -328,6 +343,8 @@ class Peers:
                 raise ProtocolError("peers: expected [peer, addresses]")
             name = PeerId(checked_text("peers.peer", item[0], 128))
             self._learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
+        entry.introduced = True
+        self._on_change()
 
     def _known_json(self) -> list[Json]:
         return [[name, list(known.addresses)] for name, known in list(self._known.items())[:MAX_KNOWN]]
