@@ -491,5 +491,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
+        # then in a native thread, most likely Gloo's, while its interpreter was ending.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
