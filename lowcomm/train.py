@@ -422,10 +422,10 @@ class Trainer:
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             self._signals += 1
-            if not self._stepping:
-                raise KeyboardInterrupt  # nothing to save yet, and the wait for others may be long
             if self._signals > 1:
                 os._exit(128 + number)
+            if not self._stepping:
+                raise KeyboardInterrupt  # nothing to save yet, and the wait for others may be long
             logger.warning("leaving after this step; once more to leave at once")
 
         try:

@@ -13,7 +13,6 @@ from lowcomm import exchanges
 from lowcomm.clock import SystemClock
 from lowcomm.errors import (
     AddressError,
-    ExchangeError,
     JoinRefusedError,
     LowcommError,
     PeerUnreachableError,
@@ -29,6 +28,7 @@ from lowcomm.exchanges.swarm.directory import Directory, pack_value, signed_byte
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.folder import PrivateFolder
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, p2pd_program
+from lowcomm.exchanges.swarm.host import same_ports
 from lowcomm.exchanges.swarm.identity import Identity, IdentityFile, public_key, verify
 from lowcomm.exchanges.swarm.link import STREAM_NAME
 from lowcomm.exchanges.swarm.streams import PREAMBLE, Verdict
@@ -128,13 +128,46 @@ def test_losing_p2pd_takes_all_links_down_and_nothing_hangs() -> None:
             await asyncio.gather(*(p.heard.until(lambda p=p: bool(p.heard.reasons)) for p in (a, b)))
             with pytest.raises(PeerUnreachableError):
                 await a.exchange.send(b.id, Message("late", {}))
-            with pytest.raises(PeerUnreachableError):
-                await a.exchange.connect(b.id, b.exchange.addresses)
-            with pytest.raises(ExchangeError):
-                await a.exchange.publish(b"record", 60.0)
             assert a.heard.links == [("up", b.id), ("down", b.id)]
 
     asyncio.run(scenario())
+
+
+def test_p2pd_that_was_killed_comes_back_on_the_same_port() -> None:
+    async def scenario() -> None:
+        async with network("swarm") as (a, b):
+            assert isinstance(a.exchange, SwarmExchange)
+            addresses, killed = list(a.exchange.addresses), a.exchange.daemon_pid
+            assert killed is not None
+            os.kill(killed, signal.SIGKILL)
+            await asyncio.gather(*(p.heard.until(lambda p=p: bool(p.heard.reasons)) for p in (a, b)))
+            async with asyncio.timeout(PATIENCE_S):
+                while True:  # as membership does: dial again until the other side is back
+                    try:
+                        await b.exchange.connect(a.id, addresses)
+                        break
+                    except PeerUnreachableError:
+                        await asyncio.sleep(0.05)
+            await b.exchange.send(a.id, Message("back", {}))
+            await a.heard.until(lambda: any(m.kind == "back" for _, m in a.heard.messages))
+            assert a.exchange.daemon_pid not in (None, killed)
+            assert list(a.exchange.addresses) == addresses
+            await a.exchange.publish(b"record", 60.0)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("listen", "found", "same"),
+    [
+        ("/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/tcp/4001/p2p/X", "/ip4/127.0.0.1/tcp/4001"),
+        ("/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/10.0.0.5/udp/41/quic-v1/p2p/X", "/ip4/0.0.0.0/udp/41/quic-v1"),
+        ("/ip4/0.0.0.0/tcp/31337", "/ip4/10.0.0.5/tcp/31337/p2p/X", "/ip4/0.0.0.0/tcp/31337"),
+        ("/ip6/::1/tcp/0", "/ip4/127.0.0.1/tcp/4001/p2p/X", "/ip6/::1/tcp/0"),
+    ],
+)
+def test_the_ports_of_a_p2pd_are_kept(listen: str, found: str, same: str) -> None:
+    assert same_ports([listen], [found]) == (same,)
 
 
 def test_quic() -> None:

@@ -12,14 +12,12 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lowcomm.clock import SystemClock
 from lowcomm.errors import AddressError, ExchangeError, JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import check_free, group_by_peer, most_reachable, peer_of
-from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
-from lowcomm.exchanges.swarm.directory import Directory
-from lowcomm.exchanges.swarm.folder import PrivateFolder
-from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr, p2pd_program
+from lowcomm.exchanges.swarm.daemon import DaemonOptions
+from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr
+from lowcomm.exchanges.swarm.host import Host
 from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, IdentityFile, verify
 from lowcomm.exchanges.swarm.links import Links
 from lowcomm.types import PeerId
@@ -72,14 +70,10 @@ class SwarmExchange:
         self._connect_timeout_s, self._streams = connect_timeout_s, streams
         self._relay, self._auto_relay, self._nat_port_map = relay, auto_relay, nat_port_map
         self._traffic = Traffic()
-        self._addresses: tuple[str, ...] = ()
         self._identity: Identity | None = None
         self._identity_file: IdentityFile | None = None
-        self._folder: PrivateFolder | None = None
-        self._daemon: Daemon | None = None
-        self._node: HivemindNode | None = None
+        self._host: Host | None = None
         self._links: Links | None = None
-        self._directory: Directory | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
 
@@ -93,7 +87,7 @@ class SwarmExchange:
 
     @property
     def addresses(self) -> Sequence[str]:
-        return self._addresses
+        return self._host.addresses if self._host is not None else ()
 
     @property
     def join_string(self) -> str:
@@ -102,9 +96,9 @@ class SwarmExchange:
         Raises:
             ExchangeError: not started, or this peer listens nowhere.
         """
-        if not self._addresses:
+        if not self.addresses:
             raise ExchangeError("this peer has no address yet: start it first, with a listen address")
-        return f"{self._run_id}@{most_reachable(self._addresses)}"
+        return f"{self._run_id}@{most_reachable(self.addresses)}"
 
     @property
     def traffic(self) -> Traffic:
@@ -117,7 +111,7 @@ class SwarmExchange:
     @property
     def daemon_pid(self) -> int | None:
         """The process id of p2pd, while it runs."""
-        return self._daemon.pid if self._daemon is not None and self._daemon.alive else None
+        return self._host.pid if self._host is not None else None
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -144,15 +138,11 @@ class SwarmExchange:
             raise
 
     async def _start(self, receiver: Receiver, peers: Mapping[PeerId, Sequence[str]]) -> None:
-        self._folder = PrivateFolder(SystemClock())
         if self._identity_path is not None:
             self._identity_file = IdentityFile(self._identity_path)
             self._identity = self._identity_file.identity
         else:
             self._identity = Identity.generate()
-        key_file = self._folder.path / "key"  # p2pd's copy; the folder is ours alone
-        key_file.touch(mode=0o600)
-        key_file.write_bytes(self._identity.to_bytes())
         options = DaemonOptions(
             listen=self._listen,
             announce=self._announce,
@@ -161,18 +151,17 @@ class SwarmExchange:
             trusted_relays=[a for group in peers.values() for a in group] if self._auto_relay else (),
             nat_port_map=self._nat_port_map,
         )
-        self._daemon = await Daemon.start(
-            p2pd_program(), key_file, self._folder.path, options, self._on_daemon_exit
+        self._host = Host(
+            self._run_id,
+            self._identity,
+            options,
+            self._gate,
+            on_down=self._on_daemon_exit,
+            on_revived=self._on_revived,
         )
-        key_file.unlink()
-        self._node = await HivemindNode.attach(self._daemon.control_socket)
-        if self._node.peer_id != self._identity.peer_id:
-            raise ExchangeError(f"p2pd took the name {self._node.peer_id}, not {self._identity.peer_id}")
-        self._addresses = tuple(await self._node.addresses())
-        self._directory = Directory(self._node, self._run_id, self._identity, SystemClock(), self._gate)
-        await self._directory.start()
+        await self._host.start()
         self._links = Links(
-            self._node,
+            self._host.node,
             self._run_id,
             receiver,
             self._traffic,
@@ -219,18 +208,18 @@ class SwarmExchange:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._node is not None:
-            await self._node.close()
-        if self._daemon is not None:
-            await self._daemon.stop()
-        if self._folder is not None:
-            self._folder.remove()
+        if self._host is not None:
+            await self._host.close()
         if self._identity_file is not None:
             self._identity_file.close()
 
     def _on_daemon_exit(self, reason: str) -> None:
         if self._links is not None:
             self._links.fail_all(reason)
+
+    async def _on_revived(self, node: HivemindNode) -> None:
+        if self._links is not None and self._closing is None:
+            await self._links.resume(node)
 
     # -- links and messages ------------------------------------------------------------------------
 
@@ -281,11 +270,11 @@ class SwarmExchange:
             ProtocolError: above 16 KiB or one hour.
             ExchangeError: the DHT did not take it in time.
         """
-        directory, node = self._directory, self._node
-        if directory is None or node is None or self._closing is not None:
+        host = self._host
+        if host is None or self._links is None or self._closing is not None:
             raise PeerUnreachableError("this peer is not running")
-        self._addresses = tuple(await node.addresses())  # relays and routers change them
-        await self._in_time(directory.publish(record, ttl_s), "publish")
+        await host.refresh_addresses()
+        await self._in_time(host.directory.publish(record, ttl_s), "publish")
 
     async def discover(self) -> Mapping[PeerId, bytes]:
         """The valid records of the run.
@@ -293,9 +282,9 @@ class SwarmExchange:
         Raises:
             ExchangeError: the DHT did not answer in time.
         """
-        if self._directory is None or self._closing is not None:
+        if self._host is None or self._links is None or self._closing is not None:
             raise PeerUnreachableError("this peer is not running")
-        return await self._in_time(self._directory.discover(), "discover")
+        return await self._in_time(self._host.directory.discover(), "discover")
 
     async def _in_time(self, call: Coroutine[Any, Any, T], what: str) -> T:
         try:
@@ -325,8 +314,8 @@ class SwarmExchange:
         return self._links
 
     def _meet(self, peer: PeerId) -> None:
-        if self._node is not None:
-            self._spawn(self._node.meet(peer))
+        if self._host is not None:
+            self._spawn(self._host.node.meet(peer))
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)

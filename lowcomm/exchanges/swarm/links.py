@@ -277,10 +277,20 @@ class Links:
             await link.leave(reason, _LEAVE_S)
 
     def fail_all(self, reason: str) -> None:
-        """The network below is gone: all links are down, for good."""
+        """The network below is gone: all links are down, until `resume`."""
         self._gone = reason
         for link in list(self._links.values()):
             link.fail(reason)
+
+    async def resume(self, node: HivemindNode) -> None:
+        """The network below is there again, on a new node.
+
+        Raises:
+            ExchangeError: it is gone again.
+        """
+        self._node = node
+        await self.serve()
+        self._gone = None
 
     async def close(self) -> None:
         """Leave all peers; no callback comes after this."""
