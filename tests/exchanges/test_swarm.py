@@ -108,6 +108,18 @@ def test_a_peer_that_starts_later_is_reached(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_p2pd_dials_from_a_port_of_its_own() -> None:
+    """Or two peers that dial each other at once fail both, and may not try again for 5 s."""
+
+    async def scenario() -> None:
+        async with network("swarm", 1) as (only,):
+            assert isinstance(only.exchange, SwarmExchange)
+            environment = Path(f"/proc/{only.exchange.daemon_pid}/environ").read_bytes()
+            assert b"LIBP2P_TCP_REUSEPORT=false" in environment.split(b"\0")
+
+    asyncio.run(scenario())
+
+
 def test_a_peer_of_another_run_refuses() -> None:
     async def scenario() -> None:
         async with network("swarm", 1) as (a,):

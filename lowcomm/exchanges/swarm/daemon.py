@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _LINES_KEPT = 20
 _TERMINATE_S = 3.0
+_ENVIRONMENT = {"LIBP2P_TCP_REUSEPORT": "false"}
+"""Dialling from the listening port makes two peers that dial each other at once meet in one connection in
+which both are the dialer; the handshake fails, and libp2p lets neither dial again for 5 s."""
 # loaded before any fork: between fork and exec nothing may be imported or allocated at leisure
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -123,7 +126,7 @@ class Daemon:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env={"GOLOG_LOG_LEVEL": "warn", **os.environ},
+                env={"GOLOG_LOG_LEVEL": "warn", **os.environ, **_ENVIRONMENT},
                 preexec_fn=die_with_parent,
                 start_new_session=True,  # Ctrl-C is for us; we then leave in order and end it
             )
