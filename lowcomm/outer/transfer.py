@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple
@@ -111,6 +111,9 @@ class Transfer:
         self._squares_lock = threading.Lock()
         self._parts: list[dict[PeerId, Buffer]] = [{} for _ in self._chunks]
         self._means: list[Buffer | None] = [None] * len(self._chunks)
+        self._queues: dict[PeerId, asyncio.Queue[tuple[str, int, Buffer]]] = {
+            peer: asyncio.Queue() for peer in roster.peers if peer != exchange.peer_id
+        }
         self._staged = 0
         self._anchor, self._momentum = torch.empty_like(before.anchor), torch.empty_like(before.momentum)
         self._mean_square = 0.0
@@ -124,11 +127,12 @@ class Transfer:
             PeerFailedError: a participant is gone or sent something that can't be decoded.
             NonFiniteError: this peer's own pseudo-gradient has a NaN or Inf.
         """
-        if self._gathers:
-            self._spawn(self._send_to_all())
-        else:
-            for index, peer in enumerate(self._roster.peers):
-                self._spawn(self._send_parts(index, peer))
+        for index, peer in enumerate(self._roster.peers):
+            if peer in self._queues:
+                parts = iter([] if self._gathers else self._own_chunks(index))
+                for _ in range(CHUNKS_IN_FLIGHT):
+                    self._spawn(self._send(peer, parts))
+        self._spawn(self._keep())
         if not self._chunks:
             self._finished.set_result(None)
         await self._finished
@@ -171,33 +175,34 @@ class Transfer:
         self._means[chunk] = payload
         self._spawn(self._stage(chunk, peer))
 
-    async def _send_parts(self, index: int, peer: PeerId) -> None:
-        mine = peer == self._exchange.peer_id
-        window = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+    async def _send(self, peer: PeerId, parts: Iterator[tuple[int, int, int]]) -> None:
+        """One of several senders to a peer: its parts first, as its reducing waits for them, then means."""
+        for chunk, start, stop in parts:
+            await self._post(peer, "part", chunk, await self._in_pool(self._encode, start, stop))
+        while True:
+            kind, chunk, payload = await self._queues[peer].get()
+            await self._post(peer, kind, chunk, payload)
 
-        async def send(chunk: int, start: int, stop: int) -> None:
-            try:
-                payload = await self._in_pool(self._encode, start, stop)
-                if mine:
-                    self.on_part(peer, chunk, payload)
-                else:
-                    await self._post(peer, "part", chunk, payload)
-            finally:
-                window.release()
-
-        for chunk, (owner, start, stop) in enumerate(self._chunks):
-            if owner == index:
-                await window.acquire()
-                self._spawn(send(chunk, start, stop))
-
-    async def _send_to_all(self) -> None:
-        """Every chunk to every peer, the same bytes."""
+    async def _keep(self) -> None:
+        """Encode this peer's contribution to its own range; where nothing is reduced, to all of it."""
         me = self._exchange.peer_id
-        others = [peer for peer in self._roster.peers if peer != me]
-        for chunk, (_, start, stop) in enumerate(self._chunks):
+        for chunk, start, stop in self._own_chunks(self._place):
             payload = await self._in_pool(self._encode, start, stop)
             self.on_part(me, chunk, payload)
-            await asyncio.gather(*(self._post(peer, "part", chunk, payload) for peer in others))
+            if self._gathers:
+                self._send_to_all("part", chunk, payload)
+
+    def _own_chunks(self, index: int) -> list[tuple[int, int, int]]:
+        """(chunk, start, stop) of what one participant reduces; where nothing is reduced, of everything."""
+        return [
+            (chunk, start, stop)
+            for chunk, (owner, start, stop) in enumerate(self._chunks)
+            if self._gathers or owner == index
+        ]
+
+    def _send_to_all(self, kind: str, chunk: int, payload: Buffer) -> None:
+        for queue in self._queues.values():
+            queue.put_nowait((kind, chunk, payload))
 
     def _encode(self, start: int, stop: int) -> Buffer:
         values = self._values[start:stop]
@@ -215,9 +220,7 @@ class Transfer:
         payload = await self._in_pool(self._encode_mean, parts, start, stop)
         self._means[chunk] = payload
         if not self._gathers:
-            for peer in self._roster.peers:
-                if peer != self._exchange.peer_id:
-                    self._spawn(self._post(peer, "mean", chunk, payload))
+            self._send_to_all("mean", chunk, payload)
         await self._stage(chunk, self._exchange.peer_id)
 
     def _encode_mean(self, parts: dict[PeerId, Buffer], start: int, stop: int) -> Buffer:
