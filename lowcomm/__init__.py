@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "OuterLoop": "lowcomm.outer.loop",
     "RoundPolicy": "lowcomm.outer.decision",
-    "JoinReport": "lowcomm.outer.recovery",
+    "JoinReport": "lowcomm.outer.joining",
     "Schedule": "lowcomm.algorithms.schedule",
     "nesterov": "lowcomm.algorithms.outer_optimizers",
     "RoundReport": "lowcomm.types",
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from lowcomm.errors import LowcommError
     from lowcomm.islands import wrap_island
     from lowcomm.outer.decision import RoundPolicy
+    from lowcomm.outer.joining import JoinReport
     from lowcomm.outer.loop import OuterLoop
-    from lowcomm.outer.recovery import JoinReport
     from lowcomm.train import Trainer
     from lowcomm.types import RoundReport
 

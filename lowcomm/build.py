@@ -127,7 +127,7 @@ def build_exchange(config: Config, identity_path: Path) -> Exchange:
 
 
 def build_outer_loop(
-    config: Config, island: Island, exchange: Exchange | None, *, ledger_path: Path | None, clock: Clock
+    config: Config, island: Island, exchange: Exchange | None, *, folder: Path | None, clock: Clock
 ) -> OuterLoop:
     """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead."""
     settings, policy = config.exchange, config.shared.round
@@ -148,8 +148,9 @@ def build_outer_loop(
         chunk_bytes=settings.chunk_bytes,
         shard=config.data.shard,
         num_shards=config.shared.data.shards,
-        ledger_path=ledger_path,
+        folder=folder,
         keep_updates=config.train.keep_updates,
+        snapshot_mbit_s=settings.snapshot_mbit_s,
         clock=clock,
     )
 

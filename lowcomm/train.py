@@ -149,7 +149,7 @@ class Trainer:
             config,
             island,
             exchange,
-            ledger_path=folder.path / "ledger.jsonl" if folder else None,
+            folder=folder.path if folder else None,
             clock=self._clock,
         )
         stack.callback(outer.close)

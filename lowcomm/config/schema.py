@@ -259,6 +259,9 @@ class ExchangeConfig:
     allow: tuple[str, ...] = setting((), "peer ids that are let in, where shared.access.mode = allowlist")
     streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=64)
     chunk_bytes: int = setting(1 << 20, "bytes of one piece of a transfer", low=1_024, high=4 << 20)
+    snapshot_mbit_s: float = setting(
+        100.0, "upload rate for snapshots handed to joiners, so that training goes on; 0 = unlimited", low=0.0
+    )
     relay: bool = setting(False, "reach and be reached through relays where there is no direct way")
     nat_port_map: bool = setting(False, "ask the router to map the port (UPnP)")
     expected_peers: int = setting(1, "islands to wait for before the first step, this one included", low=1)

@@ -1,62 +1,84 @@
-"""Blobs: bytes named by their blake3 hash, served and fetched in pieces.
+"""Blobs: values named by the hash of their pieces, served piece by piece.
 
-Encoded updates, and the states that snapshots consist of, move as blobs. The fetcher asks, so it
-sets the pace and the size; a donor that dies or lies costs one deadline, and the pieces that
-others sent stay. Nothing is allocated for a size the fetcher did not know beforehand.
+Encoded updates, and the states that snapshots consist of, move as blobs. The fetcher asks
+(`lowcomm.membership.fetching`), so it sets the pace and the size; a donor holds it back to its own
+upload rate for snapshots, so that it goes on training.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Protocol
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
-from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.base import MAX_PAYLOAD_BYTES, Exchange, Message
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import hash_bytes
+from lowcomm.membership.pace import Pace
+from lowcomm.membership.pieces import PIECE_BYTES
 from lowcomm.types import Digest, Json, PeerId
 
-PIECE_BYTES = 1 << 20
-WINDOW = 8
-"""Pieces asked for at a time."""
-
 MAX_OWED = 32
-"""Pieces held for one peer that asks and does not read; room for some fetches at a time."""
+"""Pieces owed to one peer that asks and does not read; room for some fetches at a time."""
 
-BlobReader = Callable[[Digest, int, int], bytes | None]
-"""(hash, offset, length) -> the bytes, or None where this peer doesn't have the blob."""
+
+class Blob(Protocol):
+    """What can be served."""
+
+    @property
+    def manifest(self) -> bytes: ...
+
+    @property
+    def paced(self) -> bool:
+        """Whether it waits for the upload rate of snapshots."""
+        ...
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Bytes from `offset` on; None where it is gone. Called from a worker thread."""
+        ...
 
 
 class Blobs:
-    """Serves this peer's blobs and fetches others'."""
+    """Serves this peer's blobs, and hands others' pieces to whoever has asked for them.
 
-    def __init__(self, exchange: Exchange, read: BlobReader) -> None:
-        self._exchange = exchange
-        self._read = read
+    Args:
+        find: the blob of a name, or None.
+        pool: reads pieces, as they may be on disk.
+        pace: upload rate of blobs that wait for it.
+    """
+
+    def __init__(
+        self, exchange: Exchange, find: Callable[[Digest], Blob | None], pool: Executor, pace: Pace
+    ) -> None:
+        self._exchange, self._find, self._pool, self._pace = exchange, find, pool, pace
         self._waiting: dict[tuple[PeerId, Digest, int], asyncio.Future[bytes | None]] = {}
+        self._heard_s: dict[PeerId, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
         self._owed: Counter[PeerId] = Counter()
 
+    # -- serving -----------------------------------------------------------------------------------
+
     def on_request(self, peer: PeerId, fields: Fields) -> None:
-        """`blob?`: send the piece, or say that there is none.
+        """`blob?`: send the piece, or say that there is none; offset -1 asks for the manifest.
 
         Raises:
             ProtocolError: the peer asks for more pieces at a time than it takes.
         """
         if self._owed[peer] >= MAX_OWED:
             raise ProtocolError(f"blob?: {MAX_OWED} pieces were asked for and not taken")
-        name, offset = fields.digest("hash"), fields.integer("offset")
-        length = fields.integer("length", 1, PIECE_BYTES)
-        piece = self._read(name, offset, length)
+        name, offset = fields.digest("hash"), fields.integer("offset", MANIFEST)
+        length = fields.integer("length", 0, PIECE_BYTES)
         self._owed[peer] += 1
-        task = asyncio.get_running_loop().create_task(self._reply(peer, name, offset, piece))
+        task = asyncio.get_running_loop().create_task(self._reply(peer, name, offset, length))
         self._replies.add(task)
         task.add_done_callback(self._replies.discard)
 
-    async def _reply(self, peer: PeerId, name: Digest, offset: int, piece: bytes | None) -> None:
-        body: dict[str, Json] = {"hash": name, "offset": offset, "found": int(piece is not None)}
+    async def _reply(self, peer: PeerId, name: Digest, offset: int, length: int) -> None:
         try:
+            piece = await self._piece(name, offset, length)
+            body: dict[str, Json] = {"hash": name, "offset": offset, "found": int(piece is not None)}
             await self._exchange.send_bulk(peer, Message("blob", body, piece or b""))
         except PeerUnreachableError:
             return  # who asked is gone
@@ -65,80 +87,61 @@ class Blobs:
             if not self._owed[peer]:
                 del self._owed[peer]
 
-    def on_piece(self, peer: PeerId, fields: Fields, payload: bytes) -> None:
-        """`blob`: a piece that was asked for; anything else is dropped."""
-        key = (peer, fields.digest("hash"), fields.integer("offset"))
-        future = self._waiting.pop(key, None)
-        if future is not None and not future.done():
-            future.set_result(payload if fields.integer("found", 0, 1) else None)
-
-    async def fetch(self, name: Digest, size: int, donors: Sequence[PeerId], deadline_s: float) -> bytearray:
-        """The blob `name` of `size` bytes, from whichever donor has it.
-
-        Raises:
-            PeerUnreachableError: no donor delivered it within `deadline_s` a piece.
-        """
-        reasons = []
-        data = bytearray(size)
-        missing = list(range(0, size, PIECE_BYTES)) or [0]
-        for donor in donors:
-            try:
-                missing = await self._fetch_from(donor, name, data, missing, deadline_s)
-            except ProtocolError as error:
-                reasons.append(f"{donor}: {error}")
-                continue
-            if missing:
-                reasons.append(f"{donor}: stopped with {len(missing)} pieces to go")
-                continue
-            if hash_bytes(data) == name:
-                return data
-            reasons.append(f"{donor}: sent other bytes than {name[:12]}")
-            missing = list(range(0, size, PIECE_BYTES)) or [0]
-        raise PeerUnreachableError(f"blob {name[:12]} of {size} bytes: {'; '.join(reasons) or 'no donors'}")
-
-    async def _fetch_from(
-        self, donor: PeerId, name: Digest, data: bytearray, missing: list[int], deadline_s: float
-    ) -> list[int]:
-        """Fill `data` from one donor; returns the offsets that it did not deliver."""
-        window = asyncio.Semaphore(WINDOW)
-
-        async def piece(offset: int) -> int | None:
-            async with window:
-                length = min(PIECE_BYTES, len(data) - offset)
-                if length == 0:
-                    return None
-                got = await self._ask(donor, name, offset, length, deadline_s)
-            if got is None:
-                return offset
-            if len(got) != length:
-                raise ProtocolError(f"expected {length} bytes at {offset}, got {len(got)}")
-            data[offset : offset + length] = got
+    async def _piece(self, name: Digest, offset: int, length: int) -> bytes | None:
+        blob = self._find(name)
+        if blob is None:
             return None
+        if offset == MANIFEST:
+            return blob.manifest if len(blob.manifest) <= MAX_PAYLOAD_BYTES else None
+        if blob.paced:
+            await self._pace.wait(length)  # before the piece is read: what waits holds no memory
+        return await asyncio.get_running_loop().run_in_executor(self._pool, blob.read, offset, length)
 
-        results = await asyncio.gather(*(piece(offset) for offset in missing), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [offset for offset in results if isinstance(offset, int)]
+    # -- asking ------------------------------------------------------------------------------------
 
-    async def _ask(
+    async def ask(
         self, donor: PeerId, name: Digest, offset: int, length: int, deadline_s: float
     ) -> bytes | None:
+        """One piece, or the manifest; None where the donor doesn't have it, or is gone.
+
+        A donor is waited for as long as any piece of it comes within `deadline_s`: a slow link is no
+        reason to give it up, silence is.
+        """
+        loop = asyncio.get_running_loop()
         key = (donor, name, offset)
-        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        if key in self._waiting:
+            raise AssertionError(f"{name[:12]} at {offset} is asked of {donor} already")
+        future: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting[key] = future
+        asked_s = loop.time()
         try:
             request = Message("blob?", {"hash": name, "offset": offset, "length": length})
             await self._exchange.send(donor, request)
-            return await asyncio.wait_for(future, deadline_s)
-        except (TimeoutError, PeerUnreachableError):
+            while not future.done():
+                heard_s = max(asked_s, self._heard_s.get(donor, 0.0))
+                if loop.time() - heard_s >= deadline_s:
+                    return None
+                await asyncio.wait([future], timeout=heard_s + deadline_s - loop.time())
+            return future.result()
+        except PeerUnreachableError:
             return None
         finally:
             self._waiting.pop(key, None)
 
+    def on_piece(self, peer: PeerId, fields: Fields, payload: bytes) -> None:
+        """`blob`: a piece that was asked for; anything else is dropped."""
+        self._heard_s[peer] = asyncio.get_running_loop().time()
+        future = self._waiting.get((peer, fields.digest("hash"), fields.integer("offset", MANIFEST)))
+        if future is not None and not future.done():
+            future.set_result(payload if fields.integer("found", 0, 1) else None)
+
     def on_peer_down(self, peer: PeerId) -> None:
         """Stop waiting for a peer that is gone."""
-        for key in [key for key in self._waiting if key[0] == peer]:
-            future = self._waiting.pop(key)
-            if not future.done():
+        self._heard_s.pop(peer, None)
+        for key, future in self._waiting.items():
+            if key[0] == peer and not future.done():
                 future.set_result(None)
+
+
+MANIFEST = -1
+"""The offset that stands for the manifest."""

@@ -20,12 +20,13 @@ import msgpack
 
 from lowcomm.errors import CheckpointError, ProtocolError
 from lowcomm.membership.fields import Fields, checked_int, checked_text
+from lowcomm.membership.kept import Kept
 from lowcomm.membership.update import Update
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_PARTICIPANTS = 4_096
-KEPT_ENTRIES = 32
-"""Encoded means kept in memory for peers that missed rounds."""
+KEPT_ENTRIES = 4_096
+"""Entries kept for peers that missed rounds, where their updates are kept."""
 
 
 def hash_bytes(*parts: bytes | bytearray | memoryview) -> Digest:
@@ -118,35 +119,41 @@ def parse_entry(fields: Fields) -> Entry:
     )
 
 
+def genesis_head(run_id: str, fragment: int, digest: Digest) -> Digest:
+    """The head of a fragment's chain before its first entry, where the run begins with state `digest`."""
+    return hash_value(["lowcomm genesis", run_id, fragment, digest])
+
+
 class Chain:
-    """The chain of one fragment: its head, and the newest entries with their updates.
+    """The chain of one fragment: its head, and the newest entries with their updates."""
 
-    Args:
-        keep_bytes: older updates are dropped above it; a snapshot is cheaper than more of them.
-    """
-
-    def __init__(self, run_id: str, fragment: int, genesis_digest: Digest, keep_bytes: int) -> None:
+    def __init__(self, run_id: str, fragment: int, genesis_digest: Digest) -> None:
         self.fragment = fragment
         self.outer_step = 0
-        self.head = hash_value(["lowcomm genesis", run_id, fragment, genesis_digest])
+        self.head = genesis_head(run_id, fragment, genesis_digest)
         self.last: Entry | None = None
-        self._keep_bytes = keep_bytes
-        self._kept: OrderedDict[int, tuple[Entry, Update]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Entry, Kept]] = OrderedDict()
 
-    def append(self, entry: Entry, update: Update) -> None:
-        """Add the next entry with its encoded mean."""
+    def append(self, entry: Entry, update: Kept | None) -> None:
+        """Add the next entry with its encoded mean; None where that is not kept."""
         if entry.outer_step != self.outer_step + 1 or entry.previous != self.head:
             raise AssertionError(f"entry {entry.outer_step} does not follow {self.outer_step}")
         self.outer_step = entry.outer_step
         self.head = entry.hash
         self.last = entry
+        if update is None:
+            self._kept.clear()
+            return
         self._kept[entry.outer_step] = (entry, update)
-        while len(self._kept) > KEPT_ENTRIES or (len(self._kept) > 1 and self._kept_bytes > self._keep_bytes):
-            self._kept.popitem(last=False)
+        self._forget()
 
-    @property
-    def _kept_bytes(self) -> int:
-        return sum(entry.update_bytes for entry, _ in self._kept.values())
+    def _forget(self) -> None:
+        """Drop the oldest entries, those whose updates had to make room."""
+        while self._kept:
+            _, oldest = next(iter(self._kept.values()))
+            if oldest.alive and len(self._kept) <= KEPT_ENTRIES:
+                break
+            self._kept.popitem(last=False)
 
     def restart_at(self, outer_step: int, head: Digest, last: Entry | None) -> None:
         """Continue from a snapshot or a checkpoint; older entries are not kept."""
@@ -157,12 +164,13 @@ class Chain:
         """The entries that follow `head` at `outer_step`; None if they aren't kept or it forked off."""
         if outer_step == self.outer_step:
             return [] if head == self.head else None
+        self._forget()
         first = self._kept.get(outer_step + 1)
         if first is None or first[0].previous != head:
             return None
         return [entry for step, (entry, _) in self._kept.items() if step > outer_step]
 
-    def update(self, update_hash: Digest) -> Update | None:
+    def update(self, update_hash: Digest) -> Kept | None:
         """The encoded mean with this hash, if it is kept."""
         for entry, update in reversed(self._kept.values()):
             if entry.update_hash == update_hash:
@@ -225,7 +233,7 @@ class LedgerFile:
             file = update_path(self._path, entry.fragment, entry.outer_step)
             file.parent.mkdir(exist_ok=True)
             with file.open("wb") as target:
-                target.writelines(update.pieces)
+                target.writelines(update.parts)
             old = sorted(file.parent.glob(f"{entry.fragment}-*.update"))[: -self._keep_updates]
             for update_file in old:
                 update_file.unlink()

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
-Buffer = bytes | bytearray | memoryview
+from lowcomm.membership.pieces import Buffer, make_manifest, name_of
+from lowcomm.types import Digest
 
 
 class Update:
-    """Immutable bytes in several pieces; none of the pieces may change any more.
+    """Immutable bytes in several parts; none of the parts may change any more.
 
     Attributes:
-        size_bytes: of all pieces together.
+        size_bytes: of all parts together.
+        paced: whether sending it waits for the pace of snapshots; whoever is behind by a few updates,
+            or lacks one in a round, is not kept waiting.
     """
 
-    __slots__ = ("_pieces", "size_bytes")
+    paced = False
 
-    def __init__(self, pieces: Sequence[Buffer]) -> None:
-        self._pieces = tuple(memoryview(piece).cast("B") for piece in pieces if len(piece))
-        self.size_bytes = sum(len(piece) for piece in self._pieces)
+    def __init__(self, parts: Sequence[Buffer]) -> None:
+        self.parts = tuple(memoryview(part).cast("B") for part in parts if len(part))
+        self.size_bytes = sum(len(part) for part in self.parts)
+
+    @cached_property
+    def manifest(self) -> bytes:
+        """The hashes of its pieces; hashes all bytes at the first call."""
+        return make_manifest(self.parts)
 
     @property
-    def pieces(self) -> tuple[memoryview, ...]:
-        """The pieces, in order."""
-        return self._pieces
+    def digest(self) -> Digest:
+        """Its name."""
+        return name_of(self.manifest)
+
+    @property
+    def whole(self) -> memoryview:
+        """All bytes; a copy where it has several parts."""
+        return self.parts[0] if len(self.parts) == 1 else memoryview(b"".join(self.parts))
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; fewer at the end."""
         found = []
-        for piece in self._pieces:
-            if offset < len(piece) and length > 0:
-                part = piece[offset : offset + length]
-                found.append(part)
-                length -= len(part)
-            offset = max(0, offset - len(piece))
+        for part in self.parts:
+            if offset < len(part) and length > 0:
+                taken = part[offset : offset + length]
+                found.append(taken)
+                length -= len(taken)
+            offset = max(0, offset - len(part))
         return b"".join(found)

@@ -21,6 +21,7 @@ from typing import Any
 from lowcomm.errors import ProtocolError, StorageError
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry, run_head, update_path
+from lowcomm.membership.update import Update
 from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.types import Digest, Json
 
@@ -224,7 +225,7 @@ class Auditor:
                 before = None
                 continue
             try:
-                update = file.read_bytes()
+                update = Update([file.read_bytes()])
             except OSError as error:
                 raise _BadLineError(f"{file}: can't be read: {error.strerror}") from error
             state.states[fragment] = before

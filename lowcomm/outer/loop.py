@@ -26,9 +26,9 @@ from lowcomm.islands.base import Island
 from lowcomm.membership.ledger import LedgerFile
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.flights import Flights
+from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.node import Node
 from lowcomm.outer.progress import Progress
-from lowcomm.outer.recovery import JoinReport
 from lowcomm.outer.state import OuterState
 from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
@@ -52,8 +52,10 @@ class OuterLoop(Views):
         heartbeat_s, lease_s: signs of life, and the silence after which a peer counts as gone.
         chunk_bytes: fp32 bytes of one separately encoded piece.
         shard, num_shards: the part of the data this island uses (-1 = any free one), of how many.
-        ledger_path: a file that gets one line per committed entry.
-        keep_updates: encoded means per fragment that are kept beside it, for audits.
+        folder: the run folder: `ledger.jsonl` gets a line per committed entry; snapshots under way and what
+            others may still ask for are kept there. None = no ledger, and temporary files.
+        keep_updates: encoded means per fragment that are kept beside the ledger, for audits.
+        snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
 
     Raises:
         ConfigError: the schedule doesn't fit the model, or the aggregation the codec or the policy.
@@ -77,8 +79,9 @@ class OuterLoop(Views):
         chunk_bytes: int = 1 << 20,
         shard: int = -1,
         num_shards: int = 0,
-        ledger_path: Path | None = None,
+        folder: Path | None = None,
         keep_updates: int = 0,
+        snapshot_mbit_s: float = 100.0,
         clock: Clock | None = None,
     ) -> None:
         if island.is_lead != (exchange is not None):
@@ -111,7 +114,9 @@ class OuterLoop(Views):
                 heartbeat_s=heartbeat_s,
                 lease_s=lease_s,
                 chunk_bytes=chunk_bytes,
-                ledger_file=LedgerFile(ledger_path, keep_updates) if ledger_path else None,
+                ledger_file=LedgerFile(folder / "ledger.jsonl", keep_updates) if folder else None,
+                folder=folder,
+                snapshot_mbit_s=snapshot_mbit_s,
             )
             node.peers.state.shard = shard
         super().__init__(island.layout, fragments, Progress(len(fragments)), node, LoopThread())
@@ -162,10 +167,10 @@ class OuterLoop(Views):
             self._thread.call(node.start())
             if on_address is not None and self.address:
                 on_address(self.address)
-            self._thread.call(node.recovery.gather(self._expected_peers, self._gather_timeout_s))
+            self._thread.call(node.joining.gather(self._expected_peers, self._gather_timeout_s))
             if self._expected_peers > 1:
-                node.recovery.expect_company()
-            chosen = node.recovery.common_checkpoint(checkpoints)
+                node.joining.expect_company()
+            chosen = node.joining.common_checkpoint(checkpoints)
         return self._agree(chosen)
 
     def join(self) -> JoinReport:
@@ -183,7 +188,7 @@ class OuterLoop(Views):
             before = [state.anchor for state in node.state.states]
             node.peers.state.inner_step = self._progress.inner_step
             report = self._thread.call(
-                node.recovery.join(
+                node.joining.join(
                     fresh=not self._restored,
                     alone_ok=node.exchange.founder or self._restored,
                     num_shards=self._num_shards,

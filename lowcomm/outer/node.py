@@ -11,20 +11,25 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
-from lowcomm.membership.blobs import Blobs
+from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
+from lowcomm.membership.pace import Pace
 from lowcomm.membership.peers import Peers, State
 from lowcomm.membership.roster import Participant
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import shares_of
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
+from lowcomm.outer.donating import Donor
+from lowcomm.outer.joining import Joining
+from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
@@ -102,6 +107,8 @@ class Node:
         shared, layout: compared with every peer that greets.
         expected_peers, gather_timeout_s: islands to wait for in `connect`, and for how long.
         ledger_file: where committed entries are noted, or None.
+        folder: the run folder, for what outlives this process or has no room in memory; None = none.
+        snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
         pool: encodes, decodes and hashes; None = two threads.
     """
 
@@ -117,11 +124,15 @@ class Node:
         lease_s: float,
         chunk_bytes: int,
         ledger_file: EntrySink | None,
+        folder: Path | None = None,
+        snapshot_mbit_s: float = 0.0,
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
         self._ledger_file = ledger_file
-        self._pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
+        self.folder = folder
+        self.pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
+        state.keep_updates(folder, self.pool)
         self.changed = Signal()
         self.refusals: list[str] = []
         self.peers = Peers(
@@ -134,12 +145,14 @@ class Node:
             on_change=self._look,
             on_refused=self._on_refused,
         )
-        self.blobs = Blobs(exchange, self._read_blob)
-        self.recovery = Recovery(self)
+        self.blobs = Blobs(exchange, self._find_blob, self.pool, Pace(snapshot_mbit_s))
+        self.questions = Questions(exchange, lambda: self.deadline_s)
+        self._donor = Donor(state, self.peers, folder, self.pool)
+        self.joining, self.recovery = Joining(self), Recovery(self)
         block = state.codec.block_elements
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
         self.context = Context(
-            exchange, self.peers, self.blobs, state, state.codec, policy, self._pool, chunk_elements
+            exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements
         )
         self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
         self._calls: dict[int, _Call] = {}
@@ -151,10 +164,10 @@ class Node:
             "state": self.peers.on_state,
             "refuse": self.peers.on_refuse,
             "blob?": self.blobs.on_request,
-            "entries?": self.recovery.on_entries_request,
-            "entries": self.recovery.on_reply,
-            "snapshot?": self.recovery.on_snapshot_request,
-            "snapshot": self.recovery.on_reply,
+            "entries?": self._donor.on_entries_request,
+            "entries": self.questions.on_reply,
+            "snapshot?": self._donor.on_snapshot_request,
+            "snapshot": self.questions.on_reply,
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
@@ -183,7 +196,8 @@ class Node:
             await fragment_round.close()
         await self.peers.stop()
         await self.exchange.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.state.updates.close()
 
     async def restore(self, saved: dict[str, Any], shard: int) -> None:
         """Load a checkpoint's outer state, between `start` and `Recovery.join`.
@@ -369,7 +383,7 @@ class Node:
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """A link broke."""
         self.blobs.on_peer_down(peer)
-        self.recovery.on_peer_down(peer)
+        self.questions.on_peer_down(peer)
         self.peers.on_peer_down(peer)
         for fragment_round in self.rounds:
             fragment_round.on_peer_down(peer, reason)
@@ -409,15 +423,14 @@ class Node:
         if self.refusals:
             raise JoinRefusedError(self.refusals[0])
 
-    def _read_blob(self, name: Digest, offset: int, length: int) -> bytes | None:
+    def _find_blob(self, name: Digest) -> Blob | None:
         for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):
             accepted = fragment_round.decision.accepted
-            update = (
-                accepted.update if accepted and accepted.entry.update_hash == name else chain.update(name)
-            )
-            if update is not None:
-                return update.read(offset, length)
-        return self.recovery.read_state(name, offset, length)
+            if accepted is not None and accepted.entry.update_hash == name:
+                return accepted.update
+            if (kept := chain.update(name)) is not None:
+                return kept
+        return self._donor.find(name)
 
 
 def _remaining(whole: Contribution, credited: Contribution) -> Contribution:

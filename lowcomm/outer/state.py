@@ -7,7 +7,9 @@ that reads an anchor, holds one consistent version for as long as it keeps the r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,9 @@ from lowcomm.algorithms.fragments import Fragment
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, CodecError, ProtocolError
-from lowcomm.membership.ledger import Chain, Entry, hash_bytes, hash_value
+from lowcomm.membership.kept import KeptUpdates
+from lowcomm.membership.ledger import Chain, Entry, hash_value
+from lowcomm.membership.pieces import make_manifest, name_of
 from lowcomm.membership.roster import chunks_of
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import decode_mean, shares_of, take
@@ -33,34 +37,38 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class FragmentState:
-    """Anchor and outer momentum of one fragment after some outer step; 1-D fp32 on the host."""
+    """Anchor and outer momentum of one fragment after some outer step; 1-D fp32 on the host.
+
+    Attributes:
+        manifest: the hashes of the pieces of `anchor || momentum`.
+        paced: serving it waits for the upload rate of snapshots.
+    """
 
     anchor: Tensor
     momentum: Tensor
-    digest: Digest
+    manifest: bytes
+    paced: bool = True
 
     @staticmethod
     def of(anchor: Tensor, momentum: Tensor) -> FragmentState:
         """Hash the two and hold them."""
-        return FragmentState(anchor, momentum, hash_bytes(tensor_bytes(anchor), tensor_bytes(momentum)))
+        return FragmentState(anchor, momentum, make_manifest((tensor_bytes(anchor), tensor_bytes(momentum))))
+
+    @property
+    def digest(self) -> Digest:
+        """What a ledger entry calls this state."""
+        return name_of(self.manifest)
 
     @property
     def size_bytes(self) -> int:
         return 8 * self.anchor.numel()
 
-    def slice_bytes(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         """Part of `anchor || momentum`, for a peer that takes a snapshot."""
         half = 4 * self.anchor.numel()
         anchor, momentum = tensor_bytes(self.anchor), tensor_bytes(self.momentum)
         end = offset + length
         return bytes(anchor[offset:end]) + bytes(momentum[max(0, offset - half) : max(0, end - half)])
-
-    @staticmethod
-    def from_bytes(data: bytearray, digest: Digest) -> FragmentState:
-        """Build from a whole snapshot blob whose hash has been checked."""
-        both = torch.frombuffer(data, dtype=torch.float32)
-        half = both.numel() // 2
-        return FragmentState(both[:half].clone(), both[half:].clone(), digest)
 
 
 class OuterState:
@@ -82,29 +90,36 @@ class OuterState:
         self.aggregation = aggregation or Mean()
         self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
         self.residuals: list[Residual | None] = [None] * len(self.fragments)
-        self.chains = [
-            Chain(run_id, f.index, s.digest, keep_bytes=s.size_bytes)
-            for f, s in zip(fragments, self.states, strict=True)
-        ]
+        self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
+        self.updates = KeptUpdates(self.size_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all anchors and momenta."""
+        return sum(state.size_bytes for state in self.states)
+
+    def keep_updates(self, folder: Path | None, pool: Executor) -> None:
+        """Keep the updates to come in a file in `folder`, written by `pool`."""
+        self.updates = KeptUpdates(self.size_bytes, folder, pool)
 
     @property
     def digest(self) -> Digest:
         """Over all fragments' state digests."""
         return hash_value([state.digest for state in self.states])
 
-    def apply(self, entry: Entry, update: bytes) -> FragmentState:
+    def apply(self, entry: Entry, update: Update) -> FragmentState:
         """The state after `entry`, recomputed from the state now and the encoded mean. Pure.
 
         Raises:
             ProtocolError: the update is not what the entry names, or gives another state.
         """
         state = self.states[entry.fragment]
-        if hash_bytes(update) != entry.update_hash:
+        if update.digest != entry.update_hash:
             raise ProtocolError(
                 f"the update of outer step {entry.outer_step} has another hash than its entry"
             )
         mean = torch.empty_like(state.anchor)
-        view = memoryview(update)
+        view = update.whole
         shares = shares_of([tokens for _, tokens in entry.participants])
         try:
             for _, start, stop in chunks_of(entry.stops, entry.chunk_elements):
@@ -125,7 +140,7 @@ class OuterState:
 
     def commit(self, entry: Entry, update: Update, after: FragmentState) -> None:
         """Move one fragment to the state after `entry`."""
-        self.chains[entry.fragment].append(entry, update)
+        self.chains[entry.fragment].append(entry, self.updates.put(update))
         self.states[entry.fragment] = after
 
     def state_dict(self) -> dict[str, Any]:

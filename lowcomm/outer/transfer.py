@@ -31,7 +31,6 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
 from lowcomm.exchanges.base import Buffer, Exchange, Message
 from lowcomm.membership.contributions import Contributions
-from lowcomm.membership.ledger import hash_bytes
 from lowcomm.membership.roster import Roster, chunks_of, range_of
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import decode_mean, join_payloads, shares_of, with_length
@@ -291,7 +290,8 @@ class Transfer:
             assert mean is not None
             pieces += with_length(mean)
         after = FragmentState.of(self._anchor, self._momentum)
-        return Staged(Update(pieces), hash_bytes(*pieces), after, self._lost, self._mean_square**0.5)
+        update = Update(pieces)
+        return Staged(update, update.digest, after, self._lost, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body: dict[str, Json] = {

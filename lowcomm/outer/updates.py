@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from lowcomm.errors import ProtocolError
 from lowcomm.membership.contributions import Contributions
+from lowcomm.membership.fetching import fetch_bytes
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Ballot, Roster
 from lowcomm.membership.update import Update
@@ -94,10 +95,13 @@ async def fetch_update(
             f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements"
         )
     deadline_s = context.policy.deadline_s
-    update = bytes(await context.blobs.fetch(entry.update_hash, entry.update_bytes, donors, deadline_s))
+    data = await fetch_bytes(
+        context.blobs, entry.update_hash, entry.update_bytes, donors, deadline_s, context.pool
+    )
+    update = Update([data])
     loop = asyncio.get_running_loop()
     after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
-    return Accepted(ballot, entry, Update([update]), after, None, None, None, ())
+    return Accepted(ballot, entry, update, after, None, None, None, ())
 
 
 async def fetch_own(topic: Topic, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:

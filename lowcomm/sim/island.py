@@ -110,11 +110,11 @@ class SimIsland:
         loop, node = asyncio.get_running_loop(), self.node
         await node.start()
         self.phase = "gathering"
-        await node.recovery.gather(expected, 5.0)
+        await node.joining.gather(expected, 5.0)
         if expected > 1:
-            node.recovery.expect_company()
+            node.joining.expect_company()
         self.phase = "joining"
-        report = await node.recovery.join(
+        report = await node.joining.join(
             fresh=True, alone_ok=node.exchange.founder, num_shards=0, timeout_s=60.0
         )
         self.phase = "training"
@@ -150,6 +150,7 @@ class SimIsland:
         for fragment_round in self.node.rounds:
             await fragment_round.close()
         await self.node.peers.stop()
+        self.node.state.updates.close()
 
     def _train(self) -> None:
         for local, target in zip(self.local, self._targets, strict=True):

@@ -8,9 +8,12 @@ from lowcomm import exchanges
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange
-from lowcomm.membership.blobs import MAX_OWED, PIECE_BYTES, Blobs
+from lowcomm.membership.blobs import MAX_OWED, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import hash_bytes
+from lowcomm.membership.pace import Pace
+from lowcomm.membership.pieces import PIECE_BYTES
+from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import PeerId
 
 GREEDY = PeerId("greedy")
@@ -23,21 +26,34 @@ class StuckExchange(LoopbackExchange):
         await self.gate.wait()
 
 
+class Zeros:
+    """A blob that notes what is read of it."""
+
+    manifest, paced = b"", False
+
+    def __init__(self, reads: list[int]) -> None:
+        self._reads = reads
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._reads.append(offset)
+        return bytes(length)
+
+
 def test_pieces_that_are_not_taken_are_bounded() -> None:
     async def scenario() -> None:
         exchange = StuckExchange(exchanges.hub(), "run", PeerId("donor"), founder=True)
         exchange.gate = asyncio.Event()
         reads = []
-        blobs = Blobs(exchange, lambda name, offset, length: reads.append(offset) or bytes(length))
+        blobs = Blobs(exchange, lambda name: Zeros(reads), InlineExecutor(), Pace(0))
         request = Fields("blob?", {"hash": hash_bytes(b"x"), "offset": 0, "length": PIECE_BYTES})
         for _ in range(MAX_OWED):
             blobs.on_request(GREEDY, request)
         with pytest.raises(ProtocolError, match="not taken"):
             blobs.on_request(GREEDY, request)
-        assert len(reads) == MAX_OWED
         blobs.on_request(PeerId("honest"), request)
         exchange.gate.set()
         await asyncio.gather(*blobs._replies)
+        assert len(reads) == MAX_OWED + 1
         blobs.on_request(GREEDY, request)
         await asyncio.gather(*blobs._replies)
 

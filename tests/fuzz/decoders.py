@@ -29,8 +29,10 @@ from lowcomm.membership.access import Gate, make_token
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
 from lowcomm.membership.peers import State, _record_addresses, parse_state
+from lowcomm.membership.pieces import check_manifest, make_manifest, name_of
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
 from lowcomm.outer.decision import Ready, parse_ready
+from lowcomm.outer.snapshots import parse_offer
 from lowcomm.types import Json, PeerId
 
 OWNER, MEMBER = Identity.generate(), Identity.generate()
@@ -107,12 +109,20 @@ def frame(kind: str, body: dict[str, Json], payload: bytes = b"") -> bytes:
     return head + bytes(raw)
 
 
+OFFER: dict[str, Json] = {
+    "digest": ENTRY.state_digest, "outer_step": 3, "head": ENTRY.hash, "last": ENTRY.to_json(),
+}  # fmt: skip
+MANIFEST = make_manifest([bytes(3 << 20)])
+
+
 DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "frames": (decode_frames, frame("ready", READY.to_json()) + frame("part", {"chunk": 1}, b"payload" * 9)),
     "entry": (of_body(parse_entry), pack(ENTRY.to_json())),
     "roster": (of_body(parse_roster), pack(ROSTER.to_json())),
     "ready": (of_body(parse_ready), pack(READY.to_json())),
     "state": (of_body(parse_state), pack(STATE.to_json())),
+    "offer": (of_body(lambda fields: parse_offer(fields, "run", 0)), pack(OFFER)),
+    "manifest": (lambda data: check_manifest(data, name_of(MANIFEST), 3 << 20), MANIFEST),
     "ballot": (of_body(parse_ballot), pack({"ballot": [1, "a"]})),
     "record": (read_record, VALUE),
     "addresses": (read_record, RECORD),

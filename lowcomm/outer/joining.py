@@ -1,0 +1,232 @@
+"""Coming into a run: waiting for company, taking over the swarm's state, claiming a part of the data."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.membership.peers import Peer
+from lowcomm.outer.recovery import Moved
+from lowcomm.types import PeerId
+
+if TYPE_CHECKING:
+    from lowcomm.outer.node import Node
+
+logger = logging.getLogger(__name__)
+
+LINK_PATIENCE_S = 5.0
+"""A joiner waits so long for links to all peers it has heard of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReport:
+    """How this island came into the run.
+
+    Attributes:
+        inner_step: where it starts on the swarm's count.
+        how: `founded` the run, was `aligned` already, `replayed` entries, or took a `snapshot`.
+        entries: how many entries were replayed.
+        snapshot_bytes: bytes of state taken over.
+        tokens_credited: tokens of this island in replayed entries: trained and counted before a
+            restart that lost them, so the data loader has to skip them.
+        shard: the part of the data this island has claimed.
+        out_of_step: it came while the others were under way, so it answers its first round as soon as
+            they are ready, with however many tokens it has.
+    """
+
+    inner_step: int
+    outer_steps: tuple[int, ...]
+    peers: tuple[PeerId, ...]
+    how: Literal["founded", "aligned", "replayed", "snapshot"]
+    entries: int
+    snapshot_bytes: int
+    tokens_credited: int
+    shard: int
+    out_of_step: bool
+
+
+class Joining:
+    """The joining side of a node; call only from the exchange's loop."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._expected = False
+
+    async def gather(self, expected_peers: int, timeout_s: float) -> None:
+        """Wait until `expected_peers` islands, this one included, are linked; at most `timeout_s`.
+
+        Raises:
+            JoinRefusedError: a peer runs with other shared settings.
+        """
+        node, loop = self._node, asyncio.get_running_loop()
+        give_up_s = loop.time() + timeout_s
+        node.context.founders = max(node.context.founders, expected_peers)
+        while len(node.peers.live()) + 1 < expected_peers:
+            node.raise_if_refused()
+            if loop.time() >= give_up_s:
+                logger.warning(
+                    "%d of %d expected islands are here after %g s; going on without the others",
+                    len(node.peers.live()) + 1,
+                    expected_peers,
+                    timeout_s,
+                )
+                break
+            await node.changed.wait(min(1.0, give_up_s - loop.time()))
+        node.raise_if_refused()
+
+    def common_checkpoint(self, own: Sequence[int]) -> int | None:
+        """The newest checkpoint that all islands which start now have; else this island's newest."""
+        if not own:
+            return None
+        running = [peer for peer in self._node.peers.live() if peer.state.phase == "training"]
+        common = set(own)
+        for peer in self._node.peers.live():
+            common &= set(peer.state.checkpoints)
+        if common and all(peer.state.inner_step <= max(own) for peer in running):
+            return max(common)
+        return max(own)
+
+    async def join(self, *, fresh: bool, alone_ok: bool, num_shards: int, timeout_s: float) -> JoinReport:
+        """Take over the swarm's state, or found the run.
+
+        Args:
+            fresh: no checkpoint was loaded.
+            alone_ok: this island may found the run if nobody is there.
+            num_shards: parts of the data, to claim one if none was set; 0 = no data to claim.
+
+        Raises:
+            JoinRefusedError: the swarm has other shared settings, or no shard is free.
+            PeerUnreachableError: no island that has the state answered in time.
+        """
+        node, loop = self._node, asyncio.get_running_loop()
+        state = node.peers.state
+        node.publish_position()
+        give_up_s = loop.time() + timeout_s
+        while True:
+            node.raise_if_refused()
+            known = [peer for peer in node.peers.live() if peer.state.heads]
+            running = [peer for peer in known if peer.state.phase == "training"]
+            starting = [peer for peer in node.peers.live() if peer.state.phase == "starting"]
+            if running or self._may_found(starting, known, alone_ok):
+                break
+            if loop.time() >= give_up_s:
+                raise PeerUnreachableError(
+                    f"no island of run {node.exchange.run_id!r} came up within {timeout_s:g} s; "
+                    "start one without exchange.initial_peers, or check the addresses"
+                )
+            await node.changed.wait(min(1.0, give_up_s - loop.time()))
+        await self._wait_for_links()
+        report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
+            "aligned" if running else "founded"
+        )
+        entries = snapshot_bytes = credited = 0
+        out_of_step = False
+        if running:
+            aligned = any(peer.state.heads == state.heads for peer in running)
+            if not aligned:
+                state.phase = "joining"
+                node.peers.announce()
+            for fragment in range(len(node.state.fragments)):
+                moved = await self._come_up(fragment, give_up_s)
+                entries += len(moved.entries)
+                snapshot_bytes += moved.snapshot_bytes
+                credited += sum(entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries)
+            if snapshot_bytes:
+                report_how = "snapshot"
+            elif entries:
+                report_how = "replayed"
+            out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
+            if out_of_step:
+                steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
+                state.inner_step = max([state.inner_step, *steps])
+        self._claim_shard(num_shards)
+        node.rebase()
+        node.context.founders = max(node.context.founders, 1 + len(node.peers.live()))
+        state.phase = "training"
+        node.publish_position()
+        for fragment_round in node.rounds:
+            fragment_round.look()
+        return JoinReport(
+            inner_step=state.inner_step,
+            outer_steps=state.outer_steps,
+            peers=tuple(sorted([peer.id for peer in node.peers.live()] + [node.exchange.peer_id])),
+            how=report_how,
+            entries=entries,
+            snapshot_bytes=snapshot_bytes,
+            tokens_credited=credited,
+            shard=state.shard,
+            out_of_step=out_of_step,
+        )
+
+    def _may_found(self, starting: list[Peer], known: list[Peer], alone_ok: bool) -> bool:
+        """With nobody training yet: the founder starts, else the lowest id once it sees all heads."""
+        if alone_ok:
+            return True
+        everyone = [peer.id for peer in starting]
+        return bool(everyone) and len(known) >= len(starting) and self._node.exchange.peer_id < min(everyone)
+
+    def _started_together(self, running: list[Peer]) -> bool:
+        """Whether the others were waited for, and are still in their first period."""
+        return self._expected and not any(any(peer.state.outer_steps) for peer in running)
+
+    def expect_company(self) -> None:
+        """Islands that were waited for in `gather` start together, from the same inner step."""
+        self._expected = True
+
+    async def _wait_for_links(self) -> None:
+        """A round needs links between all; give those being dialled a moment."""
+        node, loop = self._node, asyncio.get_running_loop()
+        give_up_s = loop.time() + LINK_PATIENCE_S
+        while node.peers.dialing() and loop.time() < give_up_s:
+            await node.changed.wait(min(0.2, give_up_s - loop.time()))
+
+    def _claim_shard(self, num_shards: int) -> None:
+        state = self._node.peers.state
+        if num_shards == 0:
+            return
+        taken = {peer.state.shard for peer in self._node.peers.live()}
+        if state.shard < 0:
+            free = [shard for shard in range(num_shards) if shard not in taken]
+            if not free:
+                self._node.refusals.append(
+                    f"all {num_shards} shards of the data are claimed by live islands; raise "
+                    "shared.data.shards (on all islands), or set data.shard to share one"
+                )
+                self._node.raise_if_refused()
+            state.shard = free[0]
+        elif state.shard in taken:
+            logger.warning("shard %d of the data is used by another live island, too", state.shard)
+
+    async def _come_up(self, fragment: int, give_up_s: float) -> Moved:
+        """Catch up as a joiner; donors that fail are asked again until `give_up_s` in loop time.
+
+        Raises:
+            PeerUnreachableError: nobody handed the state over in time.
+        """
+        loop, moved = asyncio.get_running_loop(), Moved([], 0)
+        while True:
+            reason = "the islands that train have gone"
+            try:
+                part = await self._node.recovery.catch_up(fragment, joining=True)
+                moved.entries += part.entries
+                moved.snapshot_bytes += part.snapshot_bytes
+                if self._caught_up(fragment):
+                    return moved
+            except PeerUnreachableError as error:
+                reason = str(error)
+            if loop.time() >= give_up_s:
+                raise PeerUnreachableError(f"joining failed: {reason}; start this island again")
+            await self._node.changed.wait(min(1.0, give_up_s - loop.time()))
+
+    def _caught_up(self, fragment: int) -> bool:
+        """Whether somebody trains who has nothing that this peer lacks."""
+        return any(
+            peer.state.phase == "training"
+            and fragment < len(peer.state.outer_steps)
+            and peer.state.outer_steps[fragment] <= self._node.state.chains[fragment].outer_step
+            for peer in self._node.peers.live()
+        )

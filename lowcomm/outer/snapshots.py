@@ -1,0 +1,163 @@
+"""Taking a fragment's state from several peers at once.
+
+All donors are asked which state they serve; the one that most of them serve is fetched, in pieces
+that are checked one by one against the state digest of a ledger entry
+(docs/design/0005-snapshots.md). A newcomer believes in that entry only if at least half of the
+islands that train have it in their chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lowcomm.errors import PeerUnreachableError, ProtocolError
+from lowcomm.membership.fetching import Fetch
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import Entry, genesis_head, parse_entry
+from lowcomm.outer.incoming import Incoming, unfinished
+from lowcomm.types import Digest, Json, PeerId
+
+if TYPE_CHECKING:
+    from lowcomm.outer.node import Node
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A state that a peer serves: its digest, and the entry that it comes after."""
+
+    digest: Digest
+    outer_step: int
+    head: Digest
+    last: Entry | None
+
+
+def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
+    """Check and build what a donor offers.
+
+    Raises:
+        ProtocolError: the head doesn't cover the digest.
+    """
+    digest, outer_step, head = fields.digest("digest"), fields.integer("outer_step"), fields.digest("head")
+    last = parse_entry(fields.inner("last")) if fields.has("last") else None
+    if last is None:
+        covered = outer_step == 0 and head == genesis_head(run_id, fragment, digest)
+    else:
+        covered = (last.hash, last.state_digest, last.outer_step) == (head, digest, outer_step)
+    if not covered:
+        raise ProtocolError("the snapshot's state is not the one that its ledger names")
+    return Offer(digest, outer_step, head, last)
+
+
+class Snapshots:
+    """The taking side of one peer; call only from the exchange's loop."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._incoming: dict[int, Incoming] = {}
+
+    async def take(self, fragment: int, donors: Sequence[PeerId], *, vouched: bool) -> int:
+        """Replace a fragment's state by the one that most donors serve; returns its bytes.
+
+        What came before a failure is kept for the next call, and on disk for the next life.
+
+        Args:
+            vouched: at least half of the islands that train must have the state's entry.
+
+        Raises:
+            PeerUnreachableError: it could not be fetched, or too few vouch for it.
+        """
+        node = self._node
+        offer, givers = await self._choose(fragment, donors)
+        if offer.head == node.state.chains[fragment].head:
+            return 0  # they have come over to this peer's side of a fork meanwhile
+        if vouched:
+            await self._vouch(fragment, offer, givers)
+        incoming = await self._open(fragment, offer.digest)
+        await Fetch(
+            node.blobs, offer.digest, incoming.size_bytes, givers, incoming, node.deadline_s, node.pool
+        ).run()
+        self._incoming.pop(fragment)
+        node.state.states[fragment] = incoming.finish()
+        node.state.chains[fragment].restart_at(offer.outer_step, offer.head, offer.last)
+        node.state.residuals[fragment] = None
+        node.note_snapshot(fragment)
+        node.rounds[fragment].restart()
+        node.publish_position()
+        return incoming.size_bytes
+
+    async def _choose(self, fragment: int, donors: Sequence[PeerId]) -> tuple[Offer, list[PeerId]]:
+        """The state to fetch, and who serves it; one that has come in part is preferred."""
+        begun = self._incoming.get(fragment)
+        wanted = begun.digest if begun else unfinished(fragment, self._node.folder)
+        offers = await self._ask(fragment, donors, wanted)
+        if not offers:
+            raise PeerUnreachableError(f"none of {len(donors)} islands offers a state of fragment {fragment}")
+        votes: dict[Digest, list[PeerId]] = {}
+        for peer, offer in offers.items():
+            votes.setdefault(offer.digest, []).append(peer)
+        digest = max(votes, key=lambda d: (d == wanted, len(votes[d]), offers[votes[d][0]].outer_step))
+        chosen = offers[votes[digest][0]]
+        others = [peer for peer in offers if offers[peer] != chosen]
+        if others and digest != wanted:
+            offers.update(await self._ask(fragment, others, digest))
+        return chosen, [peer for peer in donors if offers.get(peer) == chosen]
+
+    async def _ask(
+        self, fragment: int, peers: Sequence[PeerId], wanted: Digest | None
+    ) -> dict[PeerId, Offer]:
+        node, body = self._node, dict[str, Json](wanted=wanted)
+        offers = {}
+        for peer, fields in (await node.questions.ask_all(peers, "snapshot", body, fragment)).items():
+            try:
+                offers[peer] = parse_offer(fields, node.state.run_id, fragment)
+            except ProtocolError as error:
+                logger.warning("fragment %d: %s offers a false snapshot: %s", fragment, peer, error)
+        return offers
+
+    async def _vouch(self, fragment: int, offer: Offer, givers: Sequence[PeerId]) -> None:
+        """Have at least half of the islands that train say that the state is one of their history.
+
+        Raises:
+            PeerUnreachableError: fewer do.
+        """
+        trainers = [peer.id for peer in self._node.peers.live() if peer.state.phase == "training"]
+        others = [peer for peer in trainers if peer not in givers]
+        body: dict[str, Json] = {"outer_step": offer.outer_step, "head": offer.head}
+        answers = await self._node.questions.ask_all(others, "entries", body, fragment)
+        vouching = len(givers) + sum(_follows(fields, offer.head) for fields in answers.values())
+        if 2 * vouching < len(trainers):
+            raise PeerUnreachableError(
+                f"{vouching} of {len(trainers)} islands know outer step {offer.outer_step} of fragment "
+                f"{fragment} as {', '.join(givers)} tell it; half of them are needed"
+            )
+
+    async def _open(self, fragment: int, digest: Digest) -> Incoming:
+        begun = self._incoming.get(fragment)
+        if begun is not None and begun.digest == digest:
+            return begun
+        if begun is not None:
+            begun.discard()
+        elements = self._node.state.fragments[fragment].elements
+        loop = asyncio.get_running_loop()
+        incoming = await loop.run_in_executor(
+            self._node.pool, Incoming, fragment, digest, elements, self._node.folder
+        )
+        if incoming.have:
+            logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))
+        self._incoming[fragment] = incoming
+        return incoming
+
+
+def _follows(answer: Fields, head: Digest) -> bool:
+    """Whether the answer to `entries?` after `head` says that `head` is known, with what follows it."""
+    if not answer.has("entries"):
+        return False
+    items = answer.items("entries", 1 << 16)
+    first: Mapping[str, Json] | Json = items[0] if items else {"previous": head}
+    return isinstance(first, Mapping) and first.get("previous") == head
