@@ -201,6 +201,9 @@ class Trainer:
                 how=join.how,
                 inner_step=join.inner_step,
                 shard=join.shard,
+                outer_steps=list(join.outer_steps),
+                tokens=outer.tokens_trained,
+                tokens_credited=outer.tokens_credited,
                 resumed_from=chosen,
             )
         run = _Run(island, outer, loader, checkpoints, text)

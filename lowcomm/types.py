@@ -61,6 +61,8 @@ class RoundReport:
         digest: of the fragment's anchor and outer-optimizer state after the round.
         head: of the fragment's chain after the round.
         rejected: contributions of others that this island did not accept, as `peer: reason`.
+        residual_before, residual_norm: L2 norm of what the encodings have lost and the next round sends,
+            before and after; None without error feedback.
     """
 
     outer_step: int
@@ -85,6 +87,8 @@ class RoundReport:
     digest: Digest
     head: Digest
     rejected: tuple[str, ...] = ()
+    residual_before: float | None = None
+    residual_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

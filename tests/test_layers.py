@@ -25,8 +25,8 @@ LAYERS = (
     {"outer"},
     {"build", "evaluation"},
     {"train"},
-    {"baseline"},
-    {"sim", "plan", "bench", "report"},
+    {"baseline", "processes"},
+    {"sim", "plan", "bench", "report", "chaos"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -25,9 +25,9 @@ from lowcomm.cli.common import (
     print_error,
     write_json,
 )
-from lowcomm.cli.processes import IslandProcess, IslandStartError, LaunchPlan, start_islands
 from lowcomm.cli.watch import IslandView, swarm_view
 from lowcomm.clock import Clock, SystemClock
+from lowcomm.processes import IslandProcess, IslandStartError, LaunchPlan, start_islands
 
 POLL_S = 0.2
 GRACE_S = 60.0

@@ -19,7 +19,7 @@ from lowcomm.errors import AddressError, ConfigError, LowcommError
 
 COMMANDS = (
     "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "invite",
-    "plan", "simulate", "doctor", "bench",
+    "plan", "simulate", "doctor", "bench", "chaos",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"
 

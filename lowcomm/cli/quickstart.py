@@ -23,10 +23,10 @@ from lowcomm.cli.common import (
     write_json,
 )
 from lowcomm.cli.launch import LaunchResult, launch, tell_failures
-from lowcomm.cli.processes import LaunchPlan
 from lowcomm.clock import SystemClock
 from lowcomm.errors import ConfigError
 from lowcomm.metrics import METRICS_FILE
+from lowcomm.processes import LaunchPlan
 from lowcomm.types import Json
 
 CHECKOUT = Path(__file__).parents[2]

@@ -190,6 +190,8 @@ class Flights:
             digest=outcome.digest if outcome else Digest(""),
             head=outcome.head if outcome else Digest(""),
             rejected=outcome.rejected if outcome else (),
+            residual_before=outcome.residual_before if outcome else None,
+            residual_norm=outcome.residual_norm if outcome else None,
         )
 
     def state_dict(self) -> list[list[Any]]:

@@ -31,8 +31,10 @@ class JoinReport:
         how: `founded` the run, was `aligned` already, `replayed` entries, or took a `snapshot`.
         entries: how many entries were replayed.
         snapshot_bytes: bytes of state taken over.
-        tokens_credited: tokens of this island in replayed entries: trained and counted before a
-            restart that lost them, so the data loader has to skip them.
+        credits: tokens of this island in replayed entries, one number per fragment: committed after
+            the checkpoint that it resumed.
+        tokens_credited: those of them that were trained after that checkpoint, so the data loader has
+            to skip them.
         shard: the part of the data this island has claimed.
         out_of_step: it came while the others were under way, so it answers its first round as soon as
             they are ready, with however many tokens it has.
@@ -44,6 +46,7 @@ class JoinReport:
     how: Literal["founded", "aligned", "replayed", "snapshot"]
     entries: int
     snapshot_bytes: int
+    credits: tuple[int, ...]
     tokens_credited: int
     shard: int
     out_of_step: bool
@@ -106,6 +109,8 @@ class Joining:
         state = node.peers.state
         node.publish_position()
         give_up_s = loop.time() + timeout_s
+        if not node.exchange.founder:
+            await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
         while True:
             node.raise_if_refused()
             known = [peer for peer in node.peers.live() if peer.state.heads]
@@ -123,7 +128,8 @@ class Joining:
         report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
             "aligned" if running else "founded"
         )
-        entries = snapshot_bytes = credited = 0
+        entries = snapshot_bytes = 0
+        credits = [0] * len(node.state.fragments)
         out_of_step = False
         if running:
             aligned = any(peer.state.heads == state.heads for peer in running)
@@ -134,7 +140,8 @@ class Joining:
                 moved = await self._come_up(fragment, give_up_s)
                 entries += len(moved.entries)
                 snapshot_bytes += moved.snapshot_bytes
-                credited += sum(entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries)
+                own = [entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries]
+                credits[fragment] = sum(own)
             if snapshot_bytes:
                 report_how = "snapshot"
             elif entries:
@@ -157,7 +164,8 @@ class Joining:
             how=report_how,
             entries=entries,
             snapshot_bytes=snapshot_bytes,
-            tokens_credited=credited,
+            credits=tuple(credits),
+            tokens_credited=0,  # the loop knows what its checkpoint had of them
             shard=state.shard,
             out_of_step=out_of_step,
         )

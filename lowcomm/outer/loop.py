@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from torch import Tensor
+
 from lowcomm.algorithms.aggregation import Aggregation, Mean
-from lowcomm.algorithms.fragments import make_fragments
+from lowcomm.algorithms.fragments import Fragment, make_fragments
 from lowcomm.algorithms.merge import rebase
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
@@ -183,6 +186,7 @@ class OuterLoop(Views):
         """
         report: JoinReport | None = None
         changed = False
+        before: list[Tensor] = []
         if self._node is not None:
             node = self._node
             before = [state.anchor for state in node.state.states]
@@ -196,41 +200,61 @@ class OuterLoop(Views):
                 )
             )
             changed = report.how in ("replayed", "snapshot")
-        facts = None
+        count, facts = len(self._fragments), None
         if report is not None:
-            flags = [int(changed), int(report.out_of_step)]
-            facts = [*flags, report.tokens_credited, report.shard, report.inner_step, *report.outer_steps]
-        facts = self._island.broadcast(facts, 5 + len(self._fragments))
-        changed, out_of_step, credited, shard, self._progress.inner_step = (
-            bool(facts[0]),
-            bool(facts[1]),
-            *facts[2:5],
-        )
-        self._progress.outer_steps = facts[5:]
-        self._progress.realign = [out_of_step] * len(self._fragments)
+            flags = [int(changed), int(report.out_of_step), report.shard, report.inner_step]
+            facts = [*flags, *report.outer_steps, *report.credits]
+        facts = self._island.broadcast(facts, 4 + 2 * count)
+        changed, out_of_step, shard = bool(facts[0]), bool(facts[1]), facts[2]
+        self._progress.inner_step = facts[3]
+        self._progress.outer_steps = facts[4 : 4 + count]
+        self._progress.realign = [out_of_step] * count
+        credits, uncommitted = facts[4 + count :], list(self._progress.tokens)
+        credited = self._progress.recover(credits)
         if changed:
-            for fragment in self._fragments:
-                values = None
-                local = self._island.read(fragment.tensors)
-                if self._node is not None:
-                    anchor = self._node.state.states[fragment.index].anchor
-                    fresh = not self._restored
-                    values = anchor if fresh else rebase(before[fragment.index], anchor, local)
-                self._island.write(fragment.tensors, values)
+            for fragment, done, left in zip(self._fragments, credits, uncommitted, strict=True):
+                self._take_over(fragment, before, done, left)
+        self._loaded_flights = [flight for flight in self._loaded_flights if not credits[flight[0]]]
         for index, contribution, use_at_step in self._loaded_flights:
             self._flights.submit(self._fragments[index], contribution, use_at_step)
         self._loaded_flights = []
-        return report or JoinReport(
+        if report is not None:
+            return replace(report, tokens_credited=credited)
+        return JoinReport(
             inner_step=self._progress.inner_step,
             outer_steps=tuple(self._progress.outer_steps),
             peers=(),
             how="aligned",
             entries=0,
             snapshot_bytes=0,
+            credits=tuple(credits),
             tokens_credited=credited,
             shard=shard,
             out_of_step=out_of_step,
         )
+
+    def _take_over(self, fragment: Fragment, before: Sequence[Tensor], credited: int, left: int) -> None:
+        """Bring the state that was taken over into the local parameters of all ranks.
+
+        Args:
+            before: the anchors of the checkpoint, on the lead.
+            credited: tokens of this island in the entries that were replayed.
+            left: tokens that the checkpoint's own progress stands for. A contribution holds all progress
+                since the last one that was committed, so it is in the anchor where any was credited; but
+                a round under way at the checkpoint held a part of it only.
+        """
+        local = self._island.read(fragment.tensors)
+        values = None
+        if self._node is not None:
+            anchor, base = self._node.state.states[fragment.index].anchor, before[fragment.index]
+            if self._restored and credited < left:
+                sent = [flight[1] for flight in self._loaded_flights if flight[0] == fragment.index]
+                if credited and sent:
+                    base = base - sent[0].values
+                values = rebase(base, anchor, local)
+            else:
+                values = anchor if not self._restored or credited else rebase(base, anchor, local)
+        self._island.write(fragment.tensors, values)
 
     def close(self) -> None:
         """Leave the swarm and end the network thread. Idempotent."""

@@ -57,6 +57,7 @@ class RoundOutcome:
         swarm_step: the furthest inner step among the participants; 0 if that is not known.
         adopted: outer steps taken over from others, without this contribution.
         rejected: contributions of others that were not accepted, as `peer: reason`.
+        residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
     """
 
     entry: Entry | None
@@ -78,6 +79,8 @@ class RoundOutcome:
     digest: Digest
     head: Digest
     rejected: tuple[str, ...]
+    residual_before: float | None
+    residual_norm: float | None
 
 
 class EntrySink(Protocol):
@@ -225,6 +228,7 @@ class Node:
         loop, traffic = asyncio.get_running_loop(), self.exchange.traffic
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
         fragment_round, call = self.rounds[fragment], _Call()
+        residual_before = await self._residual_norm(fragment)
         self._calls[fragment] = call
         chain = self.state.chains[fragment]
         before = base = self.bases[fragment]
@@ -301,7 +305,18 @@ class Node:
             digest=mine.after.digest if mine else state.digest,
             head=chain.head,
             rejected=fragment_round.take_rejected(),
+            residual_before=residual_before,
+            residual_norm=await self._residual_norm(fragment),
         )
+
+    async def _residual_norm(self, fragment: int) -> float | None:
+        """The L2 norm of what this peer's encodings have lost; None without error feedback."""
+        if not self.state.codec.error_feedback:
+            return None
+        kept = self.state.residuals[fragment]
+        if kept is None:
+            return 0.0
+        return await asyncio.get_running_loop().run_in_executor(self.pool, kept.norm)
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
         call = self._calls.get(entry.fragment)
@@ -341,7 +356,8 @@ class Node:
         if fragment_round.commit_voted(accepted.entry.hash):
             return  # with this peer's own part in it, and its residual
         self.state.commit(accepted.entry, accepted.update, accepted.after)
-        if accepted.contribution is not None:
+        if accepted.contribution is not None or accepted.entry.tokens_of(self.exchange.peer_id):
+            # it went into this entry, sent by this process or by the one before a restart
             self.state.residuals[accepted.entry.fragment] = None
         fragment_round.restart()
         self._committed(accepted.entry, accepted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +46,18 @@ class Progress:
         self.tokens[fragment] = max(0, self.tokens[fragment] - tokens)
         if fragment == 0:
             self.tokens_credited += tokens
+
+    def recover(self, credited: Sequence[int]) -> int:
+        """Count what replayed entries credit to an earlier process of this island, one number per fragment.
+
+        Returns:
+            Tokens of it that were trained after the checkpoint, so that the data has to go on behind them.
+        """
+        lost = max(0, credited[0] - self.tokens[0])
+        self.tokens_trained += lost
+        self.tokens_credited += credited[0]
+        self.tokens = [max(0, mine - done) for mine, done in zip(self.tokens, credited, strict=True)]
+        return lost
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -64,6 +64,10 @@ class Residual:
         added[low - start : high - start] = self.mean[low - self.start : high - self.start]
         return added
 
+    def norm(self) -> float:
+        """L2 norm over both parts."""
+        return float((self.sent.norm() ** 2 + self.mean.norm() ** 2) ** 0.5)
+
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint."""
         return {"sent": self.sent, "mean": self.mean, "start": self.start}

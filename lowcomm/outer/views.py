@@ -70,8 +70,8 @@ class Views:
 
     @property
     def tokens_uncommitted(self) -> int:
-        """Tokens of this island that no committed round has credited yet."""
-        return max(self._progress.tokens)
+        """Tokens of this island that no committed round has credited yet; fragment 0 stands for the model."""
+        return self._progress.tokens[0]
 
     @property
     def parameters(self) -> int:

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,19 +177,39 @@ def _prepare(folder: Path) -> None:
 
 
 def _start(plan: LaunchPlan, index: int, initial_peers: Sequence[str], group_address: str) -> IslandProcess:
-    folder = plan.folder(index)
-    environment = dict(os.environ)
     threads = max(1, len(os.sched_getaffinity(0)) // (plan.islands * plan.ranks))
-    environment.setdefault("OMP_NUM_THREADS", str(threads))
-    package_root = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, environment.get("PYTHONPATH"))))
+    command = plan.command(index, initial_peers, group_address)
+    return start_process(index, plan.folder(index), command, threads=threads)
+
+
+def start_process(
+    index: int,
+    folder: Path,
+    command: Sequence[str],
+    *,
+    threads: int,
+    environment: Mapping[str, str] | None = None,
+) -> IslandProcess:
+    """Start one island in a process group of its own; its output is added to `folder/log.txt`.
+
+    It gets SIGTERM (save and leave) when this process dies.
+
+    Args:
+        folder: must exist.
+        threads: OMP_NUM_THREADS, where the environment doesn't name any.
+        environment: variables for it beside those of this process.
+    """
+    variables = {**os.environ, **(environment or {})}
+    variables.setdefault("OMP_NUM_THREADS", str(threads))
+    package_root = str(Path(__file__).parents[1])
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, variables.get("PYTHONPATH"))))
     with (folder / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
-            plan.command(index, initial_peers, group_address),
+            command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=variables,
             start_new_session=True,  # the terminal's Ctrl-C must reach an island once, through us
             preexec_fn=_die_with_parent(),
         )

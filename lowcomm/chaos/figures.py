@@ -1,0 +1,75 @@
+"""The figures of a chaos run: what `lowcomm chaos --json` writes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from lowcomm.chaos.invariants import Verdict, check_all, credited_tokens, final_eval, trained_tokens
+from lowcomm.chaos.records import Story
+from lowcomm.types import Json
+
+
+def participation(story: Story) -> float | None:
+    """Participants over live peers, mean over the commits; None without any."""
+    shares = [
+        len(set(commit.live) & set(commit.participants)) / len(commit.live)
+        for commit in story.commits
+        if commit.live
+    ]
+    return sum(shares) / len(shares) if shares else None
+
+
+def eval_at(story: Story, tokens: int) -> float | None:
+    """The anchor's loss when so many tokens were credited, between the two evaluations next to it."""
+    evals: dict[int, float] = {}
+    for island in story.islands:
+        for life in island.lives:
+            for line in life.of("eval"):
+                evals[int(line["outer_step"])] = float(line["eval_loss"])
+    points = [(credited_tokens(story, step), loss) for step, loss in sorted(evals.items())]
+    if not points:
+        return None
+    for (low, loss_low), (high, loss_high) in pairwise(points):
+        if low <= tokens < high:
+            return loss_low + (loss_high - loss_low) * (tokens - low) / (high - low)
+    return points[0][1] if tokens < points[0][0] else points[-1][1]
+
+
+def contract(story: Story, fault_free: Story | None) -> dict[str, Any]:
+    """These keys and no others; losses and means are null where there are none.
+
+    `tokens_dropped` is what was trained and is in no committed round: on killed islands after what
+    the others had of them, and on all when they left.
+    """
+    trained = sum(trained_tokens(island) for island in story.islands)
+    credited = credited_tokens(story)
+    last = final_eval(story)
+    invariants: dict[str, Verdict] = check_all(story)
+    return {
+        "faults": [fault.to_json() for fault in story.faults],
+        "invariants": invariants,
+        "rounds_committed": len(story.credits()),
+        "participation": participation(story),
+        "tokens_trained": trained,
+        "tokens_credited": credited,
+        "tokens_dropped": trained - credited,
+        "eval_loss": last["eval_loss"] if last else None,
+        "fault_free_eval_loss": eval_at(fault_free, credited) if fault_free else None,
+    }
+
+
+def rows(figures: dict[str, Json]) -> list[tuple[str, str]]:
+    """The figures for people, one per row."""
+    found = []
+    for key, value in figures.items():
+        if key in ("faults", "invariants"):
+            continue
+        number = (
+            f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else "-"
+        )
+        found.append((key.replace("_", " "), number))
+    loss, free = figures["eval_loss"], figures["fault_free_eval_loss"]
+    if isinstance(loss, float) and isinstance(free, float):
+        found.append(("eval loss against fault-free", f"{100 * (loss / free - 1):+.2f} %"))
+    return found

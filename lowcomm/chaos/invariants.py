@@ -1,0 +1,203 @@
+"""What must hold after every chaos run: each check returns True, or a sentence that names what broke.
+
+They read what the islands wrote themselves (metrics.jsonl, ledger.jsonl) and what the player saw
+from outside; docs/guarantees.md says which guarantee each stands for.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from lowcomm.chaos.records import IslandLog, Life, Line, Story
+
+Verdict = bool | str
+"""True, or what is wrong."""
+
+
+def digests_equal(story: Story) -> Verdict:
+    """G1, G2: an outer step of a fragment has one state and one entry on all islands."""
+    states: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+    heads: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
+    for island in story.islands:
+        for life in island.lives:
+            for line in life.commits:
+                step = (line["fragment"], line["outer_step"])
+                states[step].setdefault(line["digest"], island.name)
+        for line in island.ledger:
+            step = (line["fragment"], line["outer_step"])
+            states[step].setdefault(line["state_digest"], island.name)
+            heads[step].setdefault(line["head"] if line.get("snapshot") else line["hash"], island.name)
+    for what, found in (("states", states), ("entries", heads)):
+        for (fragment, outer_step), by in sorted(found.items()):
+            if len(by) > 1:
+                sides = ", ".join(f"{name}: {digest[:12]}" for digest, name in by.items())
+                return f"fragment {fragment}, outer step {outer_step} has {len(by)} {what} ({sides})"
+    return True if states else "nothing was committed"
+
+
+def outer_step_monotone(story: Story) -> Verdict:
+    """An island commits each outer step of a fragment once, and in order, over all its lives."""
+    for island in story.islands:
+        last: dict[int, int] = defaultdict(int)
+        for life in island.lives:
+            for line in life.commits:
+                if line["outer_step"] <= last[line["fragment"]]:
+                    return (
+                        f"{island.name}: outer step {line['outer_step']} of fragment {line['fragment']} was "
+                        f"committed after {last[line['fragment']]}"
+                    )
+                last[line["fragment"]] = line["outer_step"]
+    return True
+
+
+def tokens_accounted(story: Story) -> Verdict:
+    """G8: trained = credited + dropped; no token twice; what an island counts is what the ledger says."""
+    entries = story.credits()
+    for island in story.islands:
+        spare = story.batch_tokens * sum(life.ended != "left" for life in island.lives)
+        trained, credited = trained_tokens(island), sum(_credited(island.peer, entries).values())
+        if credited > trained + spare:
+            return f"{island.name}: the ledger credits {credited:,} tokens, it has trained {trained:,}"
+        for life in island.lives:
+            for problem in (_resumed(island, life, entries), _summed_up(island, life, entries)):
+                if problem:
+                    return f"{island.name}: {problem}"
+    return True
+
+
+def residual_conserved(story: Story) -> Verdict:
+    """G3: what encodings lost stays as it is until the round that sends it commits."""
+    seen = False
+    for island in story.islands:
+        for life in island.lives:
+            kept: dict[int, float] = {}
+            for line in life.of("round"):
+                before, after = line.get("residual_before"), line.get("residual_norm")
+                if before is None or after is None:
+                    continue
+                seen = seen or after > 0
+                expected = kept.get(line["fragment"])
+                where = f"{island.name}, outer step {line['outer_step']}"
+                if expected is not None and before != expected:
+                    return (
+                        f"{where}: the residual went from {expected:.6g} to {before:.6g} between two rounds"
+                    )
+                if not line["committed"] and not line["adopted"] and after != before:
+                    return f"{where}: no commit, but the residual went from {before:.6g} to {after:.6g}"
+                kept[line["fragment"]] = after
+    return True if seen else "no island has kept a residual; is error feedback on?"
+
+
+def no_hang(story: Story) -> Verdict:
+    """G5: while enough islands are alive rounds commit, islands train on, and who is asked to leave does."""
+    return story.hangs[0] if story.hangs else True
+
+
+def no_orphan(story: Story) -> Verdict:
+    """No process outlives its island."""
+    return story.orphans[0] if story.orphans else True
+
+
+def no_failure(story: Story) -> Verdict:
+    """No island ends by itself, whatever happens to it and to the others."""
+    return story.failures[0] if story.failures else True
+
+
+def loss_falls(story: Story) -> Verdict:
+    """The anchor is better at the end than the first model was."""
+    first = [line["loss"] for i in story.islands for life in i.lives[:1] for line in life.of("train")[:1]]
+    last = final_eval(story)
+    if not first or last is None:
+        return "no loss was written"
+    return (
+        True
+        if last["eval_loss"] < max(first)
+        else f"it went from {max(first):.3f} to {last['eval_loss']:.3f}"
+    )
+
+
+INVARIANTS: Mapping[str, Callable[[Story], Verdict]] = {
+    check.__name__: check
+    for check in (
+        digests_equal, outer_step_monotone, tokens_accounted, residual_conserved, no_hang, no_orphan,
+        no_failure, loss_falls,
+    )
+}  # fmt: skip
+
+
+def check_all(story: Story) -> dict[str, Verdict]:
+    """Every invariant by its name."""
+    return {name: check(story) for name, check in INVARIANTS.items()}
+
+
+# -- figures that checks and reports share -------------------------------------------------------------
+
+
+def trained_tokens(island: IslandLog) -> int:
+    """What all lives of an island have trained, also what was lost with a killed process."""
+    return sum(life.tokens - int(life.start["tokens"]) for life in island.lives)
+
+
+def credited_tokens(story: Story, up_to: int | None = None) -> int:
+    """What committed rounds have credited to all islands, up to an outer step."""
+    return sum(
+        tokens
+        for outer_step, line in story.credits().items()
+        if up_to is None or outer_step <= up_to
+        for _, tokens in line["participants"]
+    )
+
+
+def final_eval(story: Story) -> Line | None:
+    """The evaluation of the furthest anchor."""
+    evals = [line for island in story.islands for life in island.lives for line in life.of("eval")]
+    return max(evals, key=lambda line: int(line["outer_step"]), default=None)
+
+
+def _credited(peer: str, entries: Mapping[int, Line]) -> dict[int, int]:
+    """Outer step -> tokens that its entry credits to a peer."""
+    return {
+        step: tokens
+        for step, line in entries.items()
+        for name, tokens in line["participants"]
+        if name == peer
+    }
+
+
+def _resumed(island: IslandLog, life: Life, entries: Mapping[int, Line]) -> str:
+    """An island that replayed what it had missed counts exactly what the ledger credits it."""
+    if life.start["how"] == "snapshot" or any(
+        earlier.start["how"] == "snapshot" for earlier in island.lives[1:]
+    ):
+        return ""  # what was credited in between is not known to it, as G8 says
+    height = life.start["outer_steps"][0]
+    ledger = sum(tokens for step, tokens in _credited(island.peer, entries).items() if step <= height)
+    own = int(life.start["tokens_credited"])
+    return (
+        ""
+        if ledger == own
+        else f"started at outer step {height} with {own:,} tokens credited, the ledger has {ledger:,}"
+    )
+
+
+def _summed_up(island: IslandLog, life: Life, entries: Mapping[int, Line]) -> str:
+    """An island that left in order: its summary adds up, and agrees with the ledger over its life."""
+    ends = [line["summary"] for line in life.of("end") if line["summary"]]
+    if not ends:
+        return ""
+    end = ends[-1]
+    if end["tokens"] != end["tokens_credited"] + end["tokens_dropped"]:
+        return (
+            f"left with {end['tokens']:,} tokens trained, but {end['tokens_credited']:,} credited and "
+            f"{end['tokens_dropped']:,} dropped"
+        )
+    begun, height = life.start["outer_steps"][0], end["outer_steps"]
+    credits = _credited(island.peer, entries)
+    ledger = sum(tokens for step, tokens in credits.items() if begun < step <= height)
+    own = end["tokens_credited"] - int(life.start["tokens_credited"])
+    if ledger != own:
+        return (
+            f"counts {own:,} tokens credited from outer step {begun} to {height}, the ledger has {ledger:,}"
+        )
+    return ""

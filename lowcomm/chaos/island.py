@@ -1,0 +1,158 @@
+"""One island of a chaos run: its folder, its process if it has one, and what it has written so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lowcomm.chaos.process_table import ProcessKey, children_of
+from lowcomm.chaos.records import METRICS, Ended
+from lowcomm.processes import ADDRESS_FILE, IslandProcess
+
+Line = dict[str, Any]
+
+
+class Island:
+    """A run folder and whoever trains in it.
+
+    Attributes:
+        name, folder, shard: of the folder; an island that is started again keeps them.
+        peer: its name in the swarm, once known.
+        trains: its process has written its start line.
+        hindered: faults that it is under now: frozen, without p2pd, without a disk, ...
+        took_part: commits of the swarm with it since it came (back).
+        commits_since: commits of the swarm since then, with or without it.
+        leaving: it was asked to end.
+        ends: how each of its processes ended that had written a start line.
+    """
+
+    def __init__(self, name: str, folder: Path, shard: int) -> None:
+        self.name, self.folder, self.shard = name, folder, shard
+        self.process: IslandProcess | None = None
+        self.peer = ""
+        self.trains = self.leaving = False
+        self.hindered: list[str] = []
+        self.took_part = self.commits_since = 0
+        self.inner_step = 0
+        self.heard_s = 0.0
+        self.ends: list[Ended] = []
+        self._offset, self._rest = 0, b""
+
+    @property
+    def well(self) -> bool:
+        """It trains, and nothing is wrong with it."""
+        return self.process is not None and self.trains and not self.hindered and not self.leaving
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.process.pid
+
+    @property
+    def address(self) -> str | None:
+        """The shared string that others join with, once it has one."""
+        path = self.folder / ADDRESS_FILE
+        if not self.trains or not path.exists():
+            return None
+        return path.read_text(encoding="utf-8").strip() or None
+
+    def began(self, process: IslandProcess, now_s: float) -> None:
+        """Its process was started."""
+        self.process, self.trains, self.leaving, self.heard_s = process, False, False, now_s
+        self.hindered.clear()
+        self.took_part = self.commits_since = 0
+
+    def back(self) -> None:
+        """A fault is over: from here on it is counted anew when it takes part."""
+        self.took_part = self.commits_since = 0
+
+    def daemons(self) -> list[ProcessKey]:
+        """What its process has started: its p2pd."""
+        return children_of(self.pid)
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.ended("killed")
+
+    def ended(self, how: Ended) -> None:
+        """Its process is gone."""
+        if self.trains:
+            self.ends.append(how)
+        self.process, self.trains, self.leaving = None, False, False
+        self.hindered.clear()
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        assert self.process is not None
+        self.leaving = True
+        self.process.interrupt()
+
+    def freeze(self, *, host: bool) -> Callable[[], None]:
+        """SIGSTOP, of its p2pd too where the whole host stands still; returns what wakes it."""
+        stopped = [self.pid, *(key.pid for key in (self.daemons() if host else ()))]
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+
+        def wake() -> None:
+            for pid in stopped:
+                try:
+                    os.kill(pid, signal.SIGCONT)
+                except ProcessLookupError:
+                    pass  # it was killed while it stood still
+
+        return wake
+
+    def fill_disk(self) -> Callable[[], None]:
+        """From now on it can't write to any file, as if the disk were full; returns what ends that.
+
+        Python ignores SIGXFSZ, so a write fails with EFBIG. Sockets and pipes go on working.
+        """
+        pid = self.pid
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
+
+        def free() -> None:
+            try:
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+            except ProcessLookupError:
+                pass
+
+        return free
+
+    # -- what it writes ----------------------------------------------------------------------------
+
+    def news(self, now_s: float) -> list[Line]:
+        """The whole lines of metrics.jsonl since the last call."""
+        try:
+            with (self.folder / METRICS).open("rb") as file:
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(added)
+        *whole, self._rest = (self._rest + added).split(b"\n")
+        lines = []
+        for text in whole:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # half a line of a process that was killed
+            if isinstance(line, dict):
+                lines.append(line)
+        for line in lines:
+            if line["kind"] == "start":
+                self.trains, self.peer = True, str(line["peer"])
+            elif line["kind"] == "train":
+                self.inner_step, self.heard_s = int(line["inner_step"]), now_s
+        if lines:
+            self.heard_s = now_s
+        return lines

@@ -1,0 +1,73 @@
+"""The processes of this machine as Linux shows them: who started whom, and what is left over."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessKey:
+    """A process that can't be mistaken for a later one with the same id."""
+
+    pid: int
+    started: str
+
+
+def key_of(pid: int) -> ProcessKey | None:
+    """The process with this id; None if there is none, or only its exit code is left."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in ("Z", "X") else ProcessKey(pid, fields[19])
+
+
+def alive(process: ProcessKey) -> bool:
+    """Whether it still runs."""
+    return key_of(process.pid) == process
+
+
+def children_of(pid: int) -> list[ProcessKey]:
+    """The processes that any thread of a process has started."""
+    found = []
+    try:
+        for task in (PROC / str(pid) / "task").iterdir():
+            for child in (task / "children").read_text(encoding="utf-8").split():
+                key = key_of(int(child))
+                if key is not None:
+                    found.append(key)
+    except OSError:
+        return found  # it ended while we looked
+    return found
+
+
+def with_variable(name: str, value: str) -> list[ProcessKey]:
+    """All processes but this one that have inherited an environment variable."""
+    wanted = f"{name}={value}".encode()
+    found = []
+    for entry in PROC.iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue  # gone, or somebody else's
+        key = key_of(int(entry.name))
+        if key is not None and wanted in environment.split(b"\0"):
+            found.append(key)
+    return found
+
+
+def describe(process: ProcessKey) -> str:
+    """Its command, for people."""
+    try:
+        words = (PROC / str(process.pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return f"process {process.pid}"
+    return (
+        f"process {process.pid} ({' '.join(word.decode(errors='replace') for word in words)[:120].strip()})"
+    )

@@ -1,0 +1,209 @@
+"""Each invariant of a chaos run holds on a sound one, and names what is wrong on a broken one."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lowcomm.chaos.figures import contract, eval_at, participation
+from lowcomm.chaos.invariants import INVARIANTS, check_all
+from lowcomm.chaos.records import Story, load_island
+from tests.chaos.stories import BATCH, PERIOD, entry, round_line, sound_life, sound_story
+
+
+def summary(story: Story, island: int) -> dict:
+    return story.islands[island].lives[-1].lines[-1]["summary"]
+
+
+def resume(story: Story, tokens_credited: int, how: str = "replayed") -> None:
+    """Island a was killed after its third round, and came back with what it could know."""
+    first, second = story.islands[0].lives[0], sound_life("a")
+    first.ended, first.lines = "killed", first.lines[:6]
+    short = 3 * PERIOD - tokens_credited
+    second.start |= {
+        "how": how,
+        "outer_steps": [3],
+        "tokens": tokens_credited,
+        "tokens_credited": tokens_credited,
+    }
+    second.lines = second.lines[6:]
+    for line in second.lines:
+        if line["kind"] == "train":
+            line["tokens"] -= short
+        elif line["kind"] == "end":
+            line["summary"]["tokens"] -= short
+            line["summary"]["tokens_credited"] -= short
+    story.islands[0].lives.append(second)
+
+
+def test_a_sound_story_has_no_broken_invariant() -> None:
+    assert check_all(sound_story()) == dict.fromkeys(INVARIANTS, True)
+
+
+def test_a_kill_and_a_resumption_are_sound() -> None:
+    story = sound_story()
+    resume(story, 3 * PERIOD)
+    assert check_all(story) == dict.fromkeys(INVARIANTS, True)
+
+
+def other_digest(story: Story) -> None:
+    story.islands[1].lives[0].commits[2]["digest"] = "another"
+
+
+def other_participants(story: Story) -> None:
+    story.islands[1].ledger[2]["hash"] = "another"
+
+
+def other_state_in_the_ledger(story: Story) -> None:
+    story.islands[1].ledger[2]["state_digest"] = "another"
+
+
+def no_commit(story: Story) -> None:
+    for island in story.islands:
+        island.ledger.clear()
+        island.lives[0].lines = [line for line in island.lives[0].lines if line["kind"] != "round"]
+
+
+def step_twice(story: Story) -> None:
+    story.islands[0].lives[0].lines.append(round_line(5))
+
+
+def step_again_after_a_restart(story: Story) -> None:
+    resume(story, 3 * PERIOD)
+    story.islands[0].lives[1].lines.insert(0, round_line(3))
+
+
+def dropped_without_a_word(story: Story) -> None:
+    summary(story, 0)["tokens_dropped"] = 0
+
+
+def credited_beyond_the_ledger(story: Story) -> None:
+    summary(story, 0)["tokens_credited"] += BATCH
+    summary(story, 0)["tokens_dropped"] -= BATCH
+
+
+def credited_twice(story: Story) -> None:
+    for island in story.islands:
+        island.ledger = [entry(step, tokens=2 * PERIOD) for step in range(1, 6)]
+
+
+def resumed_with_too_few_credits(story: Story) -> None:
+    resume(story, 2 * PERIOD)
+
+
+def residual_lost_between_rounds(story: Story) -> None:
+    story.islands[0].lives[0].commits[2]["residual_before"] = 0.0
+
+
+def residual_changed_without_commit(story: Story) -> None:
+    story.islands[0].lives[0].lines.append(round_line(5, committed=False, before=1.0, after=0.5))
+
+
+def no_residual_at_all(story: Story) -> None:
+    for island in story.islands:
+        for line in island.lives[0].of("round"):
+            line["residual_before"] = line["residual_norm"] = None
+
+
+def loss_rises(story: Story) -> None:
+    for island in story.islands:
+        for line in island.lives[0].of("eval"):
+            line["eval_loss"] = 5.0
+
+
+def hang(story: Story) -> None:
+    story.hangs.append("nothing was committed")
+
+
+def orphan(story: Story) -> None:
+    story.orphans.append("p2pd has outlived island-0")
+
+
+def failure(story: Story) -> None:
+    story.failures.append("island-0 ended by itself")
+
+
+@pytest.mark.parametrize(
+    ("harm", "invariant", "says"),
+    [
+        (other_digest, "digests_equal", "outer step 3 has 2 states"),
+        (other_participants, "digests_equal", "outer step 3 has 2 entries"),
+        (other_state_in_the_ledger, "digests_equal", "outer step 3 has 2 states"),
+        (step_twice, "outer_step_monotone", "outer step 5 of fragment 0 was committed after 5"),
+        (step_again_after_a_restart, "outer_step_monotone", "outer step 3 .* after 3"),
+        (dropped_without_a_word, "tokens_accounted", "210 tokens trained, but 200 credited and 0 dropped"),
+        (credited_beyond_the_ledger, "tokens_accounted", "counts 210 tokens .* the ledger has 200"),
+        (credited_twice, "tokens_accounted", "credits 400 tokens, it has trained 210"),
+        (resumed_with_too_few_credits, "tokens_accounted", "with 80 tokens credited, the ledger has 120"),
+        (residual_lost_between_rounds, "residual_conserved", "from 1 to 0 between two rounds"),
+        (residual_changed_without_commit, "residual_conserved", "no commit, but .* from 1 to 0.5"),
+        (no_residual_at_all, "residual_conserved", "is error feedback on"),
+        (loss_rises, "loss_falls", "from 4.000 to 5.000"),
+        (hang, "no_hang", "nothing was committed"),
+        (orphan, "no_orphan", "p2pd"),
+        (failure, "no_failure", "by itself"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_is_broken_is_named(harm, invariant, says) -> None:
+    story = sound_story()
+    harm(story)
+    found = check_all(story)
+    assert isinstance(found[invariant], str)
+    assert re.search(says, found[invariant])
+    assert [name for name, held in found.items() if held is not True] == [invariant]
+
+
+def test_nothing_committed_is_no_success() -> None:
+    story = sound_story()
+    no_commit(story)
+    assert check_all(story)["digests_equal"] == "nothing was committed"
+
+
+def test_credits_that_a_snapshot_skipped_are_no_fault_of_the_island() -> None:
+    story = sound_story()
+    resume(story, 2 * PERIOD, how="snapshot")
+    assert check_all(story)["tokens_accounted"] is True
+
+
+def test_the_contract_adds_up() -> None:
+    story = sound_story()
+    resume(story, 3 * PERIOD)
+    figures = contract(story, sound_story())
+    assert list(figures) == [
+        "faults", "invariants", "rounds_committed", "participation", "tokens_trained", "tokens_credited",
+        "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+    ]  # fmt: skip
+    assert figures["rounds_committed"] == 5
+    assert figures["tokens_credited"] == 2 * 5 * PERIOD
+    assert figures["tokens_trained"] == figures["tokens_credited"] + figures["tokens_dropped"]
+    assert (figures["eval_loss"], figures["fault_free_eval_loss"]) == (0.8, 0.8)
+
+
+def test_participation_counts_live_peers_only() -> None:
+    story = sound_story()
+    story.commits = [
+        replace(story.commits[0], participants=("a", "b", "gone"), live=("a", "b")),
+        replace(story.commits[1], participants=("a",), live=("a", "b")),
+        replace(story.commits[2], live=()),
+    ]
+    assert participation(story) == 0.75
+
+
+def test_the_loss_at_equal_tokens_lies_between_two_evaluations() -> None:
+    story = sound_story()
+    lines = story.islands[0].lives[0].lines
+    lines.append({"kind": "eval", "outer_step": 4, "eval_loss": 1.0})
+    assert eval_at(story, 2 * 4 * PERIOD) == 1.0
+    assert eval_at(story, 2 * 4 * PERIOD + PERIOD) == pytest.approx(0.9)
+    assert eval_at(story, 10**9) == 0.8
+
+
+def test_half_a_line_of_a_killed_process_is_passed_over(tmp_path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "start", "peer": "a", "tokens": 0}\n{"kind": "tra\n'
+        '{"kind": "start", "peer": "a", "tokens": 5}\n{"kind": "train", "tokens": 9}\n'
+    )
+    log = load_island(tmp_path, ["killed", "left"])
+    assert ([life.ended for life in log.lives], log.torn, log.lives[1].tokens) == (["killed", "left"], 1, 9)
+    assert log.ledger == []

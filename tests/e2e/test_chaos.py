@@ -1,0 +1,85 @@
+"""`lowcomm chaos` on real processes: a short tape in the default run, a long one behind `-m slow`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from lowcomm.chaos.process_table import with_variable
+from tests.e2e.runs import DEADLINE_S, ROOT
+from tests.e2e.test_deaths import wait_for
+
+KEYS = [
+    "faults", "invariants", "rounds_committed", "participation", "tokens_trained", "tokens_credited",
+    "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+]  # fmt: skip
+MINE = "LOWCOMM_CHAOS_TEST"
+
+
+def chaos(tmp_path, *options):
+    """Start the command; everything that it starts inherits `MINE`."""
+    command = [sys.executable, "-m", "lowcomm", "chaos", "--out", str(tmp_path / "run"), *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", MINE: str(tmp_path)}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def finish(process, timeout_s):
+    try:
+        return process.communicate(timeout=timeout_s)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def check(figures, faults):
+    assert list(figures) == KEYS
+    assert len(figures["faults"]) == faults
+    assert {name: held for name, held in figures["invariants"].items() if held is not True} == {}
+    assert figures["tokens_trained"] == figures["tokens_credited"] + figures["tokens_dropped"]
+    assert figures["participation"] > 0.5
+
+
+def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
+    file = tmp_path / "chaos.json"
+    kinds = ("--only", "kill", "--only", "freeze", "--only", "p2pd")
+    process = chaos(
+        tmp_path, "--islands", 3, "--faults", 3, "--seed", 5, "--minutes", 0.1, "--no-fault-free",
+        "--json", file,
+        *kinds,
+    )  # fmt: skip
+    stdout, stderr = finish(process, DEADLINE_S)
+    assert process.returncode == 0, stdout + stderr
+    figures = json.loads(file.read_text())
+    check(figures, 3)
+    assert {fault["kind"] for fault in figures["faults"]} == {"kill", "freeze", "p2pd"}
+    assert figures["fault_free_eval_loss"] is None
+    assert "digests_equal\tholds" in stdout
+    assert with_variable(MINE, str(tmp_path)) == []
+
+
+def test_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
+    process = chaos(tmp_path, "--islands", 3, "--faults", 3)
+    wait_for(lambda: len(with_variable(MINE, str(tmp_path))) > 3, "islands and their daemons")
+    process.send_signal(signal.SIGINT)
+    finish(process, DEADLINE_S)
+    assert process.returncode == 130
+    wait_for(lambda: not with_variable(MINE, str(tmp_path)), "all processes end")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_longer_tape_with_every_kind_of_fault(tmp_path, seed) -> None:
+    file = tmp_path / "chaos.json"
+    process = chaos(tmp_path, "--islands", 4, "--faults", 22, "--seed", seed, "--json", file)
+    stdout, stderr = finish(process, 850)
+    assert process.returncode == 0, stdout + stderr
+    figures = json.loads(file.read_text())
+    check(figures, 22)
+    assert figures["participation"] >= 0.9
