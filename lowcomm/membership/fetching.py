@@ -22,7 +22,7 @@ from lowcomm.types import Digest, PeerId
 logger = logging.getLogger(__name__)
 
 WINDOW = 8
-"""Pieces asked of one donor at a time."""
+"""Pieces asked of one donor at a time, at most."""
 SLOW = 3.0
 """A piece that takes a donor so many times as long as its neighbours take is asked of another one, too."""
 
@@ -108,8 +108,10 @@ class Fetch:
 
     async def _ask_all(self) -> None:
         donors = [donor for donor in self._donors if donor not in self._failed]
-        pending = {asyncio.create_task(self._work(donor)) for donor in donors for _ in range(WINDOW)}
-        tasks = list(pending)
+        # of few pieces none is asked of one donor that another one could send meanwhile
+        window = max(1, min(WINDOW, len(self._to_ask) // (2 * max(1, len(donors)))))
+        tasks = [asyncio.create_task(self._work(donor)) for _ in range(window) for donor in donors]
+        pending = set(tasks)
         try:
             # a slow donor may still owe what others have delivered; nobody waits for that
             while pending and not self._done:

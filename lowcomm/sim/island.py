@@ -24,10 +24,9 @@ from lowcomm.outer.node import Node, RoundOutcome
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.state import OuterState
 from lowcomm.sim.virtual_time import InlineExecutor
-from lowcomm.types import Digest, TensorSpec
+from lowcomm.types import Digest, Layout, TensorSpec
 
 LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
-CHUNK_BYTES = 64
 INNER_LR = 0.1
 
 
@@ -36,12 +35,16 @@ class IslandSettings:
     """What all islands of a simulation have in common.
 
     Attributes:
+        layout: of the toy model.
+        chunk_bytes: fp32 bytes of one separately encoded piece.
         inner_steps, num_fragments, delay: the schedule; fragments are due one after the other.
         step_s: virtual seconds of an inner step.
         error_feedback: whether the int8 codec keeps a residual.
     """
 
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
+    layout: Layout = LAYOUT
+    chunk_bytes: int = 64
     inner_steps: int = 5
     num_fragments: int = 2
     delay: int = 1
@@ -78,7 +81,7 @@ class SimIsland:
     def __init__(self, number: int, exchange: Exchange, settings: IslandSettings) -> None:
         self.number, self._settings = number, settings
         self.record = Record()
-        self._fragments = make_fragments(LAYOUT, settings.num_fragments, "balanced")
+        self._fragments = make_fragments(settings.layout, settings.num_fragments, "balanced")
         sizes = [fragment.elements for fragment in self._fragments]
         self.local = [torch.zeros(size) for size in sizes]
         generator = torch.Generator().manual_seed(number)
@@ -92,10 +95,10 @@ class SimIsland:
             state,
             policy=settings.policy,
             shared={"shared.sim": 1},
-            layout=LAYOUT,
+            layout=settings.layout,
             heartbeat_s=settings.heartbeat_s,
             lease_s=settings.lease_s,
-            chunk_bytes=CHUNK_BYTES,
+            chunk_bytes=settings.chunk_bytes,
             ledger_file=self.record,
             pool=InlineExecutor(),
         )

@@ -1,0 +1,219 @@
+"""Snapshots in pieces from several donors: deaths, lies, silence, cuts, restarts. On a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+from lowcomm.exchanges.shaped import Fate, ShapedExchange
+from lowcomm.membership.blobs import Blobs
+from lowcomm.membership.fetching import Fetch
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.pace import Pace
+from lowcomm.membership.pieces import PIECE_BYTES, count_pieces, hash_pieces, make_manifest, name_of
+from lowcomm.outer.incoming import Incoming, unfinished
+from lowcomm.outer.state import FragmentState
+from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
+from lowcomm.types import PeerId
+
+ELEMENTS = 3 * PIECE_BYTES // 2 + 77  # 13 pieces, one of them on both sides of the border, the last one short
+STATE = FragmentState.of(torch.randn(ELEMENTS), torch.randn(ELEMENTS))
+PIECES = count_pieces(STATE.size_bytes)
+DEADLINE_S = 30.0
+DONORS = [PeerId("ann"), PeerId("bob"), PeerId("cyd")]
+
+
+class Steady:
+    """Every message takes a moment; `edit` may change or lose what a donor sends."""
+
+    def fate(self, sender: PeerId, receiver: PeerId, message: Message, now_s: float) -> Fate:
+        return Fate((0.01,))
+
+
+class Peer:
+    """An exchange with nothing but blobs on it."""
+
+    def __init__(self, hub: LoopbackHub, name: PeerId, pace: Pace, *, founder: bool, mbit_s: float) -> None:
+        inner = LoopbackExchange(hub, "run", name, founder=founder)
+        self.exchange = ShapedExchange(inner, Steady(), mbit_s=mbit_s)
+        self.blobs = Blobs(self.exchange, lambda name: STATE if name == STATE.digest else None, POOL, pace)
+        self.received: Counter[PeerId] = Counter()
+
+    def on_message(self, peer: PeerId, message: Message) -> None:
+        self.blobs.on_request(peer, Fields(message.kind, message.body))
+
+    async def on_bulk(self, peer: PeerId, message: Message) -> None:
+        self.received[peer] += len(message.payload)
+        self.blobs.on_piece(peer, Fields(message.kind, message.body), bytes(message.payload))
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        pass
+
+    def on_peer_down(self, peer: PeerId, reason: str) -> None:
+        self.blobs.on_peer_down(peer)
+
+
+POOL = InlineExecutor()
+
+
+class Scene:
+    """A taker, donors, and what goes wrong with them."""
+
+    def __init__(self, *, mbit_s: float = 80.0, pace_mbit_s: float = 0.0) -> None:
+        self.hub = LoopbackHub()
+        self.taker = Peer(self.hub, PeerId("taker"), Pace(0), founder=True, mbit_s=0)
+        self.donors = {
+            name: Peer(self.hub, name, Pace(pace_mbit_s), founder=False, mbit_s=mbit_s) for name in DONORS
+        }
+        self.took_s = 0.0
+
+    async def fetch(self, target: Incoming) -> None:
+        loop = asyncio.get_running_loop()
+        await self.taker.exchange.start(self.taker)
+        for donor in self.donors.values():
+            await donor.exchange.start(donor)
+        began_s = loop.time()
+        try:
+            await Fetch(
+                self.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL
+            ).run()
+        finally:
+            self.took_s = loop.time() - began_s
+            for peer in (self.taker, *self.donors.values()):
+                await peer.exchange.close()
+
+    def after(self, pieces: int, strike: Callable[[], None]) -> None:
+        """Call `strike` once the taker has been sent so many pieces."""
+        sent = 0
+
+        def count(sender: PeerId, receiver: PeerId, message: Message) -> bool:
+            nonlocal sent
+            sent += message.kind == "blob" and message.body["offset"] != -1
+            if sent == pieces:
+                sent += 1
+                strike()
+            return True
+
+        self.hub.filter = count
+
+
+def incoming(folder: Path | None = None) -> Incoming:
+    return Incoming(0, STATE.digest, ELEMENTS, folder)
+
+
+def assert_whole(target: Incoming) -> None:
+    state = target.finish()
+    assert torch.equal(state.anchor, STATE.anchor)
+    assert torch.equal(state.momentum, STATE.momentum)
+    assert state.digest == STATE.digest
+
+
+def test_all_donors_share_the_work() -> None:
+    scene, target = Scene(), incoming()
+    run_virtually(scene.fetch(target), 100.0)
+    assert_whole(target)
+    assert set(scene.taker.received) == set(DONORS)
+    assert sum(scene.taker.received.values()) < 1.01 * STATE.size_bytes
+    alone_s = 8 * STATE.size_bytes / 80e6
+    assert scene.took_s < 0.5 * alone_s
+
+
+def test_a_donor_that_dies_in_mid_transfer_is_replaced() -> None:
+    scene, target = Scene(), incoming()
+    scene.after(4, lambda: scene.hub.kill(DONORS[0]))
+    run_virtually(scene.fetch(target), 100.0)
+    assert_whole(target)
+    assert scene.took_s < DEADLINE_S / 4
+
+
+def test_a_donor_that_falls_silent_costs_no_deadline() -> None:
+    scene, target = Scene(), incoming()
+    scene.hub.filter = lambda sender, receiver, message: sender != DONORS[1] or message.body["offset"] == -1
+    run_virtually(scene.fetch(target), 100.0)
+    assert_whole(target)
+    assert scene.took_s < DEADLINE_S / 4
+
+
+def test_a_liar_is_passed_over_and_nothing_of_it_is_kept() -> None:
+    scene, target = Scene(), incoming()
+
+    def lie(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        if sender != DONORS[2] or message.kind != "blob":
+            return True
+        return Message("blob", message.body, b"\x55" * len(message.payload))
+
+    scene.hub.filter = lie
+    run_virtually(scene.fetch(target), 100.0)
+    assert_whole(target)
+
+
+def test_only_liars_give_nothing() -> None:
+    scene, target = Scene(), incoming()
+    scene.hub.filter = lambda sender, receiver, message: Message(
+        message.kind, message.body, bytes(len(message.payload))
+    )
+    with pytest.raises(PeerUnreachableError, match="hashes"):
+        run_virtually(scene.fetch(target), 100.0)
+    assert not target.have
+
+
+@pytest.mark.parametrize("restarted", [False, True], ids=["cut", "cut-and-restarted"])
+def test_what_came_before_a_cut_is_not_fetched_again(tmp_path: Path, restarted: bool) -> None:
+    scene, target = Scene(), incoming(tmp_path)
+    scene.after(9, lambda: [scene.hub.kill(donor) for donor in DONORS])
+    with pytest.raises(PeerUnreachableError, match=f"of {PIECES} pieces missing"):
+        run_virtually(scene.fetch(target), 100.0)
+    came = len(target.have)
+    assert 0 < came < PIECES
+    if restarted:
+        assert unfinished(0, tmp_path) == STATE.digest
+        target = incoming(tmp_path)
+        assert len(target.have) == came
+    again = Scene()
+    run_virtually(again.fetch(target), 100.0)
+    assert sum(again.taker.received.values()) <= (PIECES - came) * PIECE_BYTES
+    assert_whole(target)
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_what_was_damaged_on_disk_is_fetched_again(tmp_path: Path) -> None:
+    target = incoming(tmp_path)
+    target.manifest = STATE.manifest
+    for index in range(PIECES):
+        target.write(index, STATE.read(index * PIECE_BYTES, PIECE_BYTES))
+    file = next((tmp_path / "incoming").glob("*.state"))
+    with file.open("r+b") as damaged:
+        damaged.seek(5 * PIECE_BYTES + 3)
+        damaged.write(b"!")
+    assert incoming(tmp_path).have == set(range(PIECES)) - {5}
+
+
+def test_another_state_replaces_what_was_begun(tmp_path: Path) -> None:
+    incoming(tmp_path).manifest = STATE.manifest
+    other = FragmentState.of(STATE.momentum, STATE.anchor)
+    Incoming(0, other.digest, ELEMENTS, tmp_path).manifest = other.manifest
+    assert unfinished(0, tmp_path) == other.digest
+    assert unfinished(1, tmp_path) is None
+
+
+def test_donors_keep_to_their_upload_rate() -> None:
+    scene, target = Scene(mbit_s=0, pace_mbit_s=8.0), incoming()
+    run_virtually(scene.fetch(target), 100.0)
+    fastest_s = 8 * STATE.size_bytes / (len(DONORS) * 8e6)
+    assert 0.8 * fastest_s < scene.took_s < 1.5 * fastest_s
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
+def test_a_name_does_not_depend_on_how_the_bytes_are_cut(size: int) -> None:
+    data = bytes(range(256)) * (size // 256 + 1)
+    data = data[:size]
+    cuts = [data[start : start + 70_000] for start in range(0, size, 70_000)]
+    assert hash_pieces(data) == hash_pieces(*cuts) == name_of(make_manifest(cuts))
