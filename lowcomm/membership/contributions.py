@@ -9,7 +9,12 @@ roster, so all reducers scale alike.
 
 The bound on the norm is `norm_limit` times the running median of committed rounds, or times the
 median of this roster if that is larger: where most norms jump together, nobody lies. Both bounds
-grow with the rounds that a peer has missed, since its progress does.
+grow with the rounds that a peer has missed, since its progress does. Who has seen no rounds yet takes
+into account that norms grow with tokens: islands that have just come back contribute little.
+
+With error feedback a peer also sends what it owes: what its last encoding lost, and what it lost of
+the mean as a reducer, divided by its share. Both may be far above the norm of a small pseudo-gradient,
+so such a peer may move the mean as much as one with an even share and the usual norm may.
 """
 
 from __future__ import annotations
@@ -66,7 +71,7 @@ class Contributions:
         """Why members of a roster can't be accepted; empty where all can."""
         limits = self.limits
         refused: dict[PeerId, str] = {}
-        usual = max(self._running_median(), _low_median(members))
+        usual = self._usual(members)
         for member in members:
             rounds = max(1, outer_step - self._last_step.get(member.peer, outer_step - 1))
             most_tokens, most_norm = limits.max_tokens * rounds, limits.norm_limit * usual * rounds
@@ -92,8 +97,15 @@ class Contributions:
         """The largest norm that each one's decoded contribution may have."""
         if not self.limits.norm_limit and not self.limits.clip_norm:
             return [float("inf")] * len(members)
-        slack = NORM_SLACK_WITH_RESIDUAL if residual else NORM_SLACK
-        return [slack * member.norm for member in members]
+        if not residual:
+            return [NORM_SLACK * member.norm for member in members]
+        usual = self._usual(members)
+        even = sum(member.tokens for member in members) / len(members)
+        owed = [usual * max(1.0, even / max(1, member.tokens)) for member in members]
+        return [
+            NORM_SLACK_WITH_RESIDUAL * max(member.norm, most)
+            for member, most in zip(members, owed, strict=True)
+        ]
 
     def reject(self, peer: PeerId, reason: str, accuser: PeerId, *, company: bool) -> bool:
         """Count a rejection; whether the peer is out now.
@@ -133,8 +145,14 @@ class Contributions:
         self.rejected.clear()
         return taken
 
-    def _running_median(self) -> float:
-        return statistics.median(self._norms) if len(self._norms) >= HISTORY_NEEDED else 0.0
+    def _usual(self, members: Sequence[Participant]) -> float:
+        """The norm that a contribution to this round usually has."""
+        if len(self._norms) >= HISTORY_NEEDED:
+            return max(statistics.median(self._norms), _low_median(members))
+        tokens = statistics.median_high(member.tokens for member in members)
+        return statistics.median_low(
+            member.norm * max(1.0, tokens / max(1, member.tokens)) for member in members
+        )
 
 
 def _low_median(members: Sequence[Participant]) -> float:

@@ -9,7 +9,6 @@ is the fragment's *head*; equal heads mean equal histories.
 from __future__ import annotations
 
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import blake3
 import msgpack
 
 from lowcomm.errors import CheckpointError, ProtocolError
+from lowcomm.lines import LineFile
 from lowcomm.membership.fields import Fields, checked_int, checked_text
 from lowcomm.membership.kept import Kept
 from lowcomm.membership.update import Update
@@ -218,17 +218,15 @@ class LedgerFile:
 
     def __init__(self, path: Path, keep_updates: int = 0) -> None:
         self._path, self._keep_updates = path, keep_updates
-        if path.exists():
-            whole = path.read_bytes()
-            if whole and not whole.endswith(b"\n"):
-                os.truncate(path, whole.rfind(b"\n") + 1)
+        self._lines = LineFile(path, torn="cut")
 
     def append(self, entry: Entry, update: Update) -> None:
         """Add a line, and the encoded mean where those are kept.
 
         Raises:
-            OSError: the disk is full or the folder is gone; the run itself is not harmed.
+            OSError: the disk is full or the folder is gone; the line is kept and written with the next one.
         """
+        self._write({**entry.to_json(), "hash": entry.hash})
         if self._keep_updates:
             file = update_path(self._path, entry.fragment, entry.outer_step)
             file.parent.mkdir(exist_ok=True)
@@ -237,7 +235,6 @@ class LedgerFile:
             old = sorted(file.parent.glob(f"{entry.fragment}-*.update"))[: -self._keep_updates]
             for update_file in old:
                 update_file.unlink()
-        self._write({**entry.to_json(), "hash": entry.hash})
 
     def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
         """Say that a fragment goes on from a state that another peer handed over.
@@ -256,8 +253,7 @@ class LedgerFile:
         )
 
     def _write(self, line: dict[str, Json]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._lines.append(json.dumps(line, separators=(",", ":")))
 
 
 def update_path(ledger: Path, fragment: int, outer_step: int) -> Path:

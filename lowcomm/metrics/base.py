@@ -12,6 +12,10 @@ Record = Mapping[str, Json]
 """One line of metrics.jsonl: `kind` (start, train, round, eval, end) and that kind's fields."""
 
 
+class SinkNoticeError(Exception):
+    """A sink has something to tell, once, and goes on: it keeps what it can't write now, or writes again."""
+
+
 class Sink(Protocol):
     """Takes the records of one island, in order. It may raise whatever it likes."""
 
@@ -46,6 +50,8 @@ class Fanout:
         for name, sink in tuple(self._sinks):
             try:
                 sink.log(record)
+            except SinkNoticeError as notice:
+                self._say(f"{name}: {notice}")
             except Exception as error:  # the boundary to tracking code: training must outlive it
                 self._drop(name, sink, error)
 
@@ -68,12 +74,11 @@ class Fanout:
 
     def _report(self, name: str, error: Exception) -> None:
         what = str(error) or type(error).__name__
+        self._say(f"{name} failed and is off from here on: {what}; training goes on")
+
+    def _say(self, what: str) -> None:
         stream = self._errors if self._errors is not None else sys.stderr
         try:
-            print(
-                f"lowcomm: warning: {name} failed and is off from here on: {what}; training goes on",
-                file=stream,
-                flush=True,
-            )
+            print(f"lowcomm: warning: {what}", file=stream, flush=True)
         except (OSError, ValueError):  # the standard error itself is closed or full
             pass

@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 
 from lowcomm.errors import StorageError
-from lowcomm.metrics.base import Record
+from lowcomm.lines import LineFile
+from lowcomm.metrics.base import Record, SinkNoticeError
 from lowcomm.types import Json
 
 
@@ -17,45 +18,47 @@ class JsonLinesSink:
 
     A resumed run goes on in the same file; a line that a killed process left half written is
     closed first, so that it can't swallow the next one. NaN and infinities, which JSON doesn't
-    know, are written as the strings "nan", "inf" and "-inf".
+    know, are written as the strings "nan", "inf" and "-inf". What a full disk refuses is kept in
+    memory and written when there is room again; both are told once, by a `SinkNoticeError`.
 
     Args:
         path: the file; its folder must exist.
 
     Raises:
-        StorageError: the file can't be opened, or (from `log`) the disk is full.
+        StorageError: the file can't be opened, or (from `close`) lines could not be written to the end.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lines, self._waits = LineFile(path, torn="close"), False
         try:
-            torn = _ends_in_mid_line(path)
-            self._file = path.open("a", encoding="utf-8", buffering=1)
-            if torn:
-                self._file.write("\n")
+            path.open("ab").close()
         except OSError as error:
             raise _storage_error(path, error) from error
 
     def log(self, record: Record) -> None:
         line = json.dumps({key: _plain(value) for key, value in record.items()}, allow_nan=False)
         try:
-            self._file.write(line + "\n")
+            self._lines.append(line)
         except OSError as error:
-            raise _storage_error(self.path, error) from error
+            if not self._waits:
+                self._waits = True
+                raise SinkNoticeError(
+                    f"{_storage_error(self.path, error)}; its lines are kept in memory"
+                ) from error
+        else:
+            if self._waits:
+                self._waits = False
+                lost = f", but {self._lines.lost} lines are lost" if self._lines.lost else ""
+                raise SinkNoticeError(f"{self.path} is written again{lost}")
 
     def close(self) -> None:
         try:
-            self._file.close()
+            self._lines.flush()
         except OSError as error:
-            raise _storage_error(self.path, error) from error
-
-
-def _ends_in_mid_line(path: Path) -> bool:
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) != b"\n"
+            raise StorageError(
+                f"{_storage_error(self.path, error)}; {self._lines.waiting} lines are lost"
+            ) from error
 
 
 def _plain(value: Json) -> Json:
@@ -70,5 +73,5 @@ def _plain(value: Json) -> Json:
 
 def _storage_error(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"the disk is full: {path} can't take another line; free some space and resume")
+        return StorageError(f"the disk is full: {path} can't take another line; free some space")
     return StorageError(f"can't write {path}: {error.strerror or error}")

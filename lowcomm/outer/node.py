@@ -132,7 +132,7 @@ class Node:
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
-        self._ledger_file = ledger_file
+        self._ledger_file, self._ledger_waits = ledger_file, False
         self.folder = folder
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
         state.keep_updates(folder, self.pool)
@@ -336,8 +336,15 @@ class Node:
         try:
             write(self._ledger_file)
         except OSError as error:
-            logger.warning("ledger.jsonl could not be written (%s); the run goes on without it", error)
-            self._ledger_file = None
+            if not self._ledger_waits:
+                logger.warning(
+                    "ledger.jsonl can't be written (%s); its lines are kept in memory, the run goes on", error
+                )
+            self._ledger_waits = True
+        else:
+            if self._ledger_waits:
+                logger.warning("ledger.jsonl is written again")
+            self._ledger_waits = False
 
     def late_tokens(self, fragment: int) -> int:
         """Tokens of this island committed after its last call gave up; the next call counts them."""

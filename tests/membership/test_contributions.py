@@ -92,3 +92,26 @@ def test_alone_with_a_liar_one_accuser_is_enough() -> None:
     for _ in range(2):
         contributions.reject(liar, "nan", me, company=True)
     assert contributions.insists(liar, me)
+
+
+def sized(**claims: tuple[int, float]) -> list[Participant]:
+    """Participants from (tokens, norm)."""
+    return [Participant(PeerId(peer), tokens, norm, 10) for peer, (tokens, norm) in claims.items()]
+
+
+def test_an_island_that_has_just_come_back_accuses_no_honest_one() -> None:
+    newcomer = Contributions(Limits(norm_limit=20.0))
+    roster = sized(newcomer=(256, 0.07), one=(10_240, 1.5), other=(512, 0.13))
+    assert newcomer.judge(roster, 65) == {}
+    assert newcomer.judge(sized(newcomer=(256, 0.07), liar=(256, 1.5)), 65) != {}
+
+
+def test_what_a_small_contribution_owes_from_earlier_rounds_is_let_through() -> None:
+    contributions = Contributions(Limits(norm_limit=20.0))
+    for outer_step in range(1, 5):
+        commit(contributions, outer_step, a=1.0, b=1.0)
+    roster = sized(back=(500, 0.1), one=(10_000, 1.0), other=(10_000, 1.0))
+    small, *whole = contributions.bounds(roster, residual=True)
+    assert small > 10.0  # a fifteenth of the mean's weight, so no more of the mean than the others'
+    assert whole == [4.0, 4.0]
+    assert contributions.bounds(roster, residual=False)[0] == pytest.approx(0.15)
