@@ -34,7 +34,13 @@ class Network:
             raise ConfigError(
                 f"--wan: expected {SCRIPT}: the emulator lives in the checkout, not in the package"
             )
-        self._size, self.shaped = size, False
+        self._size, self._mbit, self._loss = size, MBIT, 0
+        self._cuts: list[set[tuple[int, int]]] = []
+
+    @property
+    def shaped(self) -> bool:
+        """Whether all links are lossy or slow now."""
+        return (self._mbit, self._loss) != (MBIT, 0)
 
     def __enter__(self) -> Self:
         self._run(str(SCRIPT), "up", str(self._size), str(DELAY_MS), str(MBIT))
@@ -55,33 +61,39 @@ class Network:
 
     def shape(self, kind: str) -> Callable[[], None]:
         """`loss` or `slow` for all links; returns what ends it."""
-        rate, loss = (SLOW_MBIT, 0) if kind == "slow" else (MBIT, LOSS_PERCENT)
-        self._run(str(SCRIPT), "set", str(rate), str(loss))
-        self.shaped = True
+        self._mbit, self._loss = (SLOW_MBIT, 0) if kind == "slow" else (MBIT, LOSS_PERCENT)
+        self._set()
 
         def end() -> None:
-            self._run(str(SCRIPT), "set", str(MBIT), "0")
-            self.shaped = False
+            self._mbit, self._loss = MBIT, 0
+            self._set()
 
         return end
 
     def cut(self, number: int, *, one_way: bool) -> Callable[[], None]:
         """Let nothing pass from a namespace to the others, or in neither direction; returns what ends it."""
         others = [other for other in range(self._size) if other != number]
-        ways = [(number, other) for other in others]
+        ways = {(number, other) for other in others}
         if not one_way:
-            ways += [(other, number) for other in others]
-        for source, target in ways:
-            self._route("add", source, target)
+            ways |= {(other, number) for other in others}
+        self._cuts.append(ways)
+        self._set()
 
         def end() -> None:
-            for source, target in ways:
-                self._route("del", source, target)
+            self._cuts.remove(ways)
+            self._set()
 
         return end
 
-    def _route(self, what: str, source: int, target: int) -> None:
-        self._run(*self.enter(source), "ip", "route", what, "blackhole", f"{self.address(target)}/32")
+    def _set(self) -> None:
+        pairs = sorted(set().union(*self._cuts))
+        self._run(
+            str(SCRIPT),
+            "set",
+            str(self._mbit),
+            str(self._loss),
+            *(str(end) for pair in pairs for end in pair),
+        )
 
     def _run(self, *command: str) -> None:
         found = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -29,6 +29,7 @@ RUN_BY = {
     "lowcomm bench utilisation": "tests/bench/test_sites.py::test_utilisation_adds_up",
     "lowcomm bench codecs": "tests/bench/test_codecs.py::test_command_writes_what_scripts_read",
     "lowcomm invite": "tests/membership/test_access.py::test_invite_prints_a_token_that_works",
+    "lowcomm chaos": "tests/e2e/test_chaos.py::test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies",
     "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",
     "lowcomm report": "tests/cli/test_commands.py::test_report_writes_page_and_figures",
     # the scripts set up a virtual environment, then run `lowcomm` or pytest; parsed as those below
