@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import msgpack
@@ -163,10 +164,11 @@ def leader_order(peers: Iterable[PeerId], run_id: str, fragment: int, outer_step
     return sorted(peers, key=lambda peer: hash_value([run_id, fragment, outer_step, peer]))
 
 
-def even_stops(elements: int, parts: int, block_elements: int) -> tuple[int, ...]:
-    """Ends of `parts` nearly equal ranges of `elements` numbers, cut at multiples of a block."""
+def stops_of(elements: int, shares: Sequence[float], block_elements: int) -> tuple[int, ...]:
+    """Ends of ranges of `elements` numbers, in these shares (sum 1), cut at multiples of a block."""
     blocks = -(-elements // block_elements)
-    return tuple(min(elements, blocks * (i + 1) // parts * block_elements) for i in range(parts))
+    ends = [round(blocks * total, 6) for total in accumulate(shares)]
+    return (*(min(elements, int(end) * block_elements) for end in ends[:-1]), elements)
 
 
 def range_of(stops: Sequence[int], index: int) -> tuple[int, int]:

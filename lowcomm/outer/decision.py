@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -13,11 +14,12 @@ from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.contributions import Limits
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import Entry, parse_entry
+from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_text
+from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, parse_entry
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
 from lowcomm.membership.update import Update
+from lowcomm.outer.rates import MAX_RATE, Rates
 from lowcomm.outer.residual import Residual
 from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.outer.transfer import Transfer
@@ -48,6 +50,7 @@ class Context:
 
     Attributes:
         founders: islands that were there, or expected, when this one joined, itself included.
+        rates: at which contributions came in.
     """
 
     exchange: Exchange
@@ -59,6 +62,7 @@ class Context:
     pool: Executor
     chunk_elements: int
     founders: int = 1
+    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,10 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A peer's announcement that it is due: its head, its weight, its promises."""
+    """A peer's announcement that it is due: its head, its weight, its promises.
+
+    `rates`: bytes per second that came from other peers in its latest transfers.
+    """
 
     previous: Digest
     tokens: int
@@ -85,6 +92,7 @@ class Ready:
     inner_step: int
     promised: Ballot
     accepted: tuple[Ballot, Entry] | None
+    rates: Mapping[PeerId, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Json]:
         accepted: Json = None
@@ -97,6 +105,7 @@ class Ready:
             "inner_step": self.inner_step,
             "promised": self.promised.to_json(),
             "accepted": accepted,
+            **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
         }
 
 
@@ -120,7 +129,21 @@ def parse_ready(fields: Fields) -> Ready:
         inner_step=fields.integer("inner_step"),
         promised=parse_ballot(fields, "promised"),
         accepted=accepted,
+        rates=_parse_rates(fields),
     )
+
+
+def _parse_rates(fields: Fields) -> dict[PeerId, int]:
+    rates: dict[PeerId, int] = {}
+    if not fields.has("rates"):
+        return rates
+    for item in fields.items("rates", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError("ready.rates: expected [peer, bytes per second]")
+        rates[PeerId(checked_text("ready.rates", item[0], MAX_NAME))] = checked_int(
+            "ready.rates", item[1], 1, MAX_RATE
+        )
+    return rates
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, even_stops, leader_order
+import statistics
+from collections.abc import Mapping
+
+from lowcomm.algorithms.reduce_shares import reduce_shares
+from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, leader_order, stops_of
 from lowcomm.outer.decision import Context, Decision, Ready
 from lowcomm.outer.electorate import Electorate
 from lowcomm.types import PeerId
@@ -67,8 +71,25 @@ def _roster(context: Context, fragment: int, decision: Decision, ready: dict[Pee
         participants=tuple(
             Participant(peer, said.tokens, said.norm, said.inner_step) for peer, said in sorted(ready.items())
         ),
-        stops=even_stops(elements, len(ready), context.codec.block_elements),
+        stops=stops_of(elements, reduce_shares(bandwidths(ready)), context.codec.block_elements),
         chunk_elements=context.chunk_elements,
         entry=newest[1] if newest else None,
         accepted_in=newest[0] if newest else NO_BALLOT,
     )
+
+
+def bandwidths(ready: Mapping[PeerId, Ready]) -> list[float]:
+    """Each peer's bandwidth in bytes per second, ascending by peer id, from what all have received.
+
+    A peer sends what the others receive from it, and receives what it says; the lower of both counts. Who
+    has not been measured is taken for average.
+    """
+    found: dict[PeerId, float] = {}
+    for peer in ready:
+        sent = [said.rates[peer] for other, said in ready.items() if other != peer and peer in said.rates]
+        received = [rate for other, rate in ready[peer].rates.items() if other != peer and other in ready]
+        if sent:
+            mean = min(statistics.fmean(way) for way in (sent, received) if way)
+            found[peer] = mean * (len(ready) - 1)
+    usual = statistics.fmean(found.values()) if found else 1.0
+    return [found.get(peer, usual) for peer in sorted(ready)]

@@ -175,6 +175,7 @@ class Node:
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
             "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
+            "again": lambda peer, fields: self._round(fields).on_again(peer, fields),
             "rejected": lambda peer, fields: self._round(fields).on_rejected(peer, fields),
             "abort": lambda peer, fields: self._round(fields).ballots.on_abort(peer, fields),
         }

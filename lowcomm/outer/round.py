@@ -91,6 +91,7 @@ class FragmentRound:
             inner_step=contribution.inner_step,
             promised=decision.promised,
             accepted=(accepted.ballot, accepted.entry) if accepted else None,
+            rates=self._topic.context.rates.known,
         )
         decision.told.clear()
         self._tell_ready()
@@ -181,6 +182,7 @@ class FragmentRound:
 
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """A peer is gone: it is not ready any more, and the ballot with it is over."""
+        self._topic.context.rates.forget(peer)
         self.decision.readies.pop(peer, None)
         self.decision.told.discard(peer)
         self.decision.busy.discard(peer)
@@ -207,8 +209,16 @@ class FragmentRound:
             self.decision.outer_step,
             self.decision.promised,
         ):
-            receive = transfer.on_part if message.kind == "part" else transfer.on_mean
-            receive(peer, fields.integer("chunk"), message.payload)
+            transfer.on_piece(
+                peer, message.kind, fields.integer("chunk"), fields.text("sum"), message.payload
+            )
+
+    def on_again(self, peer: PeerId, fields: Fields) -> None:
+        """A chunk came there damaged."""
+        transfer, decision = self.decision.transfer, self.decision
+        asked = (fields.integer("outer_step", 1), parse_ballot(fields))
+        if transfer is not None and asked == (decision.outer_step, decision.promised):
+            transfer.send_again(peer, fields.text("piece"), fields.integer("chunk"))
 
     # -- leading ---------------------------------------------------------------------------------
 

@@ -16,13 +16,15 @@ rule's business (`lowcomm.algorithms.aggregation`); "mean" stands for its outcom
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar, TypeVarTuple
 
 import torch
+import xxhash
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation
@@ -34,15 +36,26 @@ from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.roster import Roster, chunks_of, range_of
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import decode_mean, join_payloads, shares_of, with_length
+from lowcomm.outer.rates import Rates
 from lowcomm.outer.residual import Residual
 from lowcomm.outer.state import FragmentState
 from lowcomm.types import Digest, Json, PeerId
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 A = TypeVarTuple("A")
 
 CHUNKS_IN_FLIGHT = 4
 """Chunks encoded and on their way to one peer at a time."""
+
+
+def checksum(kind: str, address: Mapping[str, Json], payload: Buffer) -> str:
+    """Of a chunk's bytes and of what they are; against damage, not against lies: links are authenticated."""
+    found = xxhash.xxh3_64(payload)
+    names = ("fragment", "outer_step", "ballot", "chunk")
+    found.update(f"{kind} {[address[name] for name in names]}".encode())
+    return found.hexdigest()
 
 
 class PeerFailedError(Exception):
@@ -76,6 +89,7 @@ class Transfer:
         residual: what earlier encodings lost; None without error feedback, or before the first round.
         before: anchor and momentum that the mean will step.
         on_progress: called whenever something arrived.
+        rates: told how fast the others' parts came.
     """
 
     def __init__(
@@ -92,10 +106,11 @@ class Transfer:
         contributions: Contributions,
         pool: Executor,
         on_progress: Callable[[], None],
+        rates: Rates,
     ) -> None:
         self._exchange, self._roster, self._codec, self._optimizer = exchange, roster, codec, optimizer
         self._aggregation = aggregation
-        self._pool, self._on_progress = pool, on_progress
+        self._pool, self._on_progress, self._rates = pool, on_progress, rates
         self._before = before
         self._values, self._before_lost = values, residual
         self._gathers = codec.topology == "all_gather"
@@ -116,6 +131,11 @@ class Transfer:
         self._staged = 0
         self._anchor, self._momentum = torch.empty_like(before.anchor), torch.empty_like(before.momentum)
         self._mean_square = 0.0
+        self._began_s = asyncio.get_running_loop().time()
+        self._owed = dict.fromkeys(roster.peers, len(self._own_chunks(self._place)))
+        self._came_bytes = dict.fromkeys(roster.peers, 0)
+        self._damaged: set[tuple[PeerId, str, int]] = set()
+        self._repeated: set[tuple[PeerId, str, int]] = set()
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -153,31 +173,66 @@ class Transfer:
                 owed |= set(self._roster.peers) - set(parts)
         return sorted(owed - {self._exchange.peer_id})
 
-    def on_part(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
-        """A participant's encoded chunk for this reducer."""
-        if chunk >= len(self._chunks) or peer not in self._roster.peers or peer in self._parts[chunk]:
-            return
-        if not self._gathers and self._chunks[chunk][0] != self._place:
+    def on_piece(self, peer: PeerId, kind: str, chunk: int, given: str, payload: Buffer) -> None:
+        """A `part` (a participant's encoded chunk for this reducer) or a `mean` (a reducer's) has come."""
+        wanted = self._wants_part if kind == "part" else self._wants_mean
+        if chunk >= len(self._chunks) or peer not in self._roster.peers or not wanted(peer, chunk):
             return
         self._on_progress()
+        if checksum(kind, self._address(chunk), payload) != given:
+            self._spawn(self._ask_again(peer, kind, chunk))
+        elif kind == "part":
+            self._take_part(peer, chunk, payload)
+            self._owed[peer] -= 1
+            self._came_bytes[peer] += len(payload)
+            if not self._owed[peer]:  # it sends nothing else before
+                seconds = asyncio.get_running_loop().time() - self._began_s
+                self._rates.note(peer, self._came_bytes[peer], seconds)
+        else:
+            self._means[chunk] = payload
+            self._spawn(self._stage(chunk, peer))
+
+    def _wants_part(self, peer: PeerId, chunk: int) -> bool:
+        return peer not in self._parts[chunk] and (self._gathers or self._chunks[chunk][0] == self._place)
+
+    def _wants_mean(self, peer: PeerId, chunk: int) -> bool:
+        reducer = self._roster.peers[self._chunks[chunk][0]]
+        return self._means[chunk] is None and not self._gathers and reducer == peer
+
+    def _take_part(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
         self._parts[chunk][peer] = payload
         if len(self._parts[chunk]) == len(self._roster.participants):
             self._spawn(self._reduce(chunk))
 
-    def on_mean(self, peer: PeerId, chunk: int, payload: Buffer) -> None:
-        """A reducer's encoded mean."""
-        if chunk >= len(self._chunks) or self._means[chunk] is not None or self._gathers:
+    async def _ask_again(self, peer: PeerId, kind: str, chunk: int) -> None:
+        """Have a damaged chunk sent once more; a peer whose second copy is damaged, too, is out."""
+        if (peer, kind, chunk) in self._damaged:
+            raise PeerFailedError(f"{peer} sent chunk {chunk} ({kind}) damaged twice", [peer])
+        self._damaged.add((peer, kind, chunk))
+        logger.warning("chunk %d (%s) of %s came damaged; asked for it again", chunk, kind, peer)
+        try:
+            await self._exchange.send(peer, Message("again", {**self._address(chunk), "piece": kind}))
+        except PeerUnreachableError as error:
+            raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
+
+    def send_again(self, peer: PeerId, kind: str, chunk: int) -> None:
+        """A peer says that a chunk from here came damaged; it is sent once more, not more often."""
+        if (peer, kind, chunk) in self._repeated or peer not in self._queues or chunk >= len(self._chunks):
             return
-        if self._roster.peers[self._chunks[chunk][0]] != peer:
-            return
-        self._on_progress()
-        self._means[chunk] = payload
-        self._spawn(self._stage(chunk, peer))
+        self._repeated.add((peer, kind, chunk))
+        owner, start, stop = self._chunks[chunk]
+        if kind == "part" and (self._gathers or self._roster.peers[owner] == peer):
+            self._spawn(self._send_part(peer, chunk, start, stop))
+        elif kind == "mean" and owner == self._place and (mean := self._means[chunk]) is not None:
+            self._spawn(self._post(peer, "mean", chunk, mean))
+
+    async def _send_part(self, peer: PeerId, chunk: int, start: int, stop: int) -> None:
+        await self._post(peer, "part", chunk, await self._in_pool(self._encode, start, stop))
 
     async def _send(self, peer: PeerId, parts: Iterator[tuple[int, int, int]]) -> None:
         """One of several senders to a peer: its parts first, as its reducing waits for them, then means."""
         for chunk, start, stop in parts:
-            await self._post(peer, "part", chunk, await self._in_pool(self._encode, start, stop))
+            await self._send_part(peer, chunk, start, stop)
         while True:
             kind, chunk, payload = await self._queues[peer].get()
             await self._post(peer, kind, chunk, payload)
@@ -187,7 +242,7 @@ class Transfer:
         me = self._exchange.peer_id
         for chunk, start, stop in self._own_chunks(self._place):
             payload = await self._in_pool(self._encode, start, stop)
-            self.on_part(me, chunk, payload)
+            self._take_part(me, chunk, payload)
             if self._gathers:
                 self._send_to_all("part", chunk, payload)
 
@@ -294,16 +349,19 @@ class Transfer:
         return Staged(update, update.digest, after, self._lost, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
-        body: dict[str, Json] = {
+        body = {**self._address(chunk), "sum": checksum(kind, self._address(chunk), payload)}
+        try:
+            await self._exchange.send_bulk(peer, Message(kind, body, payload))
+        except PeerUnreachableError as error:
+            raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
+
+    def _address(self, chunk: int) -> dict[str, Json]:
+        return {
             "fragment": self._roster.fragment,
             "outer_step": self._roster.outer_step,
             "ballot": self._roster.ballot.to_json(),
             "chunk": chunk,
         }
-        try:
-            await self._exchange.send_bulk(peer, Message(kind, body, payload))
-        except PeerUnreachableError as error:
-            raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
 
     async def _in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *args)

@@ -40,6 +40,7 @@ def make_transfer(
         contributions=contributions,
         pool=context.pool,
         on_progress=on_progress,
+        rates=context.rates,
     )
 
 

@@ -16,12 +16,8 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import Fate
 from lowcomm.types import PeerId
 
-UNCOVERED = "part"
-"""The one message whose bytes no digest covers: a contribution is whatever its sender says. Links are
-authenticated, so only an insider can send a false one, and that is for the aggregation rule to bear."""
-
-ACCUSING = (UNCOVERED, "mean", "vote")
-"""Who sends false ones again and again is put out for good, so a random tape damages none of them."""
+ACCUSING = ("part", "mean", "vote")
+"""Whose sender is left out if they come damaged again and again; a random tape damages none of them."""
 
 Action = Literal["lose", "delay", "repeat", "reorder", "corrupt"]
 ACTIONS: tuple[Action, ...] = ("lose", "delay", "repeat", "reorder", "corrupt")

@@ -10,6 +10,7 @@ from lowcomm import RoundPolicy
 from lowcomm.algorithms import aggregation
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.contributions import Limits
+from lowcomm.outer.transfer import checksum
 from tests.outer.swarm import Result, Swarm, in_parallel, name
 
 LIAR = 4
@@ -25,7 +26,9 @@ def on_parts(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Messag
         if message.kind != "part":
             return message
         values = torch.frombuffer(bytearray(message.payload), dtype=torch.float32)
-        return Message(message.kind, message.body, change(values).numpy().tobytes())
+        payload = change(values).numpy().tobytes()
+        body = {**message.body, "sum": checksum("part", message.body, payload)}  # damage it is not
+        return Message(message.kind, body, payload)
 
     return lie
 

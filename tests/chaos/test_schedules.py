@@ -15,12 +15,12 @@ from lowcomm.outer.decision import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import simulate
-from lowcomm.sim.tapes import ACTIONS, UNCOVERED, MessageFault, Tape, TapeShaper, make_tape
+from lowcomm.sim.tapes import ACTIONS, MessageFault, Tape, TapeShaper, make_tape
 from lowcomm.sim.virtual_time import HungError, run_virtually
 from lowcomm.types import PeerId
 
 ROUND = ("ready", "roster", "part", "mean", "vote", "abort", "state")
-STAGES = [(action, kind) for kind in ROUND for action in ACTIONS if (action, kind) != ("corrupt", UNCOVERED)]
+STAGES = [(action, kind) for kind in ROUND for action in ACTIONS]
 
 
 def settings(partition: str) -> IslandSettings:

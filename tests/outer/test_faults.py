@@ -299,3 +299,43 @@ def test_too_few_participants_never_commit() -> None:
     assert not result.committed
     assert "needed 2" in result.reports[0].reason
     assert result.tokens_left == result.tokens_trained
+
+
+@pytest.mark.parametrize("kind", ["part", "mean"])
+def test_a_damaged_chunk_is_sent_once_more(kind: str) -> None:
+    hurt: set[str] = set()
+
+    def damage_once(message: Message) -> Message:
+        place = str(sorted(message.body.items())) + message.kind
+        if message.kind != kind or place in hurt:
+            return message
+        hurt.add(place)
+        return Message(message.kind, message.body, damaged(message))
+
+    whole = Swarm(islands=3, codec=codecs.int8).run(steps=12)
+    mended = Swarm(islands=3, codec=codecs.int8, lies={1: damage_once}).run(steps=12)
+    assert_one_history(list(mended.values()))
+    assert hurt
+    for island, result in mended.items():
+        assert [report.attempts for report in result.reports] == [1, 1, 1]
+        assert result.digest == whole[island].digest
+
+
+def test_whoever_sends_a_chunk_damaged_twice_is_left_out() -> None:
+    def damage(message: Message) -> Message:
+        hit = message.kind == "part" and message.body["outer_step"] == 2
+        return Message(message.kind, message.body, damaged(message)) if hit else message
+
+    swarm = Swarm(islands=3, codec=codecs.int8, lies={1: damage})
+    results = list(swarm.run(steps=12).values())
+    assert_one_history(results)
+    second = next(report for report in results[0].committed if report.outer_step == 2)
+    assert set(second.participants) == {name(0), name(2)}
+    third = next(report for report in results[0].committed if report.outer_step == 3)
+    assert len(third.participants) == 3
+
+
+def damaged(message: Message) -> bytes:
+    payload = bytearray(message.payload)
+    payload[len(payload) // 2] ^= 0x10
+    return bytes(payload)
