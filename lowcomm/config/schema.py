@@ -257,7 +257,7 @@ class ExchangeConfig:
     identity: str = setting("", "file of the peer's private key; empty = inside the run folder")
     token_file: str = setting("", "file with this peer's token, where shared.access.mode = invite")
     allow: tuple[str, ...] = setting((), "peer ids that are let in, where shared.access.mode = allowlist")
-    streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=64)
+    streams: int = setting(4, "parallel streams for bulk data to each peer", low=1, high=16)
     chunk_bytes: int = setting(1 << 20, "bytes of one piece of a transfer", low=1_024, high=4 << 20)
     snapshot_mbit_s: float = setting(
         100.0, "upload rate for snapshots handed to joiners, so that training goes on; 0 = unlimited", low=0.0

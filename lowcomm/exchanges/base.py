@@ -119,6 +119,14 @@ class Exchange(Protocol):
         """The peers that messages flow to and from."""
         ...
 
+    def admit(self, peer: PeerId) -> None:
+        """Read the peer's bulk messages from now on, as it has greeted and fits.
+
+        Until then `swarm` reads none, so a stranger with a link can't fill memory; the others, whose
+        peers are not strangers, don't wait for it.
+        """
+        ...
+
     async def disconnect(self, peer: PeerId) -> None:
         """Drop the link; `on_peer_down` is called for it if it was up."""
         ...

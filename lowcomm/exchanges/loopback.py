@@ -298,6 +298,9 @@ class LoopbackExchange:
         """The peers that messages flow to and from."""
         return frozenset(self._ends)
 
+    def admit(self, peer: PeerId) -> None:
+        """See `Exchange`; bulk is read from the start here."""
+
     async def disconnect(self, peer: PeerId) -> None:
         """Drop the link; both sides hear of it."""
         end = self._ends.get(peer)

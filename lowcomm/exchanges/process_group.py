@@ -250,6 +250,9 @@ class ProcessGroupExchange:
         """The peers that messages flow to and from."""
         return frozenset(self._up)
 
+    def admit(self, peer: PeerId) -> None:
+        """See `Exchange`; bulk is read from the start here."""
+
     async def disconnect(self, peer: PeerId) -> None:
         """Drop the link on both sides; the connections stay, for `connect`."""
         if peer in self._up:

@@ -113,6 +113,10 @@ class ShapedExchange:
         """See `Exchange`."""
         return self._inner.connected()
 
+    def admit(self, peer: PeerId) -> None:
+        """See `Exchange`."""
+        self._inner.admit(peer)
+
     async def disconnect(self, peer: PeerId) -> None:
         """See `Exchange`."""
         await self._inner.disconnect(peer)

@@ -24,7 +24,10 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 PROTOCOL = 1
 MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
-MAX_KNOWN = 4_096
+MAX_KNOWN = 1_024
+MAX_ADDRESSES = 16
+MAX_DIALS = 16
+"""At a time, so that junk in the directory neither exhausts this host nor floods others."""
 RECORD_TTL_S = 60.0
 REDIAL_LONGEST_S = 30.0
 FORGET_AFTER_S = 600.0
@@ -100,6 +103,7 @@ class Peer:
     Attributes:
         greeted: its hello has come, and fits.
         introduced: it has told which peers it knows, which it does once it has our hello.
+        settled: set when it has greeted, or is gone.
     """
 
     id: PeerId
@@ -110,17 +114,24 @@ class Peer:
     seen_at_s: float = 0.0
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
 class _Known:
-    """A peer that was heard of; `next_dial_s` in loop time."""
+    """A peer that was heard of; `next_dial_s` in loop time, 0 = never tried; `met` = it was linked."""
 
     addresses: tuple[str, ...]
     heard_at_s: float
     backoff_s: float = 1.0
     next_dial_s: float = 0.0
     dialing: bool = False
+    met: bool = False
+
+    @property
+    def worth(self) -> tuple[bool, float]:
+        """Ascending in the order of dialling; the last one is the first to be forgotten."""
+        return not self.met, self.backoff_s
 
 
 def differences(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
@@ -170,6 +181,7 @@ class Peers:
         self._on_change, self._on_refused = on_change, on_refused
         self.linked: dict[PeerId, Peer] = {}
         self._known: dict[PeerId, _Known] = {}
+        self._dials = 0
         self._refused: set[PeerId] = set()
         self.banned: dict[PeerId, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -232,9 +244,10 @@ class Peers:
 
         Until then `live` may lack islands, and with them the shards that they have claimed.
         """
-        return any(known.dialing for known in self._known.values()) or any(
-            not (peer.greeted and peer.introduced) for peer in self.linked.values()
-        )
+        return any(
+            known.dialing or not (known.next_dial_s or peer in self.linked)
+            for peer, known in self._known.items()
+        ) or any(not (peer.greeted and peer.introduced) for peer in self.linked.values())
 
     def announce(self) -> None:
         """Tell all linked peers this peer's state now."""
@@ -286,6 +299,17 @@ class Peers:
                 f"more than {MESSAGES_PER_S:g} control messages a second, after a burst of {BURST_MESSAGES:g}"
             )
 
+    async def admit_bulk(self, peer: PeerId) -> bool:
+        """Whether a peer's bulk messages are wanted; waits for its hello, which they may overtake.
+
+        Who never greets is dropped when its lease runs out.
+        """
+        entry = self.linked.get(peer)
+        if entry is None:
+            return False
+        await entry.settled.wait()
+        return entry.greeted and peer not in self.banned
+
     def ban(self, peer: PeerId, reason: str) -> None:
         """Put a peer out for as long as this process lives, and tell it why.
 
@@ -305,7 +329,9 @@ class Peers:
 
     def on_peer_down(self, peer: PeerId) -> None:
         """A link broke; it will be dialled again for a while."""
-        if self.linked.pop(peer, None) is not None:
+        entry = self.linked.pop(peer, None)
+        if entry is not None:
+            entry.settled.set()
             if peer in self._known:
                 self._known[peer].next_dial_s = asyncio.get_running_loop().time() + 1.0
             self._on_change()
@@ -320,13 +346,15 @@ class Peers:
             self.post(peer, Message("refuse", {"reasons": list(reasons)}))
             self._drop(peer, reasons)
             return
-        entry.greeted = True
+        addresses, state = fields.texts("addresses", 64, 512), parse_state(fields.inner("state"))
         entry.seen_at_s = asyncio.get_running_loop().time()
-        entry.addresses = fields.texts("addresses", 64, 512)
-        entry.state = parse_state(fields.inner("state"))
+        entry.addresses, entry.state, entry.greeted = addresses, state, True
+        entry.settled.set()
+        self._exchange.admit(peer)
         self.post(peer, Message("peers", {"peers": self._known_json()}))
         if entry.state.role != "observer":
             self._learn(peer, entry.addresses)
+            self._dial_due()
             news: list[Json] = [[peer, list(entry.addresses)]]
             for other in self.linked.values():
                 if other.greeted and other.id != peer:
@@ -343,11 +371,13 @@ class Peers:
                 raise ProtocolError("peers: expected [peer, addresses]")
             name = PeerId(checked_text("peers.peer", item[0], 128))
             self._learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
+        self._dial_due()
         entry.introduced = True
         self._on_change()
 
     def _known_json(self) -> list[Json]:
-        return [[name, list(known.addresses)] for name, known in list(self._known.items())[:MAX_KNOWN]]
+        """Those that this peer has had a link to; what it has only heard of may be junk."""
+        return [[name, list(known.addresses)] for name, known in self._known.items() if known.met]
 
     def on_state(self, peer: PeerId, fields: Fields) -> None:
         """A sign of life."""
@@ -391,26 +421,34 @@ class Peers:
         return [reason[:1_000] for reason in reasons]
 
     def _learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        now = asyncio.get_running_loop().time()
-        if peer == self._exchange.peer_id or peer in self._refused or len(self._known) >= MAX_KNOWN:
+        if peer == self._exchange.peer_id or peer in self._refused:
             return
+        now, addresses = asyncio.get_running_loop().time(), tuple(addresses[:MAX_ADDRESSES])
         known = self._known.get(peer)
-        if known is None:
-            self._known[peer] = _Known(tuple(addresses), now)
-        else:
-            known.addresses, known.heard_at_s = tuple(addresses) or known.addresses, now
-        self._dial_due()
+        if known is not None:
+            known.addresses, known.heard_at_s = addresses or known.addresses, now
+            return
+        if len(self._known) >= MAX_KNOWN and peer not in self.linked:
+            least = max(self._known, key=lambda name: self._known[name].worth)
+            if self._known[least].met:
+                return
+            del self._known[least]
+        self._known[peer] = _Known(addresses, now)
 
     def _dial_due(self) -> None:
-        now = asyncio.get_running_loop().time()
+        """Dial those whose time has come, a few at a time, first those that were never tried."""
+        now, due = asyncio.get_running_loop().time(), []
         for peer, known in list(self._known.items()):
             if peer in self.linked:
-                known.heard_at_s, known.backoff_s = now, 1.0
+                known.heard_at_s, known.backoff_s, known.met = now, 1.0, True
             elif now - known.heard_at_s > FORGET_AFTER_S:
                 del self._known[peer]
             elif not known.dialing and now >= known.next_dial_s:
-                known.dialing = True
-                self._spawn(self._dial(peer, known))
+                due.append(peer)
+        for peer in sorted(due, key=lambda peer: self._known[peer].worth)[: MAX_DIALS - self._dials]:
+            self._known[peer].dialing = True
+            self._dials += 1
+            self._spawn(self._dial(peer, self._known[peer]))
 
     async def _dial(self, peer: PeerId, known: _Known) -> None:
         try:
@@ -420,6 +458,8 @@ class Peers:
             known.backoff_s = min(REDIAL_LONGEST_S, 2 * known.backoff_s)
         finally:
             known.dialing = False
+            self._dials -= 1
+        self._dial_due()
 
     async def _beat(self) -> None:
         while True:
@@ -441,6 +481,7 @@ class Peers:
                     await self._exchange.publish(record, RECORD_TTL_S)
                 for peer, found in (await self._exchange.discover()).items():
                     self._learn(peer, _record_addresses(found))
+                self._dial_due()
             except (ExchangeError, ProtocolError):
                 pass  # the directory is a help, not a need; the next turn tries again
             await asyncio.sleep(RECORD_TTL_S / 4 if self.linked else RECORD_TTL_S / 20)

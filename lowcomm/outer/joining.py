@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lowcomm.errors import PeerUnreachableError
+from lowcomm.errors import JoinRefusedError, PeerUnreachableError
 from lowcomm.membership.peers import Peer
 from lowcomm.outer.recovery import Moved
 from lowcomm.types import PeerId
@@ -200,11 +200,10 @@ class Joining:
         if state.shard < 0:
             free = [shard for shard in range(num_shards) if shard not in taken]
             if not free:
-                self._node.refusals.append(
+                raise JoinRefusedError(
                     f"all {num_shards} shards of the data are claimed by live islands; raise "
                     "shared.data.shards (on all islands), or set data.shard to share one"
                 )
-                self._node.raise_if_refused()
             state.shard = free[0]
         elif state.shard in taken:
             logger.warning("shard %d of the data is used by another live island, too", state.shard)

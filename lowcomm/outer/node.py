@@ -39,6 +39,8 @@ from lowcomm.types import Digest, Json, Layout, PeerId
 logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
+MAX_REFUSALS = 16
+"""Kept to be told."""
 GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
 
@@ -387,7 +389,7 @@ class Node:
 
     async def on_bulk(self, peer: PeerId, message: Message) -> None:
         """Dispatch a bulk message."""
-        if peer in self.peers.banned:
+        if not await self.peers.admit_bulk(peer):
             return
         try:
             fields = Fields(message.kind, message.body)
@@ -429,7 +431,7 @@ class Node:
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
         text = f"{peer} and this island don't fit together: " + "; ".join(reasons)
         logger.warning("%s", text)
-        self.refusals.append(text)
+        self.refusals = [*self.refusals[-MAX_REFUSALS:], text]
         task = asyncio.get_running_loop().create_task(self._part(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         self.changed.notify()
@@ -439,12 +441,14 @@ class Node:
         await self.exchange.disconnect(peer)
 
     def raise_if_refused(self) -> None:
-        """Raise what a peer refused this one for.
+        """Raise what a peer refused this one for, unless another one has let it in.
+
+        Who is alone with a stranger's word can't know who of the two is wrong; the founder of a run is not.
 
         Raises:
             JoinRefusedError: it names the keys that differ.
         """
-        if self.refusals:
+        if self.refusals and not self.peers.live() and not self.exchange.founder:
             raise JoinRefusedError(self.refusals[0])
 
     def _find_blob(self, name: Digest) -> Blob | None:

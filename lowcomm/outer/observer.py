@@ -48,12 +48,14 @@ class Bystander:
             "refuse": self.peers.on_refuse,
         }
         handler = handlers.get(message.kind)
-        if handler is None:
-            return
         try:
-            handler(peer, Fields(message.kind, message.body))
+            self.peers.admit_message(peer, message.kind)
+            if handler is not None:
+                handler(peer, Fields(message.kind, message.body))
         except ProtocolError as error:
-            logger.warning("peer %s broke the protocol: %s", peer, error)
+            logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
+            task = asyncio.get_running_loop().create_task(self._exchange.disconnect(peer))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def on_bulk(self, peer: PeerId, message: Message) -> None:
         """Nobody has reason to send bulk data here; it is dropped."""

@@ -5,18 +5,18 @@ import asyncio
 import pytest
 
 from lowcomm import exchanges
-from lowcomm.errors import ProtocolError
+from lowcomm.errors import PeerUnreachableError, ProtocolError
+from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.peers import BURST_MESSAGES, Peers, State
+from lowcomm.membership.peers import BURST_MESSAGES, MAX_DIALS, MAX_KNOWN, Peers, State
 from lowcomm.types import PeerId
 
 STRANGER = PeerId("stranger")
 
 
-def member() -> Peers:
-    exchange = exchanges.loopback(exchanges.hub(), run_id="run", peer_id="me", founder=True)
+def member(exchange: LoopbackExchange | None = None) -> Peers:
     return Peers(
-        exchange,
+        exchange or exchanges.loopback(exchanges.hub(), run_id="run", peer_id="me", founder=True),
         shared={"shared.seed": 1},
         layout=(),
         state=State(phase="training"),
@@ -89,6 +89,65 @@ def test_who_is_out_counts_no_more_and_is_not_let_in_again() -> None:
         peers.on_peer_down(STRANGER)
         peers.on_peer_up(STRANGER)
         assert STRANGER not in peers.linked
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
+def test_bulk_waits_for_hello_and_is_dropped_without() -> None:
+    async def scenario() -> None:
+        peers = member()
+        for peer in (STRANGER, PeerId("silent")):
+            peers.on_peer_up(peer)
+        early = asyncio.ensure_future(peers.admit_bulk(STRANGER))
+        never = asyncio.ensure_future(peers.admit_bulk(PeerId("silent")))
+        await asyncio.sleep(0)
+        assert not early.done()
+        assert not never.done()
+        peers.on_hello(STRANGER, hello())
+        peers.on_peer_down(PeerId("silent"))
+        assert await early
+        assert not await never
+        assert not await peers.admit_bulk(PeerId("unknown"))
+        peers.ban(STRANGER, "it lied")
+        assert not await peers.admit_bulk(STRANGER)
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
+class CountingExchange(LoopbackExchange):
+    """Notes how many dials run at a time; nobody can be reached before `gate` opens."""
+
+    gate: asyncio.Event
+    dialing = most = tried = 0
+
+    async def connect(self, peer: PeerId, addresses: object) -> None:
+        self.dialing, self.tried = self.dialing + 1, self.tried + 1
+        self.most = max(self.most, self.dialing)
+        await self.gate.wait()
+        self.dialing -= 1
+        raise PeerUnreachableError(f"{peer}: nobody there")
+
+
+def test_a_flood_of_invented_peers_is_dialled_a_few_at_a_time_and_not_told_on() -> None:
+    async def scenario() -> None:
+        exchange = CountingExchange(exchanges.hub(), "run", PeerId("me"), founder=True)
+        exchange.gate = asyncio.Event()
+        peers = member(exchange)
+        peers.on_peer_up(STRANGER)
+        peers.on_hello(STRANGER, hello())
+        for flood in range(2):
+            invented = [[f"peer-{flood}-{number}", ["/ip4/192.0.2.1/tcp/9"]] for number in range(MAX_KNOWN)]
+            peers.on_peers(STRANGER, Fields("peers", {"peers": invented}))
+        await asyncio.sleep(0)
+        assert exchange.most == MAX_DIALS
+        assert [name for name, _ in peers._known_json()] == [STRANGER]
+        exchange.gate.set()
+        while exchange.tried < MAX_KNOWN - 1:  # every one once, and the table never grew
+            await asyncio.sleep(0)
+        assert exchange.most == MAX_DIALS
+        assert len(peers._known) <= MAX_KNOWN
         await peers.stop()
 
     asyncio.run(scenario())

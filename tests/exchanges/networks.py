@@ -74,7 +74,7 @@ class Peer:
 
 @contextlib.asynccontextmanager
 async def network(kind: str, count: int = 2) -> AsyncIterator[list[Peer]]:
-    """`count` started peers, each linked to all others."""
+    """`count` started peers, each linked to all others and admitting them."""
     peers: list[Peer] = []
     try:
         if kind == "process_group":
@@ -94,6 +94,9 @@ async def network(kind: str, count: int = 2) -> AsyncIterator[list[Peer]]:
         await asyncio.gather(
             *(a.exchange.connect(b.id, b.exchange.addresses) for a in peers for b in peers if a is not b)
         )
+        for a in peers:
+            for b in peers:
+                a.exchange.admit(b.id)
         yield peers
     finally:
         await asyncio.gather(*(peer.exchange.close() for peer in peers))

@@ -192,6 +192,7 @@ def test_quic() -> None:
             b = exchanges.swarm(run_id=RUN, listen=listen, initial_peers=[a.join_string])
             await b.start(heard)
             assert "quic-v1" in a.join_string
+            a.admit(b.peer_id)
             await b.send_bulk(a.peer_id, Message("bulk", {}, bytes(1 << 20)))
         finally:
             await asyncio.gather(*(exchange.close() for exchange in (a, b) if exchange is not None))

@@ -249,6 +249,11 @@ class SwarmExchange:
         """The peers that messages flow to and from."""
         return frozenset() if self._links is None else self._links.up()
 
+    def admit(self, peer: PeerId) -> None:
+        """Read the peer's bulk streams from now on."""
+        if self._links is not None:
+            self._links.admit(peer)
+
     async def disconnect(self, peer: PeerId) -> None:
         """Drop a link; control messages already sent still arrive."""
         await self._running().disconnect(peer, "the link was closed")

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 STREAM_NAME = "/lowcomm/1"
 CONTROL = -1
 OPEN_TIMEOUT_S = 10.0
+CONTROL_PAYLOAD_BYTES = 64 << 10
+"""Control messages are small; larger ones are refused from their header."""
 BYE = "link.bye"
 
 
@@ -56,6 +58,7 @@ class Link:
 
     Attributes:
         up: completes when messages flow; fails with PeerUnreachableError or JoinRefusedError.
+        admitted: the other side has greeted and fits, so its bulk streams are read.
         token: names this end of the link; the other side's streams must quote it, once it knows it.
     """
 
@@ -74,6 +77,7 @@ class Link:
         self._control: Outgoing | None = None
         self._bulk: list[Outgoing] = []
         self._dialed = False
+        self.admitted = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -152,19 +156,33 @@ class Link:
         stream.hold()
         if channel == CONTROL:
             self._in_control = stream
+            stream.limit_payloads(CONTROL_PAYLOAD_BYTES)
             stream.on_message = self._on_control
             asyncio.get_running_loop().call_soon(self._watch)
         else:
             stream.on_message = lambda message: self._on_bulk(stream, message)
+            if self.is_up and self.admitted:
+                asyncio.get_running_loop().call_soon(stream.release)
+
+    def admit(self) -> None:
+        """Read the other side's bulk streams from now on."""
+        if not self.admitted:
+            self.admitted = True
             if self.is_up:
+                self._release_bulk()
+
+    def _release_bulk(self) -> None:
+        for stream in self._incoming:
+            if stream is not self._in_control:
                 asyncio.get_running_loop().call_soon(stream.release)
 
     def _watch(self) -> None:
         if self._dialed and self._in_control is not None and not self.up.done():
             self.up.set_result(None)
             self._owner.on_link_up(self)
-            for stream in list(self._incoming):
-                stream.release()
+            self._in_control.release()
+            if self.admitted:
+                self._release_bulk()
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -238,7 +256,7 @@ class Link:
         self._cancel_tasks()
         if control is not None:
             # the other side takes all streams down once it has read our last message
-            for stream in self._incoming:
+            for stream in self._incoming if self.admitted else self._incoming[:1]:
                 stream.divert(self._on_message_while_leaving)
             await asyncio.wait([self.ended], timeout=timeout_s)
         for stream in self._incoming:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from lowcomm.errors import PeerUnreachableError
@@ -20,9 +21,12 @@ logger = logging.getLogger(__name__)
 POLITE_S = 1.5
 """How long the peer with the higher id waits for the lower one to dial."""
 
-MAX_STREAMS_PER_LINK = 64
+MAX_STREAMS_PER_LINK = 17
+"""One for control, 16 for bulk: each may hold one frame, so a member makes us hold 69 MB at most."""
 MAX_UNOPENED = 64
 """Streams of strangers that have not said yet what they are for."""
+MAX_STRANGERS = 32
+"""Links to peers that have not greeted yet; others have to try again in a moment."""
 
 _PROBE_S = 3.0
 _DIAL_S = 8.0
@@ -49,7 +53,7 @@ class Links:
         self.run_id, self.receiver = run_id, receiver
         self._node, self._traffic, self._bulk_streams = node, traffic, bulk_streams
         self._links: dict[PeerId, Link] = {}
-        self._unopened: set[Incoming] = set()
+        self._unopened: dict[Incoming, PeerId] = {}
         self._arrivals: dict[PeerId, set[asyncio.Future[None]]] = {}
         self._closed = False
         self._gone: str | None = None
@@ -73,6 +77,12 @@ class Links:
         if link is None:
             raise PeerUnreachableError(f"{peer}: {self._gone or 'there is no link to it; connect first'}")
         return link
+
+    def admit(self, peer: PeerId) -> None:
+        """Read a peer's bulk streams from now on."""
+        link = self._links.get(peer)
+        if link is not None:
+            link.admit()
 
     # -- dialling ----------------------------------------------------------------------------------
 
@@ -173,28 +183,38 @@ class Links:
     async def _on_stream(
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._closed or len(self._unopened) >= MAX_UNOPENED:
+        if self._closed:
             self.refused_streams += 1
             writer.transport.abort()
             return
+        if len(self._unopened) >= MAX_UNOPENED:
+            self._make_room()
         stream = Incoming(
             writer,
             on_open=lambda stream, message: self._on_open(peer, stream, message),
             on_end=lambda reason: self._on_early_end(peer, stream, reason),
             count=lambda size: self.count(peer, 0, size),
         )
-        self._unopened.add(stream)
+        self._unopened[stream] = peer
         asyncio.get_running_loop().call_later(OPEN_TIMEOUT_S, self._expire, stream)
         stream.begin()
 
+    def _make_room(self) -> None:
+        """Close the oldest stream of whoever has most of them open without a word.
+
+        So a peer that opens streams and says nothing keeps nobody else out.
+        """
+        counts = Counter(self._unopened.values())
+        busiest = max(counts, key=lambda peer: counts[peer])
+        self._expire(next(stream for stream, peer in self._unopened.items() if peer == busiest))
+
     def _expire(self, stream: Incoming) -> None:
-        if stream in self._unopened:
-            self._unopened.discard(stream)
+        if self._unopened.pop(stream, None) is not None:
             self.refused_streams += 1
             stream.close()
 
     def _on_open(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
-        self._unopened.discard(stream)
+        self._unopened.pop(stream, None)
         verdict = self._verdict(peer, stream, message)
         if verdict is not Verdict.OK:
             self.refused_streams += 1
@@ -225,6 +245,8 @@ class Links:
             link = None
         is_new = link is None
         if link is None:
+            if sum(not other.admitted for other in self._links.values()) >= MAX_STRANGERS:
+                return Verdict.BUSY
             link = self._add(peer)
         link.peer_token = token
         link.accept(stream, channel)
@@ -233,7 +255,7 @@ class Links:
         return Verdict.OK
 
     def _on_early_end(self, peer: PeerId, stream: Incoming, reason: str) -> None:
-        self._unopened.discard(stream)
+        self._unopened.pop(stream, None)
         self.refused_streams += 1
         logger.debug("a stream of %s ended before it was opened: %s", peer, reason)
 

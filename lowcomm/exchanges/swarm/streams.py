@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
-from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.base import MAX_PAYLOAD_BYTES, Message
 from lowcomm.exchanges.frames import (
     HEADER_BYTES,
     decode_body,
@@ -45,6 +45,7 @@ class Verdict(enum.IntEnum):
     MALFORMED = 3
     CLOSING = 4
     NOT_ADMITTED = 5
+    BUSY = 6
 
 
 class FrameDecoder:
@@ -60,6 +61,7 @@ class FrameDecoder:
         self._payload = memoryview(b"")
         self._have = 0
         self.opened = False
+        self.payload_limit = MAX_PAYLOAD_BYTES
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes belong; never empty."""
@@ -98,6 +100,10 @@ class FrameDecoder:
                 raise ProtocolError(
                     f"opening frame: a body of {body_bytes} and a payload of {payload_bytes} bytes; at most "
                     f"{OPENING_BODY_BYTES} and 0 are allowed"
+                )
+            if payload_bytes > self.payload_limit:
+                raise ProtocolError(
+                    f"frame: a payload of {payload_bytes} bytes, at most {self.payload_limit} are allowed"
                 )
             self._start += HEADER_BYTES
             self._have = 0
@@ -155,6 +161,10 @@ class Incoming(asyncio.BufferedProtocol):
         """Take over the transport, then let the dialer speak."""
         self._transport.set_protocol(self)
         self._transport.write(PREAMBLE)
+
+    def limit_payloads(self, most_bytes: int) -> None:
+        """Refuse frames with larger payloads, before anything is allocated for them."""
+        self._decoder.payload_limit = most_bytes
 
     def hold(self) -> None:
         """Read nothing more until `release`: back-pressure."""
