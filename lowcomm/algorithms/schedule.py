@@ -11,6 +11,7 @@ so that with one fragment this is plain DiLoCo (arXiv:2311.08105): a round at H,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from lowcomm.errors import ConfigError
 
@@ -22,14 +23,15 @@ class Schedule:
     Attributes:
         inner_steps: H, inner steps between two rounds of one fragment.
         num_fragments: P, at most the number of tensors of the model.
-        delay: tau, inner steps taken between a round's start and the use of its result; < H.
+        delay: tau, inner steps taken between a round's start and the use of its result; < H. "auto":
+            as many as the rounds and steps measured lately need.
         merge_alpha: weight kept on the local parameters when the new anchor is merged, 0..1.
         fragmenting: `balanced` by bytes, or `strided` over the layout.
     """
 
     inner_steps: int
     num_fragments: int = 1
-    delay: int = 0
+    delay: int | Literal["auto"] = 0
     merge_alpha: float = 0.0
     fragmenting: str = "balanced"
 
@@ -38,7 +40,7 @@ class Schedule:
             raise ConfigError(f"schedule.inner_steps: expected at least 1, got {self.inner_steps}")
         if self.num_fragments < 1:
             raise ConfigError(f"schedule.num_fragments: expected at least 1, got {self.num_fragments}")
-        if not 0 <= self.delay < self.inner_steps:
+        if self.delay != "auto" and not 0 <= self.delay < self.inner_steps:
             raise ConfigError(
                 f"schedule.delay: expected 0 <= delay < inner_steps = {self.inner_steps}, got "
                 f"{self.delay}; a result has to be used before the fragment is due again"

@@ -8,7 +8,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from lowcomm import codecs
 from lowcomm.cli.common import (
@@ -171,7 +171,9 @@ def _add_utilisation(parts: Subparsers) -> None:
     parser.add_argument("--steps", metavar="N", type=positive, default=300, help="inner steps (300)")
     parser.add_argument("--inner-steps", metavar="H", type=positive, default=50, help="between rounds (50)")
     parser.add_argument("--num-fragments", metavar="P", type=positive, default=1, help="fragments (1)")
-    parser.add_argument("--delay", metavar="D", type=int, default=0, help="steps of room for a round (0)")
+    parser.add_argument(
+        "--delay", metavar="D", type=_delay, default=0, help="steps of room for a round, or auto (0)"
+    )
     parser.add_argument("--codec", choices=codecs.NAMES, default="fp32", help="how they are encoded (fp32)")
     parser.add_argument(
         "--mode",
@@ -244,6 +246,10 @@ def _site_round(args: argparse.Namespace) -> int:
         keys = ("seconds", "bytes_sent", "bytes_received", "committed", "digest")
         print_table(keys, [tuple(str(x[key]) for key in keys) for x in rounds if isinstance(x, dict)])
     return EXIT_DONE
+
+
+def _delay(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else int(text)
 
 
 def _utilisation(args: argparse.Namespace) -> int:

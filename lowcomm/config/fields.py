@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class Setting:
         default: of that kind.
         doc: one line, with the unit where there is one.
         low, high: inclusive bounds of numbers; None where there is none.
-        choices: the words that are allowed; empty where all are.
+        choices: the words that are allowed, of a number those in its place; empty where all are.
     """
 
     path: str
@@ -91,10 +92,14 @@ def _setting(field: dataclasses.Field[Any], annotation: Any, path: str) -> Setti
         str: "text",
         tuple[str, ...]: "texts",
     }
+    number: Kind | None = None
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):  # a number, or a word in its place
+        plain, annotation = typing.get_args(annotation)
+        number = kinds[plain]
     choices = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
     return Setting(
         path=path,
-        kind="text" if choices else kinds[annotation],
+        kind=number or ("text" if choices else kinds[annotation]),
         default=typing.cast(Value, field.default),
         doc=field.metadata["doc"],
         low=field.metadata["low"],

@@ -53,7 +53,9 @@ def _row(setting: Setting) -> str:
         "texts": "list of texts",
     }
     value = ", ".join(f"`{choice}`" for choice in setting.choices)
-    value = value or f"{kind[setting.kind]} {bounds(setting)}".rstrip()
+    if setting.kind != "text" or not value:
+        number = f"{kind[setting.kind]} {bounds(setting)}".rstrip()
+        value = f"{number}, or {value}" if value else number
     cells = (f"`{setting.name}`", value, f"`{show(setting.default)}`", setting.doc)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -75,7 +75,9 @@ class ScheduleConfig:
 
     inner_steps: int = setting(30, "inner steps between two rounds of a fragment (H)", low=1, high=1_000_000)
     num_fragments: int = setting(1, "fragments, exchanged in turn", low=1, high=100_000)
-    delay: int = setting(0, "inner steps between a round's start and the use of its result (tau)", low=0)
+    delay: int | Literal["auto"] = setting(
+        0, "inner steps between a round's start and the use of its result (tau); auto = as measured", low=0
+    )
     merge_alpha: float = setting(
         0.0, "weight kept on the local parameters when the new anchor is merged", low=0.0, high=1.0
     )

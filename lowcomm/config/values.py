@@ -56,6 +56,8 @@ def convert(value: object, setting: Setting, source: str) -> Value:
                 fail(source, setting.path, f"expected an integer of 64 bits, got {show(value)}")
             if within(value, setting):
                 return value
+        case "int" | "float" if isinstance(value, str) and value in setting.choices:
+            return value
         case "float" if isinstance(value, (int, float)) and not isinstance(value, bool):
             if within(value, setting) and abs(value) < math.inf:
                 return float(value) + 0.0  # -0.0 becomes 0.0: equal settings have equal digests
@@ -81,7 +83,7 @@ def convert(value: object, setting: Setting, source: str) -> Value:
 
 def expected(setting: Setting) -> str:
     """What a setting wants, in words: `an integer from 1 to 1000`."""
-    if setting.choices:
+    if setting.choices and setting.kind == "text":
         return "one of " + ", ".join(show(choice) for choice in setting.choices)
     words = {
         "bool": "true or false",
@@ -90,7 +92,7 @@ def expected(setting: Setting) -> str:
         "text": "text in quotes",
         "texts": "a list of texts",
     }[setting.kind]
-    return f"{words} {bounds(setting)}".rstrip()
+    return " or ".join([f"{words} {bounds(setting)}".rstrip(), *map(show, setting.choices)])
 
 
 def bounds(setting: Setting) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from lowcomm.islands.base import Island
 from lowcomm.outer.decision import Contribution
 from lowcomm.outer.node import Node, RoundOutcome
 from lowcomm.outer.progress import Progress
+from lowcomm.outer.room import Room
 from lowcomm.outer.thread import LoopThread
 from lowcomm.types import Digest, PeerId, RoundReport
 
@@ -54,6 +56,7 @@ class Flights:
         self._progress, self._clock = progress, clock
         self._node, self._thread = node, thread
         self._under_way: dict[int, Flight] = {}
+        self._room = Room(clock, schedule.inner_steps - 1) if schedule.delay == "auto" else None
 
     def __contains__(self, fragment: int) -> bool:
         return fragment in self._under_way
@@ -61,8 +64,17 @@ class Flights:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, fragment: Fragment, use_at_step: int) -> None:
-        """Send a fragment's pseudo-gradient; its outcome is merged at inner step `use_at_step`.
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """What the outer loop does between two inner steps happens inside."""
+        if self._room is not None:
+            self._room.step_ends()
+        yield
+        if self._room is not None:
+            self._room.step_begins()
+
+    def begin(self, fragment: Fragment) -> None:
+        """Send a fragment's pseudo-gradient; its outcome is merged `delay` inner steps later.
 
         Raises:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
@@ -86,7 +98,13 @@ class Flights:
             )
         progress = self._progress
         contribution = Contribution(values, progress.tokens[fragment.index], norm, progress.inner_step)
-        self.submit(fragment, contribution, use_at_step)
+        self.submit(fragment, contribution, progress.inner_step + self._delay())
+
+    def _delay(self) -> int:
+        if self._schedule.delay != "auto":
+            return self._schedule.delay
+        measured = [self._room.delay] if self._node is not None and self._room is not None else None
+        return self._island.broadcast(measured, 1)[0]
 
     def submit(self, fragment: Fragment, contribution: Contribution, use_at_step: int) -> None:
         """Send what was read before, anew after a restart."""
@@ -144,6 +162,8 @@ class Flights:
         self._progress.wait_s += wait_s
         if outcome is not None:
             self._progress.transfer_s += outcome.transfer_s
+            if outcome.entry is not None and self._room is not None:
+                self._room.round_took(outcome.round_s)
         return self._report(fragment, flight, outcome, outer_step, bool(committed), credited, wait_s)
 
     def _merged(self, outcome: RoundOutcome, local: Tensor | None) -> Tensor:

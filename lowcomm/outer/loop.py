@@ -278,6 +278,10 @@ class OuterLoop(Views):
         Raises:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
         """
+        with self._flights.between_steps():
+            return self._after_step(tokens)
+
+    def _after_step(self, tokens: int) -> tuple[RoundReport, ...]:
         self._progress.trained(tokens)
         if self._node is not None:
             self._node.peers.state.inner_step = self._progress.inner_step
@@ -286,7 +290,7 @@ class OuterLoop(Views):
             return ()
         for index in self._called(due):
             if index not in self._flights:
-                self._flights.begin(self._fragments[index], self._progress.inner_step + self._schedule.delay)
+                self._flights.begin(self._fragments[index])
         return self._flights.land(everything=False)
 
     def finish(self) -> tuple[RoundReport, ...]:
@@ -294,7 +298,7 @@ class OuterLoop(Views):
         reports = list(self._flights.land(everything=True))
         for fragment in self._fragments:
             if self._progress.tokens[fragment.index] > 0:
-                self._flights.begin(fragment, self._progress.inner_step)
+                self._flights.begin(fragment)
                 reports += self._flights.land(everything=True)
         return tuple(reports)
 

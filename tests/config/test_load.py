@@ -51,6 +51,7 @@ def test_recipe_and_overrides_in_order(tmp_path: Path) -> None:
         pytest.param('data.source="a b"', "data.source", "a b", id="quoted-text"),
         pytest.param("shared.run_id=2024", "shared.run_id", "2024", id="text-that-looks-like-a-number"),
         pytest.param("data.source=a = b\nc = 1", "data.source", "a = b\nc = 1", id="line-break-adds-no-key"),
+        pytest.param("shared.schedule.delay=auto", "shared.schedule.delay", "auto", id="word-for-a-number"),
         pytest.param("shared.inner.lr=1e-3", "shared.inner.lr", 1e-3, id="exponent"),
         pytest.param("shared.model.tie_embeddings=true", "shared.model.tie_embeddings", True, id="bool"),
         pytest.param("train.steps=1_000", "train.steps", 1000, id="underscore"),
@@ -108,6 +109,11 @@ def test_unknown_key_with_a_line_break_stays_one_line(tmp_path: Path) -> None:
         ),
         pytest.param(
             "train.steps=true", "train.steps: expected an integer of at least 1, got true", id="bool"
+        ),
+        pytest.param(
+            "shared.schedule.delay=never",
+            'shared.schedule.delay: expected an integer of at least 0 or "auto", got "never"',
+            id="word",
         ),
         pytest.param("train.steps=0", "train.steps: expected an integer of at least 1, got 0", id="too-low"),
         pytest.param(

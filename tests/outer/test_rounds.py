@@ -40,6 +40,7 @@ def test_two_islands_with_every_step_a_round_are_data_parallel() -> None:
         pytest.param(2, Schedule(inner_steps=4, num_fragments=4), id="four-fragments"),
         pytest.param(3, Schedule(inner_steps=6, num_fragments=3, fragmenting="strided"), id="strided"),
         pytest.param(3, Schedule(inner_steps=6, delay=2, merge_alpha=0.5), id="delay"),
+        pytest.param(2, Schedule(inner_steps=6, num_fragments=2, delay="auto", merge_alpha=0.5), id="auto"),
         pytest.param(3, Schedule(inner_steps=6, num_fragments=2, delay=5, merge_alpha=0.5), id="overlapping"),
     ],
 )
