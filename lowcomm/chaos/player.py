@@ -206,8 +206,11 @@ class Player:
         def trains_or_gone() -> bool:
             return newcomer.process is None or newcomer.took_part > 0
 
+        def may_leave() -> bool:
+            return newcomer.process is None or swarm.may_spare(newcomer)
+
         def stay() -> None:
-            self._later(fault.away_s, leave)
+            self._later(fault.away_s, leave, may_leave)
 
         def leave() -> None:
             if newcomer.process is not None:

@@ -159,6 +159,9 @@ class Peers:
         state: this peer's own state; change it and call `announce`.
         on_change: called after anything changed that a round could care about.
         on_refused: called with the reasons when a peer and this one don't fit together.
+
+    Attributes:
+        departed: peers that have said goodbye, and have not come back.
     """
 
     def __init__(
@@ -184,6 +187,7 @@ class Peers:
         self._dials = 0
         self._refused: set[PeerId] = set()
         self.banned: dict[PeerId, str] = {}
+        self.departed: set[PeerId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -387,6 +391,10 @@ class Peers:
         state = parse_state(fields)
         entry.seen_at_s = asyncio.get_running_loop().time()
         entry.state = state
+        if state.phase == "leaving":
+            self.departed.add(peer)
+        else:
+            self.departed.discard(peer)
         self._on_change()
 
     def on_refuse(self, peer: PeerId, fields: Fields) -> None:

@@ -77,6 +77,10 @@ class Electorate:
 
         With `majority`, more than half of the very peers that took part in the round before: any two
         such sets have a peer in common, and its promises keep them from deciding twice.
+
+        One member that has said goodbye is left out of the count: it votes no more, so a majority of the
+        others meets any majority of all, also one that counts it still because it has not heard of it. With
+        two left out that would not hold.
         """
         policy, last = self._context.policy, self._chain.last
         if len(peers) < max(1, policy.min_participants):
@@ -86,4 +90,6 @@ class Electorate:
         if last is None:
             return 2 * len(peers) > self._context.founders
         members = {peer for peer, _ in last.participants}
+        gone = sorted(members & self._context.peers.departed)
+        members -= set(gone[:1])
         return 2 * len(members & set(peers)) > len(members)

@@ -193,13 +193,13 @@ class Node:
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange."""
+        for fragment_round in self.rounds:
+            await fragment_round.abandon()  # before the farewell, which promises that no vote follows
         if self.peers.linked:
             self.peers.state.phase = "leaving"
             farewell = Message("state", self.peers.state.to_json())
             sends = [self.exchange.send(peer, farewell) for peer in self.peers.linked]
             await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 2.0)
-        for fragment_round in self.rounds:
-            await fragment_round.close()
         await self.peers.stop()
         await self.exchange.close()
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -197,6 +197,17 @@ def test_an_island_that_missed_rounds_replays_them_and_keeps_its_progress() -> N
     assert late.tokens_trained == late.tokens_credited + late.tokens_left
 
 
+def test_a_member_that_leaves_in_order_does_not_count_for_the_majority() -> None:
+    swarm = Swarm(islands=2, policy=RoundPolicy(deadline_s=20.0, partition="majority"))
+    trainers: list[Any] = [lambda: swarm.train(0, 24), lambda: swarm.train(1, 8)]
+    in_parallel(trainers, swarm.results, [0, 1])
+    assert_one_history(list(swarm.results.values()))
+    stays = swarm.results[0]
+    assert [len(report.participants) for report in stays.committed][:2] == [2, 2]
+    assert len(stays.committed[-1].participants) == 1
+    assert stays.tokens_left == 0
+
+
 def test_settings_that_differ_are_named_and_harm_nobody() -> None:
     swarm = Swarm(islands=2)
     started, refused = threading.Event(), threading.Event()
