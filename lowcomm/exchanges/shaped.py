@@ -19,6 +19,9 @@ from lowcomm.types import PeerId
 MAX_HELD_BULK = 8
 """Bulk messages to one peer that may be on their way; more wait, as on a full link."""
 
+APART_S = 1e-6
+"""Between two messages in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fate:
@@ -178,7 +181,8 @@ class ShapedExchange:
         for delay_s in fate.delays_s:
             arrives_s = sent_s + delay_s
             if fate.ordered:
-                arrives_s = max(arrives_s, self._last_s.get((peer, bulk), 0.0))
+                # apart, as timers of the same moment go off in any order
+                arrives_s = max(arrives_s, self._last_s.get((peer, bulk), 0.0) + APART_S)
                 self._last_s[peer, bulk] = arrives_s
             copies.append(self._spawn(self._carry(peer, message, arrives_s, bulk=bulk)))
         return copies

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
 from lowcomm.membership.fields import Fields
+from lowcomm.membership.promises import Promise
 from lowcomm.membership.roster import Roster, parse_ballot
 from lowcomm.outer.decision import Accepted, Contribution
 from lowcomm.outer.topic import Topic
@@ -105,6 +106,8 @@ class Ballots:
         except (PeerUnreachableError, ProtocolError) as error:
             self.fail(str(error))
         else:
+            if not await self._keep_promise(accepted):
+                return
             decision = self._topic.decision
             decision.accepted = decision.voted[accepted.entry.hash] = accepted
             while len(decision.voted) > MAX_VOTED_UPDATES:
@@ -119,6 +122,27 @@ class Ballots:
             own = (accepted.entry.hash, accepted.after.digest)
             decision.votes.setdefault(roster.ballot, {})[self._topic.me] = own
             self.count_votes()
+
+    async def _keep_promise(self, accepted: Accepted) -> bool:
+        """Write a vote down before it is sent; one that can't be is not sent, and the ballot ends."""
+        context = self._topic.context
+        if context.promises is None:
+            return True
+        promise = Promise(accepted.ballot, accepted.entry, accepted.update)
+        try:
+            await asyncio.get_running_loop().run_in_executor(context.pool, context.promises.save, promise)
+        except OSError as error:
+            self.fail(f"the vote could not be written down: {error.strerror or error}")
+            return False
+        return True
+
+    def recall(self, promise: Promise) -> None:
+        """Be bound again by a vote that an earlier life has cast on this outer step."""
+        decision, state = self._topic.decision, self._topic.context.state
+        decision.promised = decision.seen = promise.ballot
+        after = state.apply(promise.entry, promise.update)
+        accepted = Accepted(promise.ballot, promise.entry, promise.update, after, None, None, None, ())
+        decision.accepted = decision.voted[promise.entry.hash] = accepted
 
     def _check_claims(self, roster: Roster) -> None:
         """Take no part in a ballot with a peer that is out, or claims what can't be.
@@ -208,7 +232,8 @@ class Ballots:
         differing = [peer for peer in roster.peers if peer in votes and votes[peer] != own]
         agreeing = [peer for peer in roster.peers if votes.get(peer) == own]
         if differing and 2 * len(agreeing) > len(roster.peers):
-            decision.accepted = None
+            # The odd one may have sent its true vote to somebody else, who has committed then. So what
+            # was accepted stays so: the next ballot finishes it, without the odd one.
             for peer in differing:
                 self._topic.reject(
                     peer, f"its digest after outer step {roster.outer_step} is {votes[peer][1]}"

@@ -17,6 +17,7 @@ from lowcomm.membership.contributions import Limits
 from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_text
 from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, parse_entry
 from lowcomm.membership.peers import Peers
+from lowcomm.membership.promises import Promises
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
 from lowcomm.membership.update import Update
 from lowcomm.outer.rates import MAX_RATE, Rates
@@ -49,6 +50,7 @@ class Context:
     """What all fragments' rounds of one peer share.
 
     Attributes:
+        promises: where votes are kept over a crash; None = nowhere.
         founders: islands that were there, or expected, when this one joined, itself included.
         rates: at which contributions came in.
     """
@@ -61,6 +63,7 @@ class Context:
     policy: RoundPolicy
     pool: Executor
     chunk_elements: int
+    promises: Promises | None = None
     founders: int = 1
     rates: Rates = field(default_factory=Rates)
 

@@ -23,6 +23,7 @@ from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.pace import Pace
 from lowcomm.membership.peers import Peers, State
+from lowcomm.membership.promises import FilePromises, Promises
 from lowcomm.membership.roster import Participant
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import shares_of
@@ -114,6 +115,7 @@ class Node:
         ledger_file: where committed entries are noted, or None.
         folder: the run folder, for what outlives this process or has no room in memory; None = none.
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
+        promises: where votes are kept over a crash; None = in `folder`, where `policy` needs them.
         pool: encodes, decodes and hashes; None = two threads.
     """
 
@@ -131,6 +133,7 @@ class Node:
         ledger_file: EntrySink | None,
         folder: Path | None = None,
         snapshot_mbit_s: float = 0.0,
+        promises: Promises | None = None,
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
@@ -154,10 +157,12 @@ class Node:
         self.questions = Questions(exchange, lambda: self.deadline_s)
         self._donor = Donor(state, self.peers, folder, self.pool)
         self.joining, self.recovery = Joining(self), Recovery(self)
+        if promises is None and folder is not None and policy.partition == "majority":
+            promises = FilePromises(folder)
         block = state.codec.block_elements
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
         self.context = Context(
-            exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements
+            exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements, promises
         )
         self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
         self._calls: dict[int, _Call] = {}
@@ -173,6 +178,8 @@ class Node:
             "entries": self.questions.on_reply,
             "snapshot?": self._donor.on_snapshot_request,
             "snapshot": self.questions.on_reply,
+            "claim?": self.joining.on_claim,
+            "claim": self.questions.on_reply,
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
@@ -190,6 +197,8 @@ class Node:
         """Open the exchange; greet whoever is there."""
         await self.exchange.start(self)
         self.peers.start()
+        for fragment_round in self.rounds:
+            fragment_round.recall()
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange."""

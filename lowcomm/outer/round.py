@@ -18,6 +18,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peer
+from lowcomm.membership.promises import Promise
 from lowcomm.membership.roster import Ballot, Roster, parse_ballot, parse_signed_roster
 from lowcomm.outer.ballots import Ballots
 from lowcomm.outer.decision import Accepted, Context, Contribution, Decision, Ready, parse_ready
@@ -44,6 +45,7 @@ class FragmentRound:
         self._on_commit = on_commit
         self._electorate = Electorate(context, fragment)
         self._early: dict[int, dict[PeerId, Ready]] = {}
+        self._recalled: Promise | None = None
         self.ballots = Ballots(self._topic, self.announce, self._commit)
 
     @property
@@ -76,6 +78,9 @@ class FragmentRound:
         """This peer is due: announce it."""
         self.decision.contribution = contribution
         self.decision.unformed = self.decision.refusal = ""
+        if not self.ahead() and (reason := self._bound_beyond()):
+            self.decision.contribution, self.decision.unformed = None, reason
+            return
         self.announce()
 
     def announce(self) -> None:
@@ -136,7 +141,57 @@ class FragmentRound:
         if previous.outer_step == decision.outer_step:
             decision.readies = previous.readies  # another head at the same height; who shares it counts
         decision.first_ready_s = self._topic.now_s()
+        self._be_bound()
         self.changed.notify()
+
+    def recall(self) -> None:
+        """Read what an earlier life of this peer has voted for; it binds as soon as that step is reached."""
+        promises = self._topic.context.promises
+        self._recalled = promises.load(self._topic.fragment) if promises else None
+        self._be_bound()
+
+    def _be_bound(self) -> None:
+        promise, chain = self._recalled, self._topic.chain
+        if promise is None or promise.entry.outer_step > chain.outer_step + 1:
+            return
+        self._recalled = None
+        if promise.entry.outer_step == chain.outer_step + 1 and promise.entry.previous == chain.head:
+            logger.info(
+                "fragment %d: this island has voted in outer step %d before, and stands by it",
+                self._topic.fragment,
+                promise.entry.outer_step,
+            )
+            try:
+                self.ballots.recall(promise)
+            except ProtocolError as error:
+                logger.error("fragment %d: an earlier vote is void: %s", self._topic.fragment, error)
+
+    def _bound_beyond(self) -> str:
+        """Why this peer must not vote here: it has voted in a later outer step, so it knew more once.
+
+        Where all who took part in that step are here and none has that history, all have gone back
+        to a checkpoint, and the vote is void.
+        """
+        promise = self._recalled
+        if promise is None:
+            return ""
+        height, live = self._topic.chain.outer_step, self._topic.context.peers.live()
+        steps = {peer.id: peer.state.outer_steps[self._topic.fragment :] for peer in live}
+        others = {peer for peer, _ in promise.entry.participants} - {self._topic.me}
+        if all(peer in steps and steps[peer] and steps[peer][0] <= height for peer in others):
+            logger.warning(
+                "fragment %d: nobody who took part in outer step %d has that history any more; the run "
+                "goes on from outer step %d",
+                self._topic.fragment,
+                promise.entry.outer_step,
+                height,
+            )
+            self._recalled = None
+            return ""
+        return (
+            f"this island has voted in outer step {promise.entry.outer_step} before it was restarted, and "
+            f"none of the live islands knows what came after outer step {height}"
+        )
 
     async def close(self) -> None:
         """End the ballot under way."""

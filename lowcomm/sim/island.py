@@ -18,6 +18,7 @@ from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.ledger import Entry
+from lowcomm.membership.promises import Promises
 from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.node import Node, RoundOutcome
@@ -73,12 +74,15 @@ class Record:
 class SimIsland:
     """One life of one island, from its start to its end or crash.
 
+    Args:
+        promises: what survives a crash, besides what others know.
+
     Attributes:
         rounds: outcomes, in order, with the fragment.
         missed: what was left uncommitted when it ended, per fragment.
     """
 
-    def __init__(self, number: int, exchange: Exchange, settings: IslandSettings) -> None:
+    def __init__(self, number: int, exchange: Exchange, settings: IslandSettings, promises: Promises) -> None:
         self.number, self._settings = number, settings
         self.record = Record()
         self._fragments = make_fragments(settings.layout, settings.num_fragments, "balanced")
@@ -100,6 +104,7 @@ class SimIsland:
             lease_s=settings.lease_s,
             chunk_bytes=settings.chunk_bytes,
             ledger_file=self.record,
+            promises=promises if settings.policy.partition == "majority" else None,
             pool=InlineExecutor(),
         )
         self.progress = Progress(len(sizes))

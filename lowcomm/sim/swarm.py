@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
+from lowcomm.membership.promises import FilePromises, MemoryPromises, Promises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
 from lowcomm.sim.virtual_time import run_virtually
@@ -46,10 +48,16 @@ class Outcome:
 class SimSwarm:
     """Islands that start together, fall, come back, and end together."""
 
-    def __init__(self, islands: int, tape: Tape, settings: IslandSettings) -> None:
+    def __init__(
+        self, islands: int, tape: Tape, settings: IslandSettings, folder: Path | None = None
+    ) -> None:
         self._islands, self._tape, self._settings = islands, tape, settings
         self._hub = LoopbackHub()
         self._shaper = TapeShaper(tape)
+        self._promises: list[Promises] = [
+            FilePromises(_made(folder / name(number))) if folder else MemoryPromises()
+            for number in range(islands)
+        ]
         self._until_s = tape.quiet_s + SETTLE_S
         self._lives: dict[int, tuple[SimIsland, asyncio.Task[None]]] = {}
         self.outcome = Outcome(tape, settings)
@@ -88,7 +96,8 @@ class SimSwarm:
 
     def _start(self, number: int, *, founder: bool, expected: int) -> None:
         inner = LoopbackExchange(self._hub, RUN_ID, name(number), founder=founder)
-        island = SimIsland(number, ShapedExchange(inner, self._shaper), self._settings)
+        exchange = ShapedExchange(inner, self._shaper)
+        island = SimIsland(number, exchange, self._settings, self._promises[number])
         task = asyncio.get_running_loop().create_task(island.live(expected, self._until_s))
         self._lives[number] = island, task
         self.outcome.lives.append(island)
@@ -121,11 +130,19 @@ class SimSwarm:
                 self._start(number, founder=False, expected=1)
 
 
-def simulate(islands: int, tape: Tape, settings: IslandSettings) -> Outcome:
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def simulate(islands: int, tape: Tape, settings: IslandSettings, folder: Path | None = None) -> Outcome:
     """Run a tape to its end.
+
+    Args:
+        folder: where islands write down their votes; None = in memory. Either outlives their crashes.
 
     Raises:
         HungError: somebody waits for ever.
     """
     limit_s = tape.quiet_s + SETTLE_S + 60.0
-    return run_virtually(SimSwarm(islands, tape, settings).run(), limit_s)
+    return run_virtually(SimSwarm(islands, tape, settings, folder).run(), limit_s)

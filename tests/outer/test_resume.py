@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lowcomm import Schedule
+from lowcomm import RoundPolicy, Schedule
 from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, train_step
 
 
 def train_part(
-    swarm: Swarm, island: int, until: int, saved: dict[tuple[int, int], bytes], checkpoints: list[int]
+    swarm: Swarm,
+    island: int,
+    until: int,
+    saved: dict[tuple[int, int], bytes],
+    checkpoints: list[int],
+    **changes: Any,
 ) -> Result:
     """Train to `until`, from the checkpoint that the islands agree on; save one at every multiple of 4."""
     result = swarm.results[island] = Result()
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr, momentum=0.9)
-    outer = swarm.loop(island, model, optimizer)
+    outer = swarm.loop(island, model, optimizer, **changes)
     try:
         chosen = outer.connect(checkpoints)
         if chosen is not None:
@@ -73,3 +79,26 @@ def test_resumed_equals_uninterrupted(schedule: Schedule) -> None:
         assert again[island].digest == whole[island].digest
         assert again[island].head == whole[island].head
         assert again[island].tokens_trained == whole[island].tokens_trained
+
+
+def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
+    policy = RoundPolicy(deadline_s=20.0, partition="majority")
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+
+    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
+        swarm = Swarm(islands=2, schedule=Schedule(inner_steps=4), policy=policy)
+        calls = [
+            lambda i=i: train_part(swarm, i, until, saved, lists[i], folder=folders[i]) for i in range(2)
+        ]
+        in_parallel(calls, swarm.results, [0, 1])
+        assert [result.error for result in swarm.results.values()] == [None, None]
+        return swarm.results
+
+    saved: dict[tuple[int, int], bytes] = {}
+    first = run(17, saved, [[], []])
+    again = run(17, saved, [[8], [4, 8]])
+    for island in range(2):
+        assert again[island].losses == first[island].losses[8:]
+        assert again[island].head == first[island].head
