@@ -9,6 +9,7 @@ through the initial ones, through what peers tell of each other, and through the
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
+from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 PROTOCOL = 1
@@ -32,6 +34,12 @@ RECORD_TTL_S = 60.0
 REDIAL_LONGEST_S = 30.0
 FORGET_AFTER_S = 600.0
 REFUSED_KEYS_SHOWN = 8
+LOOKS = 4
+"""A heartbeat is so many looks at who is silent."""
+SILENT_BEATS = 2.5
+"""Nobody counts as silent sooner."""
+STALLED_BEATS = 5.0
+"""Nobody counts as stalled sooner."""
 MESSAGES_PER_S = 1_000.0
 BURST_MESSAGES = 10_000.0
 """Control messages of one peer; the busiest honest one, which takes a snapshot, sends hundreds a second."""
@@ -104,6 +112,8 @@ class Peer:
         greeted: its hello has come, and fits.
         introduced: it has told which peers it knows, which it does once it has our hello.
         settled: set when it has greeted, or is gone.
+        pulse, silent: its messages; whether it has been silent for longer than it ever is.
+        progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
 
     id: PeerId
@@ -112,6 +122,10 @@ class Peer:
     greeted: bool = False
     introduced: bool = False
     seen_at_s: float = 0.0
+    pulse: Pulse | None = None
+    progress: Pulse | None = None
+    silent: bool = False
+    stalled: bool = False
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0
     settled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -158,6 +172,7 @@ class Peers:
         layout: the model's tensors; empty for peers without a model (seed, observer).
         state: this peer's own state; change it and call `announce`.
         on_change: called after anything changed that a round could care about.
+        on_silent: called when a peer has been silent for longer than it ever is; it may come back.
         on_refused: called with the reasons when a peer and this one don't fit together.
 
     Attributes:
@@ -174,6 +189,7 @@ class Peers:
         heartbeat_s: float,
         lease_s: float,
         on_change: Callable[[], None],
+        on_silent: Callable[[PeerId, str], None] = lambda peer, reason: None,
         on_refused: Callable[[PeerId, list[str]], None],
     ) -> None:
         self._exchange = exchange
@@ -181,7 +197,7 @@ class Peers:
         self._layout = layout_json(layout)
         self.state = state
         self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
-        self._on_change, self._on_refused = on_change, on_refused
+        self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
         self._known: dict[PeerId, _Known] = {}
         self._dials = 0
@@ -193,6 +209,7 @@ class Peers:
     def start(self) -> None:
         """Begin heartbeats and discovery."""
         self._spawn(self._beat())
+        self._spawn(self._listen())
         self._spawn(self._discover())
 
     async def stop(self) -> None:
@@ -203,13 +220,14 @@ class Peers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def live(self, role: str = "island") -> list[Peer]:
-        """Greeted peers of a role that are not leaving, this one not among them."""
+        """Greeted peers of a role that are not leaving or silent, this one not among them."""
         return [
             peer
             for peer in self.linked.values()
             if peer.greeted
             and peer.state.role == role
             and peer.state.phase != "leaving"
+            and not peer.silent
             and peer.id not in self.banned
         ]
 
@@ -274,7 +292,13 @@ class Peers:
             self._spawn(self._put_out(peer, self.banned[peer]))
             return
         now = asyncio.get_running_loop().time()
-        self.linked[peer] = Peer(peer, seen_at_s=now, counted_at_s=now)
+        self.linked[peer] = Peer(
+            peer,
+            seen_at_s=now,
+            counted_at_s=now,
+            pulse=Pulse(SILENT_BEATS * self._heartbeat_s, self._lease_s, now),
+            progress=Pulse(STALLED_BEATS * self._heartbeat_s, math.inf, now),
+        )
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
             "shared": self._shared,
@@ -282,6 +306,18 @@ class Peers:
             "addresses": list(self._exchange.addresses),
         }
         self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
+
+    def heard(self, peer: PeerId) -> None:
+        """Anything came from a peer, and be it a piece of a transfer: it lives."""
+        entry = self.linked.get(peer)
+        if entry is None or entry.pulse is None:
+            return
+        now = asyncio.get_running_loop().time()
+        entry.seen_at_s = now
+        entry.pulse.beat(now)
+        if entry.silent:
+            entry.silent = False
+            self._on_change()
 
     def admit_message(self, peer: PeerId, kind: str) -> None:
         """Let a control message through, or refuse it before it is read.
@@ -388,8 +424,16 @@ class Peers:
         entry = self.linked.get(peer)
         if entry is None or not entry.greeted:
             return
-        state = parse_state(fields)
-        entry.seen_at_s = asyncio.get_running_loop().time()
+        self.heard(peer)
+        state, before = parse_state(fields), entry.state
+        moved = (state.inner_step, state.outer_steps, state.phase) != (
+            before.inner_step,
+            before.outer_steps,
+            before.phase,
+        )
+        if moved and entry.progress is not None:
+            entry.progress.beat(asyncio.get_running_loop().time())
+            entry.stalled = False
         entry.state = state
         if state.phase == "leaving":
             self.departed.add(peer)
@@ -478,6 +522,20 @@ class Peers:
                 if now - peer.seen_at_s > self._lease_s:
                     await self._exchange.disconnect(peer.id)
             self._dial_due()
+
+    async def _listen(self) -> None:
+        """Notice who has fallen silent, and who makes no steps any more."""
+        step_s = self._heartbeat_s / LOOKS
+        while True:
+            await asyncio.sleep(step_s)
+            now = asyncio.get_running_loop().time()
+            for peer in list(self.linked.values()):
+                if peer.progress is not None:
+                    peer.stalled = peer.progress.look(now, 2 * step_s)
+                if peer.pulse is not None and peer.pulse.look(now, 2 * step_s) and not peer.silent:
+                    peer.silent = True
+                    self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
+                    self._on_change()
 
     async def _discover(self) -> None:
         while True:

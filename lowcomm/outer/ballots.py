@@ -49,6 +49,7 @@ class Ballots:
         if roster.outer_step != decision.outer_step or roster.previous != self._topic.chain.head:
             return
         if roster.ballot <= decision.promised:
+            self._decline(roster)
             return
         decision.seen = max(decision.seen, roster.ballot)
         for peer in roster.peers:
@@ -67,10 +68,10 @@ class Ballots:
             self._announce()
             return
         self.cancel()
-        now = self._topic.now_s()
+        self._topic.began()
         decision.promised, decision.roster = roster.ballot, roster
         decision.ballots += 1
-        decision.progress_s = decision.joined_s = now
+        decision.joined_s = decision.progress_s
         if not finalises:
             decision.sent = [*decision.sent[1 - MAX_VOTED_UPDATES :], contribution]
             # made at once, as pieces may come before the task's first step
@@ -84,6 +85,21 @@ class Ballots:
         decision.task = asyncio.get_running_loop().create_task(self._run(roster, contribution))
         decision.task.add_done_callback(self._on_run_done)
         self._topic.changed.notify()
+
+    def _decline(self, roster: Roster) -> None:
+        """Tell a leader that didn't know of this peer's promise, or its ballot would wait for a deadline."""
+        decision = self._topic.decision
+        if roster.ballot == decision.promised or self._topic.me not in roster.peers:
+            return
+        body: dict[str, Json] = {
+            "ballot": roster.ballot.to_json(),
+            "reason": f"it has joined a later ballot, {decision.promised.attempt}",
+            "avoid": [],
+            "rejected": [],
+        }
+        self._topic.send([PeerId(roster.ballot.leader)], "abort", body)
+        if decision.task is None:
+            self._announce()
 
     async def _run(self, roster: Roster, contribution: Contribution) -> None:
         """Run a ballot up to its vote; what goes wrong ends the ballot, not the peer."""
@@ -112,7 +128,8 @@ class Ballots:
             decision.accepted = decision.voted[accepted.entry.hash] = accepted
             while len(decision.voted) > MAX_VOTED_UPDATES:
                 del decision.voted[next(iter(decision.voted))]
-            decision.accepted_s = decision.progress_s = self._topic.now_s()
+            self._topic.progressed()
+            decision.accepted_s = decision.progress_s
             vote: dict[str, Json] = {
                 "ballot": roster.ballot.to_json(),
                 "entry": accepted.entry.hash,
@@ -178,10 +195,13 @@ class Ballots:
         return await fetch_own(self._topic, entry, donors, roster.ballot)
 
     def check_stall(self) -> None:
-        """End a ballot in which nothing has moved for a whole deadline."""
+        """End a ballot in which nothing has moved for longer than it ever takes, at most a deadline."""
         decision = self._topic.decision
-        deadline_s = self._topic.context.policy.deadline_s
-        if decision.task is None or self._topic.now_s() - decision.progress_s < deadline_s:
+        if decision.task is None or decision.roster is None:
+            return
+        self._topic.notice_bytes(decision.roster.peers)
+        deadline_s = self._topic.stall_s()
+        if self._topic.now_s() - decision.progress_s < deadline_s:
             return
         owing = decision.transfer.missing_parts_from() if decision.transfer else []
         decision.avoid |= set(owing)
@@ -197,7 +217,7 @@ class Ballots:
         votes.setdefault(peer, (fields.digest("entry"), fields.digest("state")))
         while len(decision.votes) > MAX_VOTED_BALLOTS:
             del decision.votes[min(decision.votes)]
-        decision.progress_s = self._topic.now_s()
+        self._topic.progressed()
         self.count_votes()
 
     def on_abort(self, peer: PeerId, fields: Fields) -> None:

@@ -29,7 +29,8 @@ def next_roster(
         return None  # first catch up; what others have committed is decided
     aligned, waiting = electorate.look()
     waited_s = now_s - decision.first_ready_s
-    order = leader_order([*aligned, me], context.exchange.run_id, fragment, decision.outer_step)
+    stalled = {peer.id for peer in context.peers.live() if peer.stalled and peer.id not in decision.readies}
+    order = leader_order([*(aligned - stalled), me], context.exchange.run_id, fragment, decision.outer_step)
     turn = int(waited_s / (LEADER_PATIENCE * policy.deadline_s))
     if order[turn % len(order)] != me or decision.busy & (aligned | {me}):
         return None
@@ -38,8 +39,8 @@ def next_roster(
         for peer, said in decision.readies.items()
         if said.previous == chain.head and (peer == me or peer in aligned) and peer not in decision.rejected
     }
-    late = waited_s >= policy.deadline_s
     missing = ({me} | waiting) - set(ready) - decision.avoid
+    late = waited_s >= policy.deadline_s or (bool(missing) and missing <= stalled)
     if not ready or (missing and not late):
         return None
     electorate.absent |= missing

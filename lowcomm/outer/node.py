@@ -151,6 +151,7 @@ class Node:
             heartbeat_s=heartbeat_s,
             lease_s=lease_s,
             on_change=self._look,
+            on_silent=self._on_silent,
             on_refused=self._on_refused,
         )
         self.blobs = Blobs(exchange, self._find_blob, self.pool, Pace(snapshot_mbit_s))
@@ -389,6 +390,7 @@ class Node:
             return
         handler = self._control.get(message.kind)
         try:
+            self.peers.heard(peer)
             self.peers.admit_message(peer, message.kind)
             if handler is None:
                 raise ProtocolError(f"unknown message {message.kind!r:.60}")
@@ -400,6 +402,7 @@ class Node:
         """Dispatch a bulk message."""
         if not await self.peers.admit_bulk(peer):
             return
+        self.peers.heard(peer)
         try:
             fields = Fields(message.kind, message.body)
             if message.kind in ("part", "mean"):
@@ -423,6 +426,14 @@ class Node:
         for fragment_round in self.rounds:
             fragment_round.on_peer_down(peer, reason)
         self._look()
+
+    def _on_silent(self, peer: PeerId, reason: str) -> None:
+        """A peer says nothing, over a link that looks whole: nobody waits for it until it speaks again."""
+        logger.info("%s is %s", peer, reason)
+        self.blobs.on_peer_down(peer)
+        self.questions.on_peer_down(peer)
+        for fragment_round in self.rounds:
+            fragment_round.on_silent(peer, reason)
 
     def _drop(self, peer: PeerId, error: Exception) -> None:
         logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)

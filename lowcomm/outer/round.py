@@ -118,7 +118,9 @@ class FragmentRound:
     def next_deadline_s(self) -> float:
         """When to look again although nothing has come: seconds from now."""
         decision, deadline_s = self.decision, self._topic.context.policy.deadline_s
-        since = decision.progress_s if decision.task is not None else decision.first_ready_s
+        since = decision.first_ready_s
+        if decision.task is not None:
+            since, deadline_s = decision.progress_s, self._topic.stall_s()
         waited = self._topic.now_s() - since
         return max(0.05, deadline_s - waited if waited < deadline_s else deadline_s / 4)
 
@@ -246,6 +248,12 @@ class FragmentRound:
         roster = self.decision.roster
         if roster is not None and peer in roster.peers:
             self.ballots.fail(f"{peer} is gone ({reason})")
+
+    def on_silent(self, peer: PeerId, reason: str) -> None:
+        """A peer says nothing any more: the ballot with it is over. What it has announced stays."""
+        roster = self.decision.roster
+        if roster is not None and peer in roster.peers:
+            self.ballots.fail(f"{peer} is {reason}")
 
     async def on_piece(self, peer: PeerId, fields: Fields, message: Message) -> None:
         """A `part` or `mean` chunk. One that is ahead of its roster waits for it (back-pressure)."""

@@ -8,11 +8,17 @@ from collections.abc import Iterable, Mapping
 
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.contributions import Contributions
+from lowcomm.membership.pulse import Pulse
 from lowcomm.outer.decision import Context, Decision
 from lowcomm.outer.signal import Signal
 from lowcomm.types import Json, PeerId
 
 logger = logging.getLogger(__name__)
+
+STALL_LEAST_S = 5.0
+"""A ballot that stands still is never ended sooner, unless somebody is gone or silent."""
+PROGRESS_BYTES = 1 << 16
+"""So many bytes to or from its participants are progress; signs of life are far less."""
 
 
 class Topic:
@@ -31,6 +37,8 @@ class Topic:
         self.changed = Signal()
         self.contributions = Contributions(context.policy.limits)
         self.decision = Decision(self.chain.outer_step + 1)
+        self._pulse: Pulse | None = None
+        self._moved_bytes = 0
 
     @property
     def me(self) -> PeerId:
@@ -42,7 +50,29 @@ class Topic:
 
     def progressed(self) -> None:
         """Note that the ballot under way has moved."""
-        self.decision.progress_s = self.now_s()
+        now_s = self.decision.progress_s = self.now_s()
+        if self._pulse is not None and self.decision.task is not None:
+            self._pulse.beat(now_s)
+
+    def began(self) -> None:
+        """Note that a ballot is under way."""
+        now_s = self.decision.progress_s = self.now_s()
+        if self._pulse is None:
+            self._pulse = Pulse(STALL_LEAST_S, self.context.policy.deadline_s, now_s)
+        self._pulse.resume(now_s)
+
+    def stall_s(self) -> float:
+        """How long a ballot may stand still: as judged by earlier ones, at most the deadline."""
+        return self._pulse.limit_s if self._pulse is not None else self.context.policy.deadline_s
+
+    def notice_bytes(self, peers: Iterable[PeerId]) -> None:
+        """Pieces of chunks are progress, too: a slow link is no stall."""
+        by_peer = self.context.exchange.traffic.by_peer
+        moved = sum(by_peer.get(peer, 0) for peer in peers)
+        if moved - self._moved_bytes >= PROGRESS_BYTES:
+            self.progressed()
+        if moved - self._moved_bytes >= PROGRESS_BYTES or moved < self._moved_bytes:
+            self._moved_bytes = moved
 
     def reject(self, peer: PeerId, reason: str, accuser: PeerId | None = None) -> None:
         """Leave a peer out of this outer step and tell it why; after too many times it is out.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.membership.roster import leader_order
 from tests.e2e.runs import DEADLINE_S, ROOT, lines
 
 RECIPE = ROOT / "recipes" / "quickstart.toml"
@@ -105,3 +106,38 @@ def test_a_fourth_island_joins_a_running_three(tmp_path, start) -> None:
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
     one_history(*folders, out / "late")
+
+
+@pytest.mark.parametrize("role", ["the-bootstrap-peer", "the-leader", "a-reducer"])
+def test_an_island_that_freezes_is_left_out_and_comes_back(tmp_path, start, role) -> None:
+    out = tmp_path / "run"
+    process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
+    folders = [out / f"island-{index}" for index in range(3)]
+    wait_for(lambda: all(len(rounds(folder)) >= 4 for folder in folders), "four rounds of three islands")
+    victim = 0
+    if role != "the-bootstrap-peer":
+        begun = [next(x for x in lines(f / "metrics.jsonl") if x["kind"] == "start") for f in folders]
+        peers = [line["peer"] for line in begun]
+        next_step = max(line["outer_step"] for folder in folders for line in rounds(folder)) + 1
+        order = leader_order(peers, begun[0]["run_id"], 0, next_step)
+        victim = peers.index(order[0] if role == "the-leader" else order[1])  # everybody reduces a part
+    others = [folder for index, folder in enumerate(folders) if index != victim]
+    pid = int((folders[victim] / "pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        before = max(line["outer_step"] for folder in folders for line in rounds(folder))
+        wait_for(
+            lambda: all(rounds(folder)[-1]["outer_step"] >= before + 3 for folder in others),
+            "three more rounds of the two that are left",
+        )
+        for folder in others:
+            assert len(rounds(folder)[-1]["participants"]) == 2
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: len(rounds(folders[victim])[-1]["participants"]) == 3, "it is in the rounds again")
+    one_history(*folders)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=DEADLINE_S)
+    for folder in folders:
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary["tokens"] == summary["tokens_credited"] + summary["tokens_dropped"]
