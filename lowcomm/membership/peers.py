@@ -310,8 +310,8 @@ class Peers:
     def heard(self, peer: PeerId) -> None:
         """Anything came from a peer, and be it a piece of a transfer: it lives."""
         entry = self.linked.get(peer)
-        if entry is None or entry.pulse is None:
-            return
+        if entry is None or entry.pulse is None or not entry.greeted:
+            return  # who doesn't greet is not kept by what else it sends
         now = asyncio.get_running_loop().time()
         entry.seen_at_s = now
         entry.pulse.beat(now)

@@ -284,7 +284,9 @@ class Node:
                     await fragment_round.abandon()
                     break
                 if fragment_round.ahead():
-                    await self.recovery.catch_up(fragment)
+                    moved_on = await self.recovery.catch_up(fragment)
+                    if moved_on.snapshot_bytes and not call.commits:
+                        fragment_round.contribute(contribution)  # nobody has heard of it on this head
                     base = self.state.states[fragment].anchor
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())

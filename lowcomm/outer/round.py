@@ -46,6 +46,7 @@ class FragmentRound:
         self._electorate = Electorate(context, fragment)
         self._early: dict[int, dict[PeerId, Ready]] = {}
         self._recalled: Promise | None = None
+        self._held_since_s = 0.0
         self.ballots = Ballots(self._topic, self.announce, self._commit)
 
     @property
@@ -70,6 +71,8 @@ class FragmentRound:
     def look(self) -> None:
         """The swarm changed: perhaps a round can be formed now, or has become hopeless."""
         self._follow_commit()
+        if self._recalled is not None and self.decision.contribution is not None and not self._held():
+            self.announce()  # what held it back is void, or has been caught up with
         self._tell_ready()
         self._lead()
         self.changed.notify()
@@ -78,10 +81,9 @@ class FragmentRound:
         """This peer is due: announce it."""
         self.decision.contribution = contribution
         self.decision.unformed = self.decision.refusal = ""
-        if not self.ahead() and (reason := self._bound_beyond()):
-            self.decision.contribution, self.decision.unformed = None, reason
-            return
-        self.announce()
+        self._held_since_s = self._topic.now_s()
+        if not self._held():
+            self.announce()
 
     def announce(self) -> None:
         """Broadcast that this peer is due, with what it has promised and accepted."""
@@ -167,6 +169,13 @@ class FragmentRound:
                 self.ballots.recall(promise)
             except ProtocolError as error:
                 logger.error("fragment %d: an earlier vote is void: %s", self._topic.fragment, error)
+
+    def _held(self) -> bool:
+        """Whether an earlier vote keeps this peer out; after a deadline the round is given up."""
+        reason = self._bound_beyond()
+        if reason and self._topic.now_s() - self._held_since_s >= self._topic.context.policy.deadline_s:
+            self.decision.unformed = reason
+        return bool(reason)
 
     def _bound_beyond(self) -> str:
         """Why this peer must not vote here: it has voted in a later outer step, so it knew more once.
