@@ -20,6 +20,8 @@ from lowcomm.membership.pace import Pace
 from lowcomm.membership.pieces import PIECE_BYTES
 from lowcomm.types import Digest, Json, PeerId
 
+TICK_S = 1e-3
+"""A shorter wait is none: a rounding of the clock may never end it."""
 MAX_OWED = 32
 """Pieces owed to one peer that asks and does not read; room for some fetches at a time."""
 
@@ -119,9 +121,10 @@ class Blobs:
             await self._exchange.send(donor, request)
             while not future.done():
                 heard_s = max(asked_s, self._heard_s.get(donor, 0.0))
-                if loop.time() - heard_s >= deadline_s:
+                left_s = heard_s + deadline_s - loop.time()
+                if left_s < TICK_S:
                     return None
-                await asyncio.wait([future], timeout=heard_s + deadline_s - loop.time())
+                await asyncio.wait([future], timeout=left_s)
             return future.result()
         except PeerUnreachableError:
             return None

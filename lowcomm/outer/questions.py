@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.blobs import TICK_S
 from lowcomm.membership.fields import Fields
 from lowcomm.types import Json, PeerId
 
@@ -57,8 +58,7 @@ class Questions:
         pending, patience_s = set(tasks), self._deadline_s()
         answers: dict[PeerId, Fields] = {}
         try:
-            while pending and loop.time() - began_s < patience_s:
-                left_s = patience_s - (loop.time() - began_s)
+            while pending and (left_s := began_s + patience_s - loop.time()) >= TICK_S:
                 done, pending = await asyncio.wait(
                     pending, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
                 )
