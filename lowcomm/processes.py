@@ -75,8 +75,9 @@ class LaunchPlan:
 
     Attributes:
         recipe: handed to `lowcomm train`.
-        config: the recipe with the overrides, already checked.
+        config: the recipe with the profile and the overrides, already checked.
         overrides: as given to `--set`.
+        profile: as given to `--profile`; all islands have it.
         out: island i runs in `out/island-i`.
         islands, ranks: how many islands, and ranks in each.
     """
@@ -87,6 +88,7 @@ class LaunchPlan:
     out: Path
     islands: int
     ranks: int = 1
+    profile: str | None = None
 
     def check(self) -> None:
         """Refuse what can't work before anything is started.
@@ -124,6 +126,8 @@ class LaunchPlan:
         if self.ranks > 1:
             python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}", "-m"]
         command = [*python, "lowcomm", "train", str(self.recipe), "--out", str(self.folder(index))]
+        if self.profile is not None:
+            command += ["--profile", self.profile]
         for override in (*self.overrides, *settings):
             command += ["--set", override]
         return command

@@ -10,6 +10,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,7 +132,7 @@ class Trainer:
                     )
                 )
                 folder.write("config.toml", to_toml(config))
-            if self._world_size > 1:
+            if self._world_size > 1 or config.island.engine in ("fsdp2", "deepspeed"):
                 stack.enter_context(process_group(self._device))
             stack.enter_context(self._handle_signals())
             return self._train(text, folder, stack)
@@ -490,12 +491,18 @@ def choose_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """torchrun's process group inside the island: NCCL between GPUs, Gloo between CPUs."""
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-        # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
-        # then in a native thread, most likely Gloo's, while its interpreter was ending.
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
+    """The process group inside the island, torchrun's or one of this process alone: NCCL or Gloo."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    with tempfile.TemporaryDirectory() as folder:
+        if "WORLD_SIZE" in os.environ:
+            torch.distributed.init_process_group(backend)
+        else:
+            store = f"file://{folder}/store"
+            torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
+        try:
+            yield
+            # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
+            # then in a native thread, most likely Gloo's, while its interpreter was ending.
+            torch.distributed.barrier()
+        finally:
+            torch.distributed.destroy_process_group()

@@ -48,6 +48,16 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    """`--profile NAME|FILE` into `args.profile`."""
+    parser.add_argument(
+        "--profile",
+        metavar="NAME|FILE",
+        help="this island's engine, batches and device: a file, or the name of one in recipes/profiles/;"
+        " --set wins over it",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json FILE` into `args.json`."""
     parser.add_argument(

@@ -19,6 +19,7 @@ from lowcomm.cli.common import (
     Subparsers,
     add_command,
     add_json,
+    add_profile,
     add_set,
     check_writable,
     positive,
@@ -76,6 +77,7 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--nproc", metavar="N", type=positive, default=1, help="ranks of each island (torchrun)"
     )
+    add_profile(parser)
     add_set(parser)
     add_json(parser)
 
@@ -87,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
 
     plan = LaunchPlan(
         recipe=args.recipe,
-        config=load_config(args.recipe, args.overrides),
+        config=load_config(args.recipe, args.overrides, profile=args.profile),
+        profile=args.profile,
         overrides=tuple(args.overrides),
         out=args.out,
         islands=args.islands,

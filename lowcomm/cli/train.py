@@ -15,6 +15,7 @@ from lowcomm.cli.common import (
     Subparsers,
     add_command,
     add_json,
+    add_profile,
     add_set,
     check_writable,
     split_join,
@@ -29,9 +30,11 @@ def add_parser(commands: Subparsers) -> None:
         "train",
         about="train one island",
         example="lowcomm train recipes/150m.toml --join 'demo@/ip4/10.0.0.1/tcp/31337/p2p/12D3Koo...'\n"
-        "         torchrun --standalone --nproc-per-node 8 -m lowcomm train recipes/150m.toml",
+        "         torchrun --standalone --nproc-per-node 8 -m lowcomm train recipes/150m.toml"
+        " --profile 8xa100-fsdp2",
     )
     parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="the run's settings")
+    add_profile(parser)
     add_set(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder; one that holds this run already is resumed")
     parser.add_argument(
@@ -52,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     from lowcomm.config.load import load_config, to_toml
 
-    config = load_config(args.recipe, all_overrides(args.overrides, args.out, args.join))
+    overrides = all_overrides(args.overrides, args.out, args.join)
+    config = load_config(args.recipe, overrides, profile=args.profile)
     if args.dry_run:
         sys.stdout.write(to_toml(config))
         return EXIT_DONE

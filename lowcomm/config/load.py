@@ -1,4 +1,4 @@
-"""Recipes: a TOML file and `--set a.b=value` become a checked `Config`, and back.
+"""Recipes: a TOML file, a profile and `--set a.b=value` become a checked `Config`, and back.
 
 What is wrong is said in one line with where it was written, the dotted path, what was expected and
 what came, e.g. `recipes/x.toml: shared.schedule.inner_stps: unknown key; did you mean
@@ -15,6 +15,7 @@ from typing import Any
 
 from lowcomm.config.checks import check
 from lowcomm.config.fields import Setting, Value, sections, settings
+from lowcomm.config.profiles import check_local, find_profile
 from lowcomm.config.schema import Config
 from lowcomm.config.shared import differing_keys, get, shared_digest, shared_settings
 from lowcomm.config.values import closest, convert, fail, flatten, unknown
@@ -33,19 +34,27 @@ __all__ = [
 ]
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), *, profile: str | None = None) -> Config:
     """The configuration of a recipe, with some values replaced.
 
     Args:
         path: the recipe; None for the defaults alone.
         overrides: as given to `--set`, each `a.b=value`; the value is TOML, or else bare text. Later
-            ones win.
+            ones win, and all win over the profile.
+        profile: what this island has of its own, a name or a file; see `lowcomm.config.profiles`.
 
     Raises:
-        ConfigError: the file can't be read, or a setting is unknown or wrong.
+        ConfigError: a file can't be read, a setting is unknown or wrong, or the profile sets what all
+            islands share.
     """
     source = "" if path is None else str(path)
-    flat = {} if path is None else flatten(_read(path), source)
+    flat = {} if path is None else flatten(_read(path, "a recipe"), source)
+    if profile is not None:
+        file = find_profile(profile, path)
+        local = flatten(_read(file, "a profile"), str(file))
+        check_local(local, str(file))
+        flat.update(local)
+        source = f"{source} with {file}" if source else str(file)
     for override in overrides:
         flat.update(_override(override))
     config = _assemble(flat)
@@ -91,7 +100,7 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, what: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
@@ -99,9 +108,9 @@ def _read(path: Path) -> dict[str, Any]:
         beside = path.parent.glob("*.toml") if path.parent.is_dir() else ()
         guess = closest(path.name, sorted(other.name for other in beside))
         hint = f"; did you mean {path.with_name(guess)}?" if guess else ""
-        raise ConfigError(f"{path}: expected a recipe, got no such file{hint}") from None
+        raise ConfigError(f"{path}: expected {what}, got no such file{hint}") from None
     except OSError as error:
-        raise ConfigError(f"{path}: expected a recipe, got: {error.strerror}") from error
+        raise ConfigError(f"{path}: expected {what}, got: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text, got other bytes at offset {error.start}") from error
     except (ValueError, RecursionError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowcomm.errors import CheckpointError, ConfigError, ModelError
@@ -108,6 +109,8 @@ def initialize(
         )
     if next(model.parameters()).device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if dist.get_world_size() == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")  # which torchrun would have set, and DeepSpeed insists on
     try:
         import deepspeed
     except ImportError as error:

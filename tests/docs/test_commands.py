@@ -110,4 +110,5 @@ def test_command_parses(command):
         assert (ROOT / recipe).is_file()
     if hasattr(args, "overrides"):
         overrides = all_overrides(args.overrides, None, getattr(args, "join", []))
-        load_config(ROOT / recipe if recipe else None, overrides)
+        profile = getattr(args, "profile", None)
+        load_config(ROOT / recipe if recipe else None, overrides, profile=profile)
