@@ -328,7 +328,7 @@ class Peers:
         entry = self.linked.get(peer)
         if entry is None:
             return  # the link has just gone
-        if not entry.greeted and kind not in ("hello", "refuse"):
+        if not entry.greeted and kind not in ("hello", "refuse", "dropped"):
             raise ProtocolError(f"{kind:.60}: expected hello first")
         now = asyncio.get_running_loop().time()
         entry.allowance = min(BURST_MESSAGES, entry.allowance + (now - entry.counted_at_s) * MESSAGES_PER_S)

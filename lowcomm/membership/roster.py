@@ -21,7 +21,10 @@ from lowcomm.membership.fields import Fields, checked_float, checked_int, checke
 from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, hash_value, parse_entry
 from lowcomm.types import Digest, Json, PeerId
 
-MAX_ATTEMPTS = 1_000_000
+MAX_ATTEMPTS = 1 << 62
+MAX_LEAP = 1_000
+"""A ballot so far above all that were seen is no attempt but an attempt to use them up."""
+MAX_CHUNKS = 1 << 16
 
 
 class Ballot(NamedTuple):
@@ -157,6 +160,19 @@ def parse_signed_roster(fields: Fields, sender: PeerId, exchange: Exchange) -> R
     if not exchange.verify(sender, roster.signed_bytes(exchange.run_id), signature):
         raise ProtocolError(f"roster of {sender}: the signature is not the leader's")
     return roster
+
+
+def check_cut(stops: Sequence[int], chunk_elements: int, elements: int) -> None:
+    """See whether ranges and chunks are those of a fragment, before anything is made for them.
+
+    Raises:
+        ProtocolError: they cover another number of elements, or there are too many chunks.
+    """
+    if stops[-1] != elements or -(-elements // chunk_elements) + len(stops) > MAX_CHUNKS:
+        raise ProtocolError(
+            f"expected {elements} elements in at most {MAX_CHUNKS} chunks, got {stops[-1]} in chunks of "
+            f"{chunk_elements}"
+        )
 
 
 def leader_order(peers: Iterable[PeerId], run_id: str, fragment: int, outer_step: int) -> list[PeerId]:

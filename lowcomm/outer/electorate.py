@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Collection
 
 from lowcomm.membership.peers import Peer
 from lowcomm.outer.decision import Context
 from lowcomm.types import PeerId
+
+DOUBT_S, DOUBT_LONGEST_S = 1.0, 60.0
+"""A claim to be ahead that turned out empty is not looked into again for so long, doubling."""
 
 
 class Electorate:
@@ -23,6 +27,8 @@ class Electorate:
         self._fragment = fragment
         self._chain = context.state.chains[fragment]
         self.absent: set[PeerId] = set()
+        self._doubts: dict[PeerId, tuple[float, float]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.committed_here = False
 
     def ahead(self) -> list[Peer]:
@@ -31,12 +37,13 @@ class Electorate:
         Where nobody has, but the history has forked at this height: those on the winning side, if this
         peer is on another one.
         """
-        fragment = self._fragment
+        fragment, doubted = self._fragment, self._doubted()
         training = [
             peer
             for peer in self._context.peers.live()
             if peer.state.phase == "training"
             and fragment < min(len(peer.state.outer_steps), len(peer.state.heads))
+            and peer.id not in doubted
         ]
         further = [peer for peer in training if peer.state.outer_steps[fragment] > self._chain.outer_step]
         if further:
@@ -44,6 +51,23 @@ class Electorate:
         return self._winners(
             [peer for peer in training if peer.state.outer_steps[fragment] == self._chain.outer_step]
         )
+
+    def doubt(self, peer: PeerId) -> None:
+        """A peer that says it is ahead has handed over nothing: it is not followed for a while."""
+        pause_s = min(DOUBT_LONGEST_S, 2 * self._doubts.get(peer, (0.0, DOUBT_S / 2))[1])
+        self._loop = asyncio.get_running_loop()
+        self._doubts[peer] = (self._loop.time() + pause_s, pause_s)
+
+    def _doubted(self) -> set[PeerId]:
+        """Callable from the training thread, too."""
+        if self._loop is None:
+            return set()
+        now_s = self._loop.time()
+        return {peer for peer, (until_s, _) in dict(self._doubts).items() if until_s > now_s}
+
+    def trust(self, peer: PeerId) -> None:
+        """A peer has handed over what it said it has."""
+        self._doubts.pop(peer, None)
 
     def _winners(self, peers: list[Peer]) -> list[Peer]:
         """Of peers at this height, those with the head that most live peers have; the least of equals."""

@@ -12,6 +12,7 @@ from lowcomm.errors import JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.peers import Peer
+from lowcomm.outer.progress import furthest
 from lowcomm.outer.recovery import Moved
 from lowcomm.types import Json, PeerId
 
@@ -151,7 +152,7 @@ class Joining:
             out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
             if out_of_step:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
-                state.inner_step = max([state.inner_step, *steps])
+                state.inner_step = max(state.inner_step, furthest(steps))
         await self._claim_shard(num_shards)
         node.rebase()
         node.context.founders = max(node.context.founders, 1 + len(node.peers.live()))

@@ -30,6 +30,7 @@ from lowcomm.outer.chunks import shares_of
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
 from lowcomm.outer.donating import Donor
 from lowcomm.outer.joining import Joining
+from lowcomm.outer.progress import furthest
 from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
@@ -40,6 +41,10 @@ from lowcomm.types import Digest, Json, Layout, PeerId
 logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
+ISLANDS_ONLY = frozenset(("ready", "roster", "unformed", "vote", "rejected", "abort", "again"))
+"""What a seed or an observer, whose settings nobody compares, may not say."""
+MAX_BREACHES = 8
+"""Who breaks the protocol so often, without a round with it that commits, is out."""
 MAX_REFUSALS = 16
 """Kept to be told."""
 GIVE_UP_DEADLINES = 4.0
@@ -57,7 +62,7 @@ class RoundOutcome:
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
-        swarm_step: the furthest inner step among the participants; 0 if that is not known.
+        swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
         adopted: outer steps taken over from others, without this contribution.
         rejected: contributions of others that were not accepted, as `peer: reason`.
         residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
@@ -167,6 +172,8 @@ class Node:
         )
         self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
         self._calls: dict[int, _Call] = {}
+        self._breaches: dict[PeerId, int] = {}
+        self._dropped: list[str] = []
         self._late: list[list[Accepted]] = [[] for _ in state.fragments]
         self.bases = [fragment_state.anchor for fragment_state in state.states]
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
@@ -174,6 +181,7 @@ class Node:
             "peers": self.peers.on_peers,
             "state": self.peers.on_state,
             "refuse": self.peers.on_refuse,
+            "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,
             "entries?": self._donor.on_entries_request,
             "entries": self.questions.on_reply,
@@ -311,7 +319,7 @@ class Node:
             attempts=max(attempts, 1),
             mean_norm=mine.mean_norm if mine else None,
             cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
-            swarm_step=max((member.inner_step for member in mine.participants), default=0) if mine else 0,
+            swarm_step=furthest([m.inner_step for m in mine.participants]) if mine else 0,
             form_s=form_s,
             transfer_s=transfer_s,
             round_s=loop.time() - began_s,
@@ -319,10 +327,19 @@ class Node:
             bytes_received=traffic.received_bytes - received,
             digest=mine.after.digest if mine else state.digest,
             head=chain.head,
-            rejected=fragment_round.take_rejected(),
+            rejected=(*fragment_round.take_rejected(), *self._take_dropped()),
             residual_before=residual_before,
             residual_norm=await self._residual_norm(fragment),
         )
+
+    def _take_dropped(self) -> list[str]:
+        """Peers that broke the protocol since the last report, as `peer: reason`."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
+    def _on_dropped(self, peer: PeerId, fields: Fields) -> None:
+        """This peer broke the protocol, says another one; it will be linked again in a moment."""
+        logger.warning("%s drops the link to this island: %s", peer, fields.text("reason", 500))
 
     async def _residual_norm(self, fragment: int) -> float | None:
         """The L2 norm of what this peer's encodings have lost; None without error feedback."""
@@ -336,6 +353,8 @@ class Node:
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
         call = self._calls.get(entry.fragment)
         (self._late[entry.fragment] if call is None else call.commits).append(accepted)
+        for peer, _ in entry.participants:
+            self._breaches.pop(peer, None)
         self._note(lambda file: file.append(entry, accepted.update))
         self.publish_position()
         self.changed.notify()
@@ -388,7 +407,7 @@ class Node:
 
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Dispatch a control message; a peer that breaks the protocol is dropped."""
-        if peer in self.peers.banned:
+        if peer in self.peers.banned or peer not in self.peers.linked:
             return
         handler = self._control.get(message.kind)
         try:
@@ -396,6 +415,8 @@ class Node:
             self.peers.admit_message(peer, message.kind)
             if handler is None:
                 raise ProtocolError(f"unknown message {message.kind!r:.60}")
+            if message.kind in ISLANDS_ONLY and self.peers.linked[peer].state.role != "island":
+                raise ProtocolError(f"{message.kind}: only islands take part in rounds")
             handler(peer, Fields(message.kind, message.body))
         except (ProtocolError, ValueError) as error:
             self._drop(peer, error)
@@ -438,7 +459,16 @@ class Node:
             fragment_round.on_silent(peer, reason)
 
     def _drop(self, peer: PeerId, error: Exception) -> None:
+        """Tell a peer that it broke the protocol, and how; end the link, after too many times for good."""
         logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
+        entry = self.peers.linked.get(peer)
+        if entry is not None and entry.greeted:  # a stranger is heard in nothing, and costs nothing, anyway
+            self._breaches[peer] = self._breaches.get(peer, 0) + 1
+        self._dropped = [*self._dropped[-MAX_REFUSALS:], f"{peer}: broke the protocol: {error}"[:500]]
+        if self._breaches.get(peer, 0) >= MAX_BREACHES:
+            self.peers.ban(peer, f"it broke the protocol {MAX_BREACHES} times, last: {error}")
+        else:
+            self.peers.post(peer, Message("dropped", {"reason": str(error)[:500]}))
         task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 

@@ -77,3 +77,12 @@ class Progress:
         self.tokens = list(state["tokens"])
         self.tokens_trained, self.tokens_credited = state["tokens_trained"], state["tokens_credited"]
         self.realign = list(state["realign"])
+
+
+def furthest(inner_steps: Sequence[int]) -> int:
+    """Where the swarm stands, of what its islands say; 0 if there is none.
+
+    The second furthest of three or more: a single one that lies must not send others to the end.
+    """
+    ordered = sorted(inner_steps, reverse=True)
+    return ordered[1 if len(ordered) > 2 else 0] if ordered else 0

@@ -56,7 +56,8 @@ class Recovery:
         Raises:
             PeerUnreachableError: for a joiner, if no donor could help.
         """
-        moved = Moved([], 0)
+        node, moved = self._node, Moved([], 0)
+        before = node.state.chains[fragment].head
         donors = self._donors(fragment, joining=joining)
         for donor in donors:
             others = [peer.id for peer in donors if peer.id != donor.id]
@@ -68,10 +69,15 @@ class Recovery:
                     )
                 else:
                     await self._replay(fragment, entries, [donor.id, *others], moved)
-                return moved
             except (PeerUnreachableError, ProtocolError) as error:
                 logger.warning("catching up from %s failed: %s", donor.id, error)
                 moved.failed += 1
+                node.rounds[fragment].judge_donor(donor.id, helped=False)
+            else:
+                helped = node.state.chains[fragment].head != before
+                node.rounds[fragment].judge_donor(donor.id, helped=helped)
+                if helped or joining:
+                    return moved
         if donors and joining:
             raise PeerUnreachableError(f"none of {len(donors)} islands could hand over fragment {fragment}")
         if donors:

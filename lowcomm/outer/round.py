@@ -19,7 +19,14 @@ from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peer
 from lowcomm.membership.promises import Promise
-from lowcomm.membership.roster import Ballot, Roster, parse_ballot, parse_signed_roster
+from lowcomm.membership.roster import (
+    MAX_LEAP,
+    Ballot,
+    Roster,
+    check_cut,
+    parse_ballot,
+    parse_signed_roster,
+)
 from lowcomm.outer.ballots import Ballots
 from lowcomm.outer.decision import Accepted, Context, Contribution, Decision, Ready, parse_ready
 from lowcomm.outer.electorate import Electorate
@@ -214,6 +221,7 @@ class FragmentRound:
         """A peer is due."""
         ready, outer_step = parse_ready(fields), fields.integer("outer_step", 1)
         if outer_step == self.decision.outer_step:
+            self._check_leap(peer, ready.promised)
             self._take_ready(peer, ready)
         elif outer_step == self.decision.outer_step + 1:
             self._early.setdefault(outer_step, {})[peer] = ready  # it has committed, this peer not yet
@@ -227,7 +235,16 @@ class FragmentRound:
         roster = parse_signed_roster(fields, peer, self._topic.context.exchange)
         if roster.fragment != self._topic.fragment:
             raise ProtocolError(f"roster of {peer}: it names fragment {roster.fragment}")
+        elements = self._topic.context.state.fragments[roster.fragment].elements
+        check_cut(roster.stops, roster.chunk_elements, elements)
+        if roster.outer_step == self.decision.outer_step:
+            self._check_leap(peer, roster.ballot)
         self.ballots.join(roster)
+
+    def _check_leap(self, peer: PeerId, ballot: Ballot) -> None:
+        """Refuse a ballot that no honest peer can have come to: nobody could go above it."""
+        if ballot.attempt > max(self.decision.seen, self.decision.promised).attempt + MAX_LEAP:
+            raise ProtocolError(f"{peer}: ballot {ballot.attempt} is far above all that were seen")
 
     def on_unformed(self, fields: Fields) -> None:
         """The leader found too few participants by the deadline."""
@@ -328,6 +345,13 @@ class FragmentRound:
     def ahead(self) -> list[Peer]:
         """Live peers that have committed more of this fragment, the furthest first."""
         return self._electorate.ahead()
+
+    def judge_donor(self, peer: PeerId, *, helped: bool) -> None:
+        """Note whether a peer that is ahead has handed over anything."""
+        if helped:
+            self._electorate.trust(peer)
+        else:
+            self._electorate.doubt(peer)
 
     async def fetch(self, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
         """See `fetch_own`."""

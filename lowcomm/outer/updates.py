@@ -10,7 +10,7 @@ from lowcomm.errors import ProtocolError
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.fetching import fetch_bytes
 from lowcomm.membership.ledger import Entry
-from lowcomm.membership.roster import Ballot, Roster
+from lowcomm.membership.roster import Ballot, Roster, check_cut
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import max_update_bytes
 from lowcomm.outer.decision import Accepted, Context, Contribution
@@ -91,7 +91,8 @@ async def fetch_update(
         raise ProtocolError("the entry is another run's or fragment's")
     if entry.previous != chain.head or entry.outer_step != chain.outer_step + 1:
         raise ProtocolError(f"entry {entry.outer_step} does not follow outer step {chain.outer_step}")
-    if entry.stops[-1] != elements or entry.update_bytes > most:
+    check_cut(entry.stops, entry.chunk_elements, elements)
+    if entry.update_bytes > most:
         raise ProtocolError(
             f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements"
         )

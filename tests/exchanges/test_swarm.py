@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -211,14 +212,14 @@ class Stranger:
         self.streams: list[asyncio.StreamWriter] = []
 
     @classmethod
-    async def start(cls, folder: Path, victim: Peer) -> "Stranger":
+    async def start(cls, folder: Path, victim: PeerId, addresses: Sequence[str]) -> "Stranger":
         identity = Identity.generate()
         (folder / "key").write_bytes(identity.to_bytes())
         daemon = await Daemon.start(p2pd_program(), folder / "key", folder, DaemonOptions(), lambda _: None)
         node = await HivemindNode.attach(daemon.control_socket)
         stranger = cls(daemon, node, identity)
         await node.serve(STREAM_NAME, stranger._accept)
-        await node.connect(victim.id, victim.exchange.addresses, 10.0)
+        await node.connect(victim, addresses, 10.0)
         return stranger
 
     async def _accept(
@@ -286,7 +287,7 @@ class Stage:
     async def _set_up(self, folder: Path) -> None:
         self.victim = Peer(exchanges.swarm(run_id=RUN), Recorder())
         await self.victim.exchange.start(self.victim.heard)
-        self.stranger = await Stranger.start(folder, self.victim)
+        self.stranger = await Stranger.start(folder, self.victim.id, self.victim.exchange.addresses)
 
     def run(self, scenario: "asyncio._CoroutineLike[None]") -> None:
         self._runner.run(scenario)
@@ -313,7 +314,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> "Stage":
 def test_a_member_that_breaks_the_protocol_is_dropped(data: bytes, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with network("swarm", 1) as (victim,):
-            stranger = await Stranger.start(tmp_path, victim)
+            stranger = await Stranger.start(tmp_path, victim.id, victim.exchange.addresses)
             _, writer = await stranger.dial(victim)
             writer.write(opening() + encode_frame(Message("fine", {"a": 1}))[0] + data)
             await victim.heard.until(lambda: bool(victim.heard.reasons))

@@ -10,6 +10,7 @@ by values of other types and sizes. Pure noise seldom gets past the first check.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 from collections.abc import Callable
@@ -18,21 +19,28 @@ from typing import Any
 
 import msgpack
 
+from lowcomm import exchanges
 from lowcomm.clock import SystemClock
 from lowcomm.errors import ProtocolError
-from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.base import Message, Traffic
 from lowcomm.exchanges.frames import encode_frame
+from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.exchanges.swarm.directory import Directory, pack_value, signed_bytes
 from lowcomm.exchanges.swarm.identity import Identity
+from lowcomm.exchanges.swarm.links import Links
 from lowcomm.exchanges.swarm.streams import FrameDecoder
 from lowcomm.membership.access import Gate, make_token
+from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
-from lowcomm.membership.peers import State, _record_addresses, parse_state
+from lowcomm.membership.pace import Pace
+from lowcomm.membership.peers import Peer, Peers, State, _record_addresses, parse_state
 from lowcomm.membership.pieces import check_manifest, make_manifest, name_of
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
 from lowcomm.outer.decision import Ready, parse_ready
-from lowcomm.outer.snapshots import parse_offer
+from lowcomm.outer.donating import MAX_ENTRIES
+from lowcomm.outer.snapshots import _follows, parse_offer
+from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Json, PeerId
 
 OWNER, MEMBER = Identity.generate(), Identity.generate()
@@ -109,6 +117,93 @@ def frame(kind: str, body: dict[str, Json], payload: bytes = b"") -> bytes:
     return head + bytes(raw)
 
 
+def read_opening(data: bytes) -> None:
+    """The opening frame of a stream, as the table of links judges it; a fuzzed one opens nothing."""
+    try:
+        body = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        return
+    if isinstance(body, dict):
+        message = Message("link.open", body)
+        Links._verdict(LINKS, STRANGER, None, message)  # type: ignore[arg-type]  # refused before it is used
+
+
+def greet(read: Callable[[Peers, Fields], None]) -> Callable[[Fields], None]:
+    """A control message of membership, handled by a peer to which the sender has a link."""
+
+    def handle(fields: Fields) -> None:
+        asyncio.run(_greet(read, fields))
+
+    return handle
+
+
+async def _greet(read: Callable[[Peers, Fields], None], fields: Fields) -> None:
+    exchange = LoopbackExchange(exchanges.hub(), "run", PeerId("me"), founder=True)
+    peers = Peers(
+        exchange, shared=SHARED, layout=(), state=State(), heartbeat_s=1.0, lease_s=10.0,
+        on_change=lambda: None, on_refused=lambda peer, reasons: None,
+    )  # fmt: skip
+    peers.linked[STRANGER] = Peer(STRANGER, greeted=True)
+    try:
+        read(peers, fields)
+    finally:
+        await peers.stop()
+
+
+SHARED: dict[str, Json] = {"shared.seed": 1}
+STRANGER = PeerId("stranger")
+LINKS = Links(None, "run", None, Traffic(), 1, lambda peer: None)  # type: ignore[arg-type]  # only judges
+OPENING: dict[str, Json] = {"run": "other", "channel": -1, "token": "t", "answer": "", "pass": SHOWN}
+HELLO: dict[str, Json] = {
+    "protocol": 1, "shared": SHARED, "layout": [["a", [2]]], "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"],
+    "state": {**STATE.to_json(), "role": "seed"},
+}  # fmt: skip
+PEERS: dict[str, Json] = {"peers": [["a", ["/ip4/127.0.0.1/tcp/1/p2p/a"]], ["b", []]]}
+BALLOT: list[Json] = [1, "a"]
+VOTE: dict[str, Json] = {"fragment": 0, "outer_step": 4, "ballot": BALLOT, "entry": HASH, "state": HASH}
+ABORT: dict[str, Json] = {
+    "fragment": 0, "outer_step": 4, "ballot": BALLOT, "reason": "x", "avoid": ["a"], "rejected": ["a"],
+}  # fmt: skip
+PIECE: dict[str, Json] = {"hash": HASH, "offset": 1 << 20, "length": 1 << 20, "found": 1}
+ENTRIES: dict[str, Json] = {"fragment": 0, "entries": [ENTRY.to_json()]}
+
+
+def read_vote(fields: Fields) -> None:
+    """As `Ballots.on_vote` does."""
+    fields.integer("outer_step", 1)
+    parse_ballot(fields)
+    fields.digest("entry")
+    fields.digest("state")
+
+
+def read_abort(fields: Fields) -> None:
+    """As `Ballots.on_abort` does."""
+    fields.integer("outer_step", 1)
+    parse_ballot(fields)
+    for name in ("avoid", "rejected"):
+        fields.texts(name, len(ROSTER.peers))
+    fields.text("reason", 500)
+
+
+def read_piece(fields: Fields) -> None:
+    """What both ends of a transfer of blobs read."""
+
+    async def both() -> None:
+        exchange = LoopbackExchange(exchanges.hub(), "run", PeerId("me"), founder=True)
+        blobs = Blobs(exchange, lambda name: None, InlineExecutor(), Pace(0))
+        blobs.on_request(STRANGER, fields)
+        blobs.on_piece(STRANGER, fields, b"")
+        await asyncio.gather(*blobs._replies)
+
+    asyncio.run(both())
+
+
+def read_entries(fields: Fields) -> None:
+    for item in fields.items("entries", MAX_ENTRIES):
+        parse_entry(Fields("entries.entry", item))
+    _follows(fields, HASH)
+
+
 OFFER: dict[str, Json] = {
     "digest": ENTRY.state_digest, "outer_step": 3, "head": ENTRY.hash, "last": ENTRY.to_json(),
 }  # fmt: skip
@@ -123,6 +218,17 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "state": (of_body(parse_state), pack(STATE.to_json())),
     "offer": (of_body(lambda fields: parse_offer(fields, "run", 0)), pack(OFFER)),
     "manifest": (lambda data: check_manifest(data, name_of(MANIFEST), 3 << 20), MANIFEST),
+    "link.open": (read_opening, pack(OPENING)),
+    "hello": (of_body(greet(lambda peers, fields: peers.on_hello(STRANGER, fields))), pack(HELLO)),
+    "peers": (of_body(greet(lambda peers, fields: peers.on_peers(STRANGER, fields))), pack(PEERS)),
+    "refuse": (
+        of_body(greet(lambda peers, fields: peers.on_refuse(STRANGER, fields))),
+        pack({"reasons": ["model: here 1, there 2"]}),
+    ),
+    "vote": (of_body(read_vote), pack(VOTE)),
+    "abort": (of_body(read_abort), pack(ABORT)),
+    "blob": (of_body(read_piece), pack(PIECE)),
+    "entries": (of_body(read_entries), pack(ENTRIES)),
     "ballot": (of_body(parse_ballot), pack({"ballot": [1, "a"]})),
     "record": (read_record, VALUE),
     "addresses": (read_record, RECORD),

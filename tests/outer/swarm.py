@@ -17,6 +17,8 @@ from lowcomm.exchanges.base import Message, Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.types import PeerId, RoundReport
 
+Lie = Callable[[Message], Message | list[Message]]
+
 DIM = 12
 TIMEOUT_S = 90.0
 
@@ -78,8 +80,8 @@ class Swarm:
     hub: Any = field(default_factory=exchanges.hub)
     expected: int | None = None
     chunk_bytes: int = 256
-    lies: dict[int, Callable[[Message], Message]] = field(default_factory=dict)
-    """What an island puts in the place of a message that it sends."""
+    lies: dict[int, Lie] = field(default_factory=dict)
+    """What an island puts in the place of a message that it sends: one or several."""
     tokens: dict[int, int] = field(default_factory=dict)
     """Tokens that an island says it trained on in a step, where those are not its inputs."""
     results: dict[int, Result] = field(default_factory=dict)
@@ -147,17 +149,21 @@ class Swarm:
 class _Exchange(LoopbackExchange):
     """Says when the founder can be joined through; may lie."""
 
-    def __init__(
-        self, swarm: Swarm, peer_id: PeerId, founder: bool, lie: Callable[[Message], Message] | None
-    ) -> None:
+    def __init__(self, swarm: Swarm, peer_id: PeerId, founder: bool, lie: Lie | None) -> None:
         super().__init__(swarm.hub, "test", peer_id, founder=founder)
         self._swarm, self._lie = swarm, lie
 
     async def send(self, peer: PeerId, message: Message) -> None:
-        await super().send(peer, self._lie(message) if self._lie else message)
+        for said in self._instead(message):
+            await super().send(peer, said)
 
     async def send_bulk(self, peer: PeerId, message: Message) -> None:
-        await super().send_bulk(peer, self._lie(message) if self._lie else message)
+        for said in self._instead(message):
+            await super().send_bulk(peer, said)
+
+    def _instead(self, message: Message) -> list[Message]:
+        said = self._lie(message) if self._lie else message
+        return said if isinstance(said, list) else [said]
 
     async def start(self, receiver: Receiver) -> None:
         await super().start(receiver)

@@ -7,6 +7,8 @@ made by the key in that id.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgpack
 
 from lowcomm.clock import Clock
@@ -16,9 +18,10 @@ from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, verify
 from lowcomm.types import PeerId
 
 MAX_RECORD_BYTES = 16 << 10
-MAX_TTL_S = 3600.0
-MAX_RECORDS = 4096
-"""A node keeps records of so many peers; keys cost nothing, so a flood of them must be bounded."""
+MAX_TTL_S = 600.0
+MAX_STRANGE_BYTES = 1 << 20
+"""Records of peers without a link to this one take so much together; identities cost nothing, so a flood
+of them must be bounded. Those with a link are always taken."""
 
 _ENVELOPE_BYTES = 1024
 _DOMAIN = "directory"
@@ -34,11 +37,12 @@ class Directory:
         identity: Identity,
         clock: Clock,
         gate: Gatekeeper | None = None,
+        linked: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
-        self._gate = gate
+        self._gate, self._linked = gate, linked
         self._node, self._run_id, self._identity, self._clock = node, run_id, identity, clock
         self._key = f"lowcomm/1/{run_id}"
-        self._expires_s: dict[PeerId, float] = {}
+        self._strange: dict[PeerId, tuple[float, int]] = {}
 
     async def start(self) -> None:
         """Take part in the DHT."""
@@ -48,7 +52,7 @@ class Directory:
         """Sign and store this peer's record.
 
         Raises:
-            ProtocolError: above 16 KiB or one hour.
+            ProtocolError: above 16 KiB or ten minutes.
             ExchangeError: no node of the DHT took it.
         """
         if len(record) > MAX_RECORD_BYTES or not 0 < ttl_s <= MAX_TTL_S:
@@ -76,11 +80,12 @@ class Directory:
         now_s = self._clock.wall_s()
         if self._read(peer, value, expires_s) is None or not now_s < expires_s < now_s + 2 * MAX_TTL_S:
             return False
-        if peer not in self._expires_s and len(self._expires_s) >= MAX_RECORDS:
-            self._expires_s = {p: until for p, until in self._expires_s.items() if until > now_s}
-            if len(self._expires_s) >= MAX_RECORDS:
-                return False
-        self._expires_s[peer] = max(expires_s, self._expires_s.get(peer, 0.0))
+        if peer == self._identity.peer_id or self._linked(peer):
+            return True
+        self._strange = {p: kept for p, kept in self._strange.items() if kept[0] > now_s and p != peer}
+        if sum(size for _, size in self._strange.values()) + len(value) > MAX_STRANGE_BYTES:
+            return False
+        self._strange[peer] = (expires_s, len(value))
         return True
 
     def _read(self, peer: PeerId, value: object, expires_s: float) -> bytes | None:

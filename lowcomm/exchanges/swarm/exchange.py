@@ -272,7 +272,7 @@ class SwarmExchange:
         """Sign and store this peer's record.
 
         Raises:
-            ProtocolError: above 16 KiB or one hour.
+            ProtocolError: above 16 KiB or ten minutes.
             ExchangeError: the DHT did not take it in time.
         """
         host = self._host

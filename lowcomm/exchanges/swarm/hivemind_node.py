@@ -25,6 +25,7 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.serializer import MSGPackSerializer
 
 from lowcomm.errors import AddressError, ExchangeError, PeerUnreachableError
+from lowcomm.exchanges.swarm.callers import Callers
 from lowcomm.types import PeerId
 
 StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -88,6 +89,23 @@ class _Validator(RecordValidatorBase):  # type: ignore[misc]  # hivemind has no 
         return self._check(PeerId(subkey), value, expires_s)
 
 
+class _GuardedP2P(P2P):  # type: ignore[misc]  # hivemind has no types
+    """Asks `callers` before it calls any handler of hivemind's services; the DHT's are the only ones."""
+
+    callers: Callers
+
+    async def add_protobuf_handler(self, name: str, handler: Any, *args: Any, **kwargs: Any) -> None:
+        """Register a handler of unary calls, guarded."""
+
+        async def guarded(request: Any, context: Any) -> Any:
+            caller = PeerId(context.remote_id.to_base58())
+            if not self.callers.admits(caller, asyncio.get_running_loop().time()):
+                raise PermissionError(f"{name}: {caller} is not in this run, or calls too often")
+            return await handler(request, context)
+
+        await super().add_protobuf_handler(name, guarded, *args, **kwargs)
+
+
 def _guard_dictionaries(protocol: Any) -> None:
     """Refuse found dictionaries whose own fields, which hivemind trusts, have odd values.
 
@@ -111,20 +129,26 @@ def _guard_dictionaries(protocol: Any) -> None:
 class HivemindNode:
     """A p2pd that runs already, its incoming streams, and a DHT node on it."""
 
-    def __init__(self, control_socket: Path, p2p: Any) -> None:
+    def __init__(self, control_socket: Path, p2p: Any, callers: Callers) -> None:
         self._control_socket, self._p2p = control_socket, p2p
+        self.callers = callers
         self._dht: Any = None
         self.peer_id = PeerId(p2p.peer_id.to_base58())
 
     @classmethod
-    async def attach(cls, control_socket: Path) -> HivemindNode:
+    async def attach(cls, control_socket: Path, *, closed: bool = False) -> HivemindNode:
         """Connect to p2pd; our own socket is made beside its control socket.
+
+        Args:
+            closed: only members (`callers`) may call the handlers of the DHT.
 
         Raises:
             ExchangeError: p2pd does not answer.
         """
         prefix = f"/unix{control_socket.parent}/"
-        private_p2p: Any = type("PrivateP2P", (P2P,), {"_UNIX_SOCKET_PREFIX": prefix})
+        callers = Callers(closed=closed)
+        names = {"_UNIX_SOCKET_PREFIX": prefix, "callers": callers}
+        private_p2p: Any = type("PrivateP2P", (_GuardedP2P,), names)
         try:
             p2p = await private_p2p.replicate(Multiaddr(f"/unix{control_socket}"))
         except (OSError, EOFError, P2PDaemonError) as error:
@@ -133,7 +157,7 @@ class HivemindNode:
         for task in (control._read_task, control._write_task):
             # both break when p2pd ends, which its daemon object reports; nobody awaits them
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return cls(control_socket, p2p)
+        return cls(control_socket, p2p, callers)
 
     async def addresses(self) -> list[str]:
         """The multiaddrs p2pd listens on or announces, each with the peer id at its end."""

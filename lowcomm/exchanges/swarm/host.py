@@ -102,11 +102,16 @@ class Host:
             p2pd_program(), key_file, self._folder.path, options, self._on_daemon_exit
         )
         key_file.unlink()
-        self._attached = self.node = await HivemindNode.attach(self._daemon.control_socket)
+        self._attached = self.node = await HivemindNode.attach(
+            self._daemon.control_socket, closed=self._gate is not None
+        )
         if self.node.peer_id != self._identity.peer_id:
             raise ExchangeError(f"p2pd took the name {self.node.peer_id}, not {self._identity.peer_id}")
         await self.refresh_addresses()
-        self.directory = Directory(self.node, self._run_id, self._identity, SystemClock(), self._gate)
+        members = self.node.callers.members
+        self.directory = Directory(
+            self.node, self._run_id, self._identity, SystemClock(), self._gate, members.__contains__
+        )
         await self.directory.start()
 
     async def _fell(self) -> None:

@@ -248,6 +248,7 @@ class Links:
             if sum(not other.admitted for other in self._links.values()) >= MAX_STRANGERS:
                 return Verdict.BUSY
             link = self._add(peer)
+        self._node.callers.members.add(peer)
         link.peer_token = token
         link.accept(stream, channel)
         if is_new:
@@ -280,6 +281,7 @@ class Links:
         """A link ended, or never came up."""
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
+            self._node.callers.members.discard(link.peer)
         if was_up and not self._closed:
             self.receiver.on_peer_down(link.peer, reason)
 
