@@ -72,7 +72,6 @@ class Recovery:
             except (PeerUnreachableError, ProtocolError) as error:
                 logger.warning("catching up from %s failed: %s", donor.id, error)
                 moved.failed += 1
-                node.rounds[fragment].judge_donor(donor.id, helped=False)
             else:
                 helped = node.state.chains[fragment].head != before
                 node.rounds[fragment].judge_donor(donor.id, helped=helped)
