@@ -37,6 +37,9 @@ RUN_BY = {
     "bash launch/island.sh": SCRIPTS,
     "bash launch/seed.sh": SCRIPTS,
     "bash launch/test.sh": SCRIPTS,
+    "sbatch": "tests/launch/test_clusters.py::test_slurm_job_is_one_torchrun_per_node",
+    "kubectl": "tests/launch/test_clusters.py::test_kubernetes_pods_start_the_island_of_the_config_map",
+    "sky": "tests/launch/test_clusters.py::test_skypilot_task_fits_its_schema",
     "torchrun --standalone": "tests/e2e/test_engines.py::test_plain_fsdp2_and_zero3_train_one_model",
     "python docs/examples/plain_loop.py": PLAIN,
     "python docs/examples/hf_model.py": HF,
@@ -46,6 +49,7 @@ NOT_OURS = {
     # commands of the system, as they stand
     "source .venv/bin/activate",
     "cat runs/150m/address",
+    "cat runs/1b/address",
     "ss -ltnup",
     "pgrep -a p2pd",
 }
