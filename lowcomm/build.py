@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +130,8 @@ def build_outer_loop(
 ) -> OuterLoop:
     """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead."""
     settings, policy = config.exchange, config.shared.round
-    shared: Mapping[str, Json] = {**shared_settings(config), "train.steps": config.train.steps}
+    shared: dict[str, Json] = {**shared_settings(config), "train.steps": config.train.steps}
+    shared["train.tokens"] = config.train.tokens
     return OuterLoop(
         island,
         exchange,

@@ -212,7 +212,7 @@ class Trainer:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()
             self._after_rounds(run, last_rounds)
-            if last_rounds or self._saved_step != outer.inner_step:
+            if last_rounds or self._saved_step != outer.swarm_step:
                 self._save(run)
             self._evaluate(run)
         except BaseException as error:
@@ -231,7 +231,7 @@ class Trainer:
         tokens = run.loader.batch_tokens * config.train.grad_accumulation
         since_s, since_tokens = self._clock.monotonic_s(), 0
         self._stepping = True
-        while outer.inner_step < config.train.steps:
+        while not self._is_over(outer):
             if run.island.any_rank(self._signals > 0):
                 return True
             began_s = self._clock.monotonic_s()
@@ -239,8 +239,8 @@ class Trainer:
             self._counts.compute_s += self._clock.monotonic_s() - began_s
             reports = outer.step(tokens)
             since_tokens += tokens
-            log_now = outer.inner_step % config.train.log_every == 0 or outer.inner_step == config.train.steps
-            save_now = self._checkpoint_due(outer.inner_step)
+            log_now = outer.inner_step % config.train.log_every == 0 or self._is_over(outer)
+            save_now = self._checkpoint_due(outer, reports)
             if log_now or save_now or reports:
                 self._check_finite(run, losses)
             if log_now:
@@ -256,9 +256,10 @@ class Trainer:
     def _inner_step(self, run: _Run) -> Tensor:
         """One optimizer step on `grad_accumulation` batches; the mean loss, detached."""
         config, inner = self._config, self._config.shared.inner
-        factor = lr_factor(
-            run.outer.inner_step, config.train.steps, inner.warmup_fraction, inner.final_lr_fraction
-        )
+        done, whole = run.outer.inner_step, config.train.steps
+        if config.train.tokens:
+            done, whole = run.outer.swarm_tokens, config.train.tokens
+        factor = lr_factor(done, whole, inner.warmup_fraction, inner.final_lr_fraction)
         set_lr(run.island.optimizers, factor)
         count = config.train.grad_accumulation
         total = torch.zeros((), device=self._device)
@@ -320,16 +321,27 @@ class Trainer:
                 inner_step=run.outer.inner_step,
                 outer_step=run.outer.outer_step,
                 tokens=run.outer.tokens_trained,
+                swarm_tokens=run.outer.swarm_committed,
                 eval_loss=self._eval_loss,
                 bytes_sent=self._totals(run.outer).bytes_sent,
             )
 
     # -- saving and telling --------------------------------------------------------------------------
 
-    def _checkpoint_due(self, inner_step: int) -> bool:
-        """Checkpoints fall on the same inner steps on all islands, so that all have the same ones."""
-        every = self._config.train.checkpoint_every * self._config.shared.schedule.inner_steps
-        return every > 0 and inner_step % every == 0
+    def _is_over(self, outer: OuterLoop) -> bool:
+        """Whether all has been trained: by the count of steps, or by the ledger's tokens."""
+        if self._config.train.tokens:
+            return outer.swarm_committed >= self._config.train.tokens
+        return outer.inner_step >= self._config.train.steps
+
+    def _checkpoint_due(self, outer: OuterLoop, reports: tuple[RoundReport, ...]) -> bool:
+        """Checkpoints fall on the same places on all islands, so that all have the same ones."""
+        every, schedule = self._config.train.checkpoint_every, self._config.shared.schedule
+        if every == 0:
+            return False
+        if schedule.mode == "fixed":
+            return outer.inner_step % (every * schedule.inner_steps) == 0
+        return any(r.committed and r.fragment == 0 and r.outer_step % every == 0 for r in reports)
 
     def _save(self, run: _Run) -> None:
         """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""
@@ -339,11 +351,11 @@ class Trainer:
             "counts": asdict(self._totals(run.outer)),
             "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
         }
-        self._saved_step = run.outer.inner_step
+        self._saved_step = run.outer.swarm_step
         if not run.outer.is_lead:
             return
         try:
-            run.checkpoints.save(run.outer.inner_step, parts)
+            run.checkpoints.save(run.outer.swarm_step, parts)
         except StorageError as error:
             logger.error("no checkpoint at inner step %d: %s; training goes on", run.outer.inner_step, error)
 
@@ -355,12 +367,12 @@ class Trainer:
         if not outer.is_lead:
             return
         totals = self._totals(outer)
-        outer.tell_speed(tokens_per_s)
         self._log(
             kind="train",
             inner_step=outer.inner_step,
             outer_step=outer.outer_step,
             tokens=outer.tokens_trained,
+            swarm_tokens=outer.swarm_tokens,
             loss=statistics.fmean(rank["loss"] for rank in by_rank),
             lr=run.island.optimizers[0].param_groups[0]["lr"],
             tokens_per_s=tokens_per_s,

@@ -63,6 +63,9 @@ class RoundReport:
         rejected: contributions of others that this island did not accept, as `peer: reason`.
         residual_before, residual_norm: L2 norm of what the encodings have lost and the next round sends,
             before and after; None without error feedback.
+        inner_steps: of this island since its contribution before this one.
+        next_inner_steps: planned until its next one.
+        total_tokens: credited to all islands in the fragment's chain, this round included.
     """
 
     outer_step: int
@@ -89,6 +92,9 @@ class RoundReport:
     rejected: tuple[str, ...] = ()
     residual_before: float | None = None
     residual_norm: float | None = None
+    inner_steps: int = 0
+    next_inner_steps: int = 0
+    total_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 """The learning rate as a function of global progress: linear warm-up, then a cosine.
 
-All islands count the same inner steps, a late joiner too, so all have the same learning rate.
+All islands count the same inner steps, a late joiner too, so all have the same learning rate. Where they
+take unlike numbers of steps, global progress is the tokens that the ledger credits to all of them, and
+what has been trained on since.
 """
 
 from __future__ import annotations
@@ -11,19 +13,19 @@ from collections.abc import Iterable
 import torch
 
 
-def lr_factor(inner_step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
-    """Learning rate / peak for the step after `inner_step` steps.
+def lr_factor(done: int, whole: int, warmup_fraction: float, final_fraction: float) -> float:
+    """Learning rate / peak for the next step.
 
     Args:
-        inner_step: steps done, on the swarm's count.
-        total_steps: `train.steps`.
-        warmup_fraction: part of `total_steps` with rising learning rate.
+        done: inner steps on the swarm's count, or tokens of all islands.
+        whole: `train.steps`, or `train.tokens`.
+        warmup_fraction: part of `whole` with rising learning rate.
         final_fraction: learning rate / peak at the end of the cosine.
     """
-    warmup_steps = max(1, round(warmup_fraction * total_steps))
-    if inner_step < warmup_steps:
-        return (inner_step + 1) / warmup_steps
-    progress = min(1.0, (inner_step - warmup_steps) / max(1, total_steps - warmup_steps))
+    warmup = max(1, round(warmup_fraction * whole))
+    if done < warmup:
+        return (done + 1) / warmup
+    progress = min(1.0, (done - warmup) / max(1, whole - warmup))
     return final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -6,6 +6,9 @@ others evenly spread before it:
     due(p) = { s > 0 : (s - offset(p)) mod H = 0 },   offset(p) = (p + 1) * H / P  (rounded down)
 
 so that with one fragment this is plain DiLoCo (arXiv:2311.08105): a round at H, 2H, 3H ...
+
+Where islands are unlike in speed (`mode` matched or timed) only the first round of a fragment is due at
+its offset; from then on, `lowcomm.algorithms.intervals` says how many steps each island takes.
 """
 
 from __future__ import annotations
@@ -21,12 +24,18 @@ class Schedule:
     """When fragments are exchanged and how the result is merged.
 
     Attributes:
-        inner_steps: H, inner steps between two rounds of one fragment.
+        inner_steps: H, inner steps between two rounds of one fragment; with `matched` those of the fastest
+            island, with `timed` those before the first round.
         num_fragments: P, at most the number of tensors of the model.
         delay: tau, inner steps taken between a round's start and the use of its result; < H. "auto":
             as many as the rounds and steps measured lately need.
         merge_alpha: weight kept on the local parameters when the new anchor is merged, 0..1.
         fragmenting: `balanced` by bytes, or `strided` over the layout.
+        mode: `fixed`, every island takes H steps; `matched`, as many as fit into the time that the fastest
+            takes for H; `timed`, as many as fit into `round_s`, or into the time that all islands together
+            take for `round_tokens`.
+        round_s: seconds of training between two rounds of a fragment; with `timed` only.
+        round_tokens: tokens of all islands between two rounds of a fragment; with `timed` only.
     """
 
     inner_steps: int
@@ -34,6 +43,9 @@ class Schedule:
     delay: int | Literal["auto"] = 0
     merge_alpha: float = 0.0
     fragmenting: str = "balanced"
+    mode: Literal["fixed", "matched", "timed"] = "fixed"
+    round_s: float = 0.0
+    round_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.inner_steps < 1:
@@ -52,14 +64,25 @@ class Schedule:
                 f"schedule.fragmenting: expected 'balanced' or 'strided', got {self.fragmenting!r}"
             )
 
+        if self.mode not in ("fixed", "matched", "timed"):
+            raise ConfigError(f"schedule.mode: expected 'fixed', 'matched' or 'timed', got {self.mode!r}")
+        given = (self.round_s > 0.0) + (self.round_tokens > 0)
+        if given != (self.mode == "timed"):
+            expected = "one of the two above 0" if self.mode == "timed" else "neither"
+            raise ConfigError(
+                f"schedule.round_s, round_tokens: expected {expected} with mode = {self.mode}, got "
+                f"{self.round_s:g} and {self.round_tokens}"
+            )
+
     def due(self, inner_step: int) -> tuple[int, ...]:
-        """The fragments that are due after `inner_step` steps (counted from 1)."""
+        """The fragments that are due after `inner_step` steps (counted from 1), where `mode` is fixed."""
         phase = inner_step % self.inner_steps
         return tuple(
             fragment
             for fragment in range(self.num_fragments)
-            if self._offset(fragment) % self.inner_steps == phase and inner_step >= self._offset(fragment)
+            if self.offset(fragment) % self.inner_steps == phase and inner_step >= self.offset(fragment)
         )
 
-    def _offset(self, fragment: int) -> int:
+    def offset(self, fragment: int) -> int:
+        """Inner steps before the first round of a fragment."""
         return max(1, (fragment + 1) * self.inner_steps // self.num_fragments)

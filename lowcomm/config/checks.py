@@ -44,6 +44,20 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
             f"expected less than inner_steps = {schedule.inner_steps}, got {schedule.delay}; "
             "a result has to be used before the fragment is due again",
         )
+    given = (schedule.round_s > 0.0) + (schedule.round_tokens > 0)
+    if given != (schedule.mode == "timed"):
+        expected = "it or round_tokens above 0" if schedule.mode == "timed" else "neither it nor round_tokens"
+        yield (
+            "shared.schedule.round_s",
+            f"expected {expected} with mode = {schedule.mode}, got {schedule.round_s:g} and "
+            f"{schedule.round_tokens}",
+        )
+    if schedule.mode != "fixed" and not config.train.tokens:
+        yield (
+            "train.tokens",
+            f"expected the tokens of the whole run with shared.schedule.mode = {schedule.mode}, got 0; then "
+            "islands take unlike numbers of steps, which don't say when the run is over",
+        )
 
 
 def _texts(config: Config) -> Iterator[tuple[str, str]]:

@@ -53,7 +53,9 @@ class InnerConfig:
     beta1: float = setting(0.9, "AdamW's first moment decay", low=0.0, high=0.9999)
     beta2: float = setting(0.95, "AdamW's second moment decay", low=0.0, high=0.999999)
     weight_decay: float = setting(0.0, "decoupled weight decay", low=0.0, high=10.0)
-    warmup_fraction: float = setting(0.05, "part of train.steps with rising learning rate", low=0.0, high=1.0)
+    warmup_fraction: float = setting(
+        0.05, "part of train.steps or train.tokens with rising learning rate", low=0.0, high=1.0
+    )
     final_lr_fraction: float = setting(
         0.1, "last learning rate / peak, at the end of the cosine", low=0.0, high=1.0
     )
@@ -83,6 +85,17 @@ class ScheduleConfig:
     )
     fragmenting: Literal["balanced", "strided"] = setting(
         "balanced", "how tensors are put into fragments", choices=("balanced", "strided")
+    )
+    mode: Literal["fixed", "matched", "timed"] = setting(
+        "fixed",
+        "an island takes H steps, or what fits into the fastest one's H, or into round_s or round_tokens",
+        choices=("fixed", "matched", "timed"),
+    )
+    round_s: float = setting(
+        0.0, "timed: seconds of training between two rounds of a fragment; 0 = round_tokens", low=0.0
+    )
+    round_tokens: int = setting(
+        0, "timed: tokens of all islands between two rounds of a fragment; 0 = round_s", low=0
     )
 
 
@@ -184,6 +197,11 @@ class TrainConfig:
     """The work of one island."""
 
     steps: int = setting(3_000, "inner steps of the run; a late joiner starts at the swarm's step", low=1)
+    tokens: int = setting(
+        0,
+        "tokens of all islands that end the run, in place of steps; the learning rate follows; 0 = off",
+        low=0,
+    )
     batch_size: int = setting(2, "windows per rank in one forward pass", low=1)
     grad_accumulation: int = setting(1, "forward passes per inner step", low=1)
     precision: Literal["auto", "fp32", "bf16"] = setting(

@@ -48,6 +48,7 @@ class Entry:
 
     Attributes:
         participants: (peer id, tokens) in roster order, which is the order of summation.
+        total_tokens: credited to all islands in the fragment's chain up to here, this entry included.
         stops: the ends of the reducers' ranges, ascending; the last is the fragment's size.
         chunk_elements: how ranges were cut into separately encoded chunks.
         update_hash, update_bytes: of the encoded mean.
@@ -59,6 +60,7 @@ class Entry:
     fragment: int
     outer_step: int
     participants: tuple[tuple[PeerId, int], ...]
+    total_tokens: int
     stops: tuple[int, ...]
     chunk_elements: int
     update_hash: Digest
@@ -73,6 +75,7 @@ class Entry:
             "fragment": self.fragment,
             "outer_step": self.outer_step,
             "participants": [[peer, tokens] for peer, tokens in self.participants],
+            "total_tokens": self.total_tokens,
             "stops": list(self.stops),
             "chunk_elements": self.chunk_elements,
             "update_hash": self.update_hash,
@@ -84,6 +87,11 @@ class Entry:
     @property
     def hash(self) -> Digest:
         return hash_value(self.to_json())
+
+    @property
+    def tokens(self) -> int:
+        """Credited to all participants."""
+        return sum(tokens for _, tokens in self.participants)
 
     def tokens_of(self, peer: PeerId) -> int | None:
         """Tokens credited to `peer`, or None if it took no part."""
@@ -110,6 +118,7 @@ def parse_entry(fields: Fields) -> Entry:
         fragment=fields.integer("fragment"),
         outer_step=fields.integer("outer_step", 1),
         participants=tuple(participants),
+        total_tokens=fields.integer("total_tokens"),
         stops=stops,
         chunk_elements=fields.integer("chunk_elements", 1),
         update_hash=fields.digest("update_hash"),
@@ -146,6 +155,11 @@ class Chain:
             return
         self._kept[entry.outer_step] = (entry, update)
         self._forget()
+
+    @property
+    def total_tokens(self) -> int:
+        """Credited to all islands so far."""
+        return self.last.total_tokens if self.last else 0
 
     def _forget(self) -> None:
         """Drop the oldest entries, those whose updates had to make room."""

@@ -223,7 +223,7 @@ class Peers:
         """Greeted peers of a role that are not leaving or silent, this one not among them."""
         return [
             peer
-            for peer in self.linked.values()
+            for peer in list(self.linked.values())  # the training thread looks, too
             if peer.greeted
             and peer.state.role == role
             and peer.state.phase != "leaving"

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from lowcomm.algorithms.intervals import MAX_STEP_S, UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.fields import Fields, checked_float, checked_int, checked_text
@@ -57,12 +58,14 @@ class Participant:
         tokens: its weight in the mean.
         norm: L2 norm of its pseudo-gradient.
         inner_step: where it stood when it became due; who is out of step takes over the furthest.
+        speed: as it has measured it; all derive from these how many inner steps each takes next.
     """
 
     peer: PeerId
     tokens: int
     norm: float
     inner_step: int
+    speed: Speed = UNMEASURED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +100,7 @@ class Roster:
             "outer_step": self.outer_step,
             "ballot": self.ballot.to_json(),
             "previous": self.previous,
-            "participants": [[m.peer, m.tokens, m.norm, m.inner_step] for m in self.participants],
+            "participants": [[m.peer, m.tokens, m.norm, m.inner_step, *m.speed] for m in self.participants],
             "stops": list(self.stops),
             "chunk_elements": self.chunk_elements,
             "entry": self.entry.to_json() if self.entry else None,
@@ -110,6 +113,20 @@ class Roster:
         return packed
 
 
+def parse_speed(where: str, items: Sequence[Json]) -> Speed:
+    """Check and build a speed from [step_s, step_tokens].
+
+    Raises:
+        ProtocolError: it isn't that, or out of range.
+    """
+    if len(items) != 2:
+        raise ProtocolError(f"{where}: expected [step_s, step_tokens]")
+    step_s = checked_float(where, items[0])
+    if not 0.0 <= step_s <= MAX_STEP_S:
+        raise ProtocolError(f"{where}: expected 0..{MAX_STEP_S:g} seconds, got {step_s:g}")
+    return Speed(step_s, checked_int(where, items[1], 0, 1 << 62))
+
+
 def parse_roster(fields: Fields) -> Roster:
     """Check and build a roster from the network.
 
@@ -118,14 +135,17 @@ def parse_roster(fields: Fields) -> Roster:
     """
     participants = []
     for item in fields.items("participants", MAX_PARTICIPANTS):
-        if not isinstance(item, list) or len(item) != 4:
-            raise ProtocolError("roster.participants: expected [peer, tokens, norm, inner_step]")
+        if not isinstance(item, list) or len(item) != 6:
+            raise ProtocolError(
+                "roster.participants: expected [peer, tokens, norm, inner_step, step_s, step_tokens]"
+            )
         participants.append(
             Participant(
                 PeerId(checked_text("roster.peer", item[0], 128)),
                 checked_int("roster.tokens", item[1], 0, 1 << 62),
                 checked_float("roster.norm", item[2]),
                 checked_int("roster.inner_step", item[3], 0, 1 << 62),
+                parse_speed("roster.speed", item[4:]),
             )
         )
     names = [member.peer for member in participants]

@@ -154,6 +154,13 @@ class Auditor:
                 f"outer step {entry.outer_step} of fragment {entry.fragment} follows {entry.previous[:12]}, "
                 "which no line before it has: one is missing or was changed"
             )
+        before = self._entries.get(entry.previous)
+        total = entry.tokens + (before.total_tokens if before else 0)
+        if (before or entry.outer_step == 1) and entry.total_tokens != total:
+            raise _BadLineError(
+                f"outer step {entry.outer_step} of fragment {entry.fragment} names {entry.total_tokens} "
+                f"tokens in all, expected {total}"
+            )
         head = self.found.heads.get(entry.fragment)
         if head is not None and head != entry.previous and entry.hash not in known:
             self.found.rewound += 1

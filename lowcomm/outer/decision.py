@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
@@ -18,7 +19,7 @@ from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_tex
 from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, parse_entry
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.promises import Promises
-from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot
+from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_speed
 from lowcomm.membership.update import Update
 from lowcomm.outer.rates import MAX_RATE, Rates
 from lowcomm.outer.residual import Residual
@@ -73,6 +74,7 @@ class Contribution:
     """One island's pseudo-gradient for one fragment: 1-D fp32 on the host, and what it weighs.
 
     `resent`: it comes from a checkpoint, so an entry with this peer and these tokens is its commit.
+    `speed`: of the island, as measured lately.
     """
 
     values: Tensor
@@ -80,6 +82,7 @@ class Contribution:
     norm: float
     inner_step: int
     resent: bool = False
+    speed: Speed = UNMEASURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Ready:
     """A peer's announcement that it is due: its head, its weight, its promises.
 
     `rates`: bytes per second that came from other peers in its latest transfers.
+    `speed`: at which it trains.
     """
 
     previous: Digest
@@ -96,6 +100,7 @@ class Ready:
     promised: Ballot
     accepted: tuple[Ballot, Entry] | None
     rates: Mapping[PeerId, int] = field(default_factory=dict)
+    speed: Speed = UNMEASURED
 
     def to_json(self) -> dict[str, Json]:
         accepted: Json = None
@@ -108,6 +113,7 @@ class Ready:
             "inner_step": self.inner_step,
             "promised": self.promised.to_json(),
             "accepted": accepted,
+            "speed": list(self.speed),
             **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
         }
 
@@ -133,6 +139,7 @@ def parse_ready(fields: Fields) -> Ready:
         promised=parse_ballot(fields, "promised"),
         accepted=accepted,
         rates=_parse_rates(fields),
+        speed=parse_speed("ready.speed", fields.items("speed", 2)),
     )
 
 

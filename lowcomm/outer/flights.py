@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.fragments import Fragment, named_parts
+from lowcomm.algorithms.intervals import Interval
 from lowcomm.algorithms.merge import merge, rebase
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
@@ -19,6 +20,7 @@ from lowcomm.errors import LossError
 from lowcomm.islands.base import Island
 from lowcomm.outer.decision import Contribution
 from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.room import Room
 from lowcomm.outer.thread import LoopThread
@@ -27,9 +29,10 @@ from lowcomm.types import Digest, PeerId, RoundReport
 
 @dataclass(slots=True)
 class Flight:
-    """A round under way: what was sent, and when its result is to be used."""
+    """A round under way: what was sent, after how many inner steps, and when its result is to be used."""
 
     contribution: Contribution
+    steps: int
     use_at_step: int
     outcome: Future[RoundOutcome]
 
@@ -39,6 +42,7 @@ class Flights:
 
     Args:
         progress: the island's counters, moved when a round ends.
+        pacing: when fragments are due; told what rounds have agreed on.
         node, thread: on the lead only.
     """
 
@@ -48,12 +52,13 @@ class Flights:
         fragments: Sequence[Fragment],
         schedule: Schedule,
         progress: Progress,
+        pacing: Pacing,
         clock: Clock,
         node: Node | None,
         thread: LoopThread,
     ) -> None:
         self._island, self._fragments, self._schedule = island, fragments, schedule
-        self._progress, self._clock = progress, clock
+        self._progress, self._pacing, self._clock = progress, pacing, clock
         self._node, self._thread = node, thread
         self._under_way: dict[int, Flight] = {}
         self._room = Room(clock, schedule.inner_steps - 1) if schedule.delay == "auto" else None
@@ -65,13 +70,15 @@ class Flights:
         return len(self._under_way)
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """What the outer loop does between two inner steps happens inside."""
+    def between_steps(self, tokens: int) -> Iterator[None]:
+        """What the outer loop does between two inner steps, the last one of `tokens`, happens inside."""
+        self._pacing.step_ends(tokens)
         if self._room is not None:
             self._room.step_ends()
         yield
         if self._room is not None:
             self._room.step_begins()
+        self._pacing.step_begins()
 
     def begin(self, fragment: Fragment) -> None:
         """Send a fragment's pseudo-gradient; its outcome is merged `delay` inner steps later.
@@ -97,8 +104,14 @@ class Flights:
                 "nothing was sent. Lower the inner learning rate, or resume from the last checkpoint"
             )
         progress = self._progress
-        contribution = Contribution(values, progress.tokens[fragment.index], norm, progress.inner_step)
-        self.submit(fragment, contribution, progress.inner_step + self._delay())
+        steps = self._pacing.begin(fragment.index, progress.inner_step)
+        speed = self._pacing.speed(steps)
+        if self._node is not None:
+            self._node.peers.state.tokens_per_s = speed.tokens_per_s
+        contribution = Contribution(
+            values, progress.tokens[fragment.index], norm, progress.inner_step, speed=speed
+        )
+        self.submit(fragment, contribution, steps, progress.inner_step + self._delay())
 
     def _delay(self) -> int:
         if self._schedule.delay != "auto":
@@ -106,12 +119,16 @@ class Flights:
         measured = [self._room.delay] if self._node is not None and self._room is not None else None
         return self._island.broadcast(measured, 1)[0]
 
-    def submit(self, fragment: Fragment, contribution: Contribution, use_at_step: int) -> None:
-        """Send what was read before, anew after a restart."""
+    def submit(self, fragment: Fragment, contribution: Contribution, steps: int, use_at_step: int) -> None:
+        """Send what was read before, anew after a restart.
+
+        Args:
+            steps: inner steps since the contribution before.
+        """
         outcome: Future[RoundOutcome] = Future()
         if self._node is not None:
             outcome = self._thread.submit(self._node.contribute(fragment.index, contribution))
-        self._under_way[fragment.index] = Flight(contribution, use_at_step, outcome)
+        self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome)
 
     def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
         """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
@@ -128,10 +145,15 @@ class Flights:
         began_s = self._clock.monotonic_s()
         moved = credited = 0
         outer_step = 0
+        interval: Interval | None = None
+        late_steps = 0
         if self._node is not None:
             outcome = flight.outcome.result()
             moved, credited = int(outcome.entry is not None or outcome.adopted > 0), outcome.tokens
             outer_step = self._node.state.chains[fragment.index].outer_step
+            interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
+            if interval is not None:
+                late_steps = self._pacing.late_steps(outcome.late_s, flight.contribution.speed.step_s)
         facts = self._island.broadcast(
             [
                 moved,
@@ -140,12 +162,16 @@ class Flights:
                 int(bool(outcome and outcome.entry)),
                 int(bool(outcome and outcome.adopted)),
                 outcome.swarm_step if outcome else 0,
+                outcome.total_tokens if outcome else 0,
+                interval.steps if interval else 0,
+                late_steps,
             ]
             if self._node
             else None,
-            6,
+            9,
         )
-        moved, credited, outer_step, committed, missed, swarm_step = facts
+        moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
+        total_tokens, next_steps, late_steps = facts[6:]
         if moved:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
             replaced = committed and self._schedule.merge_alpha == 0.0
@@ -155,16 +181,25 @@ class Flights:
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
         self._progress.outer_steps[fragment.index] = outer_step
-        if swarm_step and (missed or self._progress.realign[fragment.index]):
+        if moved and fragment.index == 0:
+            steps = flight.steps if committed else 0
+            self._progress.committed(total_tokens, steps, flight.contribution.inner_step)
+        if next_steps:
+            self._pacing.take(fragment.index, interval or Interval(next_steps, 0.0))
+            self._pacing.put_off(late_steps, fragment.index)
+        elif swarm_step and (missed or self._progress.realign[fragment.index]):
             # in step again: due when the others are, with the learning rate that they have
-            self._progress.inner_step += swarm_step - flight.contribution.inner_step
+            self._progress.jump(swarm_step - flight.contribution.inner_step)
+            self._pacing.shift(swarm_step - flight.contribution.inner_step)
         self._progress.realign[fragment.index] = bool(missed) and not committed
         self._progress.wait_s += wait_s
         if outcome is not None:
             self._progress.transfer_s += outcome.transfer_s
             if outcome.entry is not None and self._room is not None:
                 self._room.round_took(outcome.round_s)
-        return self._report(fragment, flight, outcome, outer_step, bool(committed), credited, wait_s)
+        return self._report(
+            fragment, flight, outcome, outer_step, bool(committed), credited, wait_s, total_tokens
+        )
 
     def _merged(self, outcome: RoundOutcome, local: Tensor | None) -> Tensor:
         """The new local parameters; `local` are those now, None where they are replaced."""
@@ -182,6 +217,7 @@ class Flights:
         committed: bool,
         credited: int,
         wait_s: float,
+        total_tokens: int,
     ) -> RoundReport:
         entry = outcome.entry if outcome else None
         participants: tuple[PeerId, ...] = tuple(peer for peer, _ in entry.participants) if entry else ()
@@ -212,12 +248,15 @@ class Flights:
             rejected=outcome.rejected if outcome else (),
             residual_before=outcome.residual_before if outcome else None,
             residual_norm=outcome.residual_norm if outcome else None,
+            inner_steps=flight.steps,
+            next_inner_steps=self._pacing.steps_of(fragment.index),
+            total_tokens=total_tokens,
         )
 
     def state_dict(self) -> list[list[Any]]:
         """What was sent, to be sent again after a restart."""
         return [
-            [index, sent.values, sent.tokens, sent.inner_step, flight.use_at_step]
+            [index, sent.values, sent.tokens, sent.inner_step, flight.steps, flight.use_at_step]
             for index, flight in sorted(self._under_way.items())
             for sent in (flight.contribution,)
         ]

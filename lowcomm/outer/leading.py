@@ -70,7 +70,8 @@ def _roster(context: Context, fragment: int, decision: Decision, ready: dict[Pee
         ballot=Ballot(highest.attempt + 1, context.exchange.peer_id),
         previous=state.chains[fragment].head,
         participants=tuple(
-            Participant(peer, said.tokens, said.norm, said.inner_step) for peer, said in sorted(ready.items())
+            Participant(peer, said.tokens, said.norm, said.inner_step, said.speed)
+            for peer, said in sorted(ready.items())
         ),
         stops=stops_of(elements, reduce_shares(bandwidths(ready)), context.codec.block_elements),
         chunk_elements=context.chunk_elements,

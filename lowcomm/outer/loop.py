@@ -31,6 +31,7 @@ from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.flights import Flights
 from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.node import Node
+from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.state import OuterState
 from lowcomm.outer.thread import LoopThread
@@ -89,12 +90,12 @@ class OuterLoop(Views):
     ) -> None:
         if island.is_lead != (exchange is not None):
             raise ValueError("pass an exchange on the island's lead rank, and None on all others")
-        self._island, self._schedule = island, schedule
+        self._island = island
         self._expected_peers, self._gather_timeout_s = expected_peers, gather_timeout_s
         self._num_shards = num_shards
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
         self._restored = False
-        self._loaded_flights: list[tuple[int, Contribution, int]] = []
+        self._loaded_flights: list[tuple[int, Contribution, int, int]] = []
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
@@ -122,9 +123,12 @@ class OuterLoop(Views):
                 snapshot_mbit_s=snapshot_mbit_s,
             )
             node.peers.state.shard = shard
-        super().__init__(island.layout, fragments, Progress(len(fragments)), node, LoopThread())
+        super().__init__(island.layout, fragments, schedule, Progress(len(fragments)), node, LoopThread())
         clock = clock or SystemClock()
-        self._flights = Flights(island, fragments, schedule, self._progress, clock, node, self._thread)
+        self._pacing = Pacing(schedule, len(fragments), island.world_size, clock)
+        self._flights = Flights(
+            island, fragments, schedule, self._progress, self._pacing, clock, node, self._thread
+        )
 
     # -- coming and going --------------------------------------------------------------------------
 
@@ -190,7 +194,7 @@ class OuterLoop(Views):
         if self._node is not None:
             node = self._node
             before = [state.anchor for state in node.state.states]
-            node.peers.state.inner_step = self._progress.inner_step
+            node.peers.state.inner_step = self.swarm_step
             report = self._thread.call(
                 node.joining.join(
                     fresh=not self._restored,
@@ -203,23 +207,27 @@ class OuterLoop(Views):
         count, facts = len(self._fragments), None
         if report is not None:
             flags = [int(changed), int(report.out_of_step), report.shard, report.inner_step]
+            flags.append(node.state.chains[0].total_tokens)
             facts = [*flags, *report.outer_steps, *report.credits]
-        facts = self._island.broadcast(facts, 4 + 2 * count)
+        facts = self._island.broadcast(facts, 5 + 2 * count)
         changed, out_of_step, shard = bool(facts[0]), bool(facts[1]), facts[2]
-        self._progress.inner_step = facts[3]
-        self._progress.outer_steps = facts[4 : 4 + count]
+        if self._pacing.fixed:
+            self._progress.inner_step = facts[3]
+        if facts[4] != self._progress.swarm_committed:
+            self._progress.committed(facts[4], 0, self._progress.inner_step)
+        self._progress.outer_steps = facts[5 : 5 + count]
         self._progress.realign = [out_of_step] * count
-        credits, uncommitted = facts[4 + count :], list(self._progress.tokens)
+        credits, uncommitted = facts[5 + count :], list(self._progress.tokens)
         credited = self._progress.recover(credits)
         if changed:
             for fragment, done, left in zip(self._fragments, credits, uncommitted, strict=True):
                 self._take_over(fragment, before, done, left)
         self._loaded_flights = [flight for flight in self._loaded_flights if not credits[flight[0]]]
-        for index, contribution, use_at_step in self._loaded_flights:
-            self._flights.submit(self._fragments[index], contribution, use_at_step)
+        for index, contribution, steps, use_at_step in self._loaded_flights:
+            self._flights.submit(self._fragments[index], contribution, steps, use_at_step)
         self._loaded_flights = []
         if report is not None:
-            return replace(report, tokens_credited=credited)
+            return replace(report, tokens_credited=credited, inner_step=self._progress.inner_step)
         return JoinReport(
             inner_step=self._progress.inner_step,
             outer_steps=tuple(self._progress.outer_steps),
@@ -278,17 +286,18 @@ class OuterLoop(Views):
         Raises:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
         """
-        with self._flights.between_steps():
+        with self._flights.between_steps(tokens):
             return self._after_step(tokens)
 
     def _after_step(self, tokens: int) -> tuple[RoundReport, ...]:
         self._progress.trained(tokens)
         if self._node is not None:
-            self._node.peers.state.inner_step = self._progress.inner_step
-        due = self._schedule.due(self._progress.inner_step)
-        if not (due or self._flights or any(self._progress.realign) or self._is_behind()):
+            self._node.peers.state.inner_step = self.swarm_step
+        due = self._pacing.due(self._progress.inner_step)
+        looks = self._pacing.looks(self._progress.inner_step)
+        if not (due or looks or self._flights or any(self._progress.realign) or self._is_behind()):
             return ()
-        for index in self._called(due):
+        for index in self._called(due, looks):
             if index not in self._flights:
                 self._flights.begin(self._fragments[index])
         return self._flights.land(everything=False)
@@ -313,8 +322,8 @@ class OuterLoop(Views):
             and any(fragment_round.ahead() for fragment_round in self._node.rounds)
         )
 
-    def _called(self, due: tuple[int, ...]) -> list[int]:
-        """Fragments to begin now: due by schedule; missed; or, while out of step, asked for by others."""
+    def _called(self, due: tuple[int, ...], looks: bool) -> list[int]:
+        """Fragments to begin now: due; missed; waited for; or, while out of step, asked for by others."""
         flags = None
         if self._node is not None:
             flags = [
@@ -322,10 +331,11 @@ class OuterLoop(Views):
                     index in due
                     or bool(fragment_round.ahead())
                     or (self._progress.realign[index] and fragment_round.called)
+                    or self._pacing.early(index, called=fragment_round.called)
                 )
                 for index, fragment_round in enumerate(self._node.rounds)
             ]
-        if self._island.world_size == 1 or any(self._progress.realign) or due:
+        if self._island.world_size == 1 or any(self._progress.realign) or due or looks:
             chosen = self._island.broadcast(flags, len(self._fragments))
             return [index for index, flag in enumerate(chosen) if flag]
         return []
@@ -351,6 +361,7 @@ class OuterLoop(Views):
         Rounds under way are saved as what was sent, and sent again after the restart.
         """
         state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
+        state["pacing"] = self._pacing.state_dict()
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
             state["outer"] = self._node.state.state_dict()
@@ -364,14 +375,16 @@ class OuterLoop(Views):
             CheckpointError: it belongs to another model or is damaged.
         """
         self._progress.load_state_dict(state)
+        self._pacing.load_state_dict(state["pacing"])
         self._restored = True
         self._loaded_flights = [
             (
                 index,
                 Contribution(values, tokens, float(values.norm()), began_at_step, resent=True),
+                steps,
                 use_at_step,
             )
-            for index, values, tokens, began_at_step, use_at_step in state["flights"]
+            for index, values, tokens, began_at_step, steps, use_at_step in state["flights"]
         ]
         if self._node is not None:
             self._thread.call(self._node.restore(state["outer"], state["shard"]))
@@ -404,6 +417,9 @@ def _settings(
         "shared.schedule.inner_steps": schedule.inner_steps,
         "shared.schedule.num_fragments": schedule.num_fragments,
         "shared.schedule.fragmenting": schedule.fragmenting,
+        "shared.schedule.mode": schedule.mode,
+        "shared.schedule.round_s": schedule.round_s,
+        "shared.schedule.round_tokens": schedule.round_tokens,
         "shared.codec.name": codec.name,
         "shared.codec.error_feedback": codec.error_feedback,
         "shared.codec.error_feedback_decay": codec.decay,

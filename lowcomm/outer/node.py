@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lowcomm.algorithms.intervals import Speed
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blob, Blobs
@@ -63,6 +64,9 @@ class RoundOutcome:
         after: the anchor now.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
         swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
+        speeds: of the participants; none where nothing was committed, or what others had finished.
+        total_tokens: credited to all islands in the fragment's chain.
+        late_s: others had been ready for so long when this island was.
         adopted: outer steps taken over from others, without this contribution.
         rejected: contributions of others that were not accepted, as `peer: reason`.
         residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
@@ -79,6 +83,9 @@ class RoundOutcome:
     mean_norm: float | None
     cosine: float | None
     swarm_step: int
+    speeds: Mapping[PeerId, Speed]
+    total_tokens: int
+    late_s: float
     form_s: float
     transfer_s: float
     round_s: float
@@ -259,6 +266,7 @@ class Node:
         form_s = transfer_s = 0.0
         mine: Accepted | None = None
         reason = ""
+        late_s = fragment_round.waiting_s
         fragment_round.contribute(contribution)
         try:
             while mine is None:
@@ -320,6 +328,9 @@ class Node:
             mean_norm=mine.mean_norm if mine else None,
             cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
             swarm_step=furthest([m.inner_step for m in mine.participants]) if mine else 0,
+            speeds={member.peer: member.speed for member in mine.participants} if mine else {},
+            total_tokens=chain.total_tokens,
+            late_s=late_s,
             form_s=form_s,
             transfer_s=transfer_s,
             round_s=loop.time() - began_s,
@@ -517,7 +528,7 @@ def _remaining(whole: Contribution, credited: Contribution) -> Contribution:
     """What is left of a pseudo-gradient after an earlier part of it was committed late."""
     values = whole.values - credited.values
     tokens = max(0, whole.tokens - credited.tokens)
-    return Contribution(values, tokens, float(values.norm()), whole.inner_step)
+    return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)
 
 
 def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:

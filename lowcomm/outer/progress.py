@@ -12,11 +12,14 @@ class Progress:
     """Counters of one rank.
 
     Attributes:
-        inner_step: on the swarm's count.
+        inner_step: on the swarm's count where all islands take the same number of steps, else this island's.
         outer_steps: committed, one per fragment.
         tokens: trained on since they were last credited, one per fragment.
         realign: fragments that are out of step with the others; they answer as soon as they are asked.
         tokens_trained, tokens_credited: since the run began, of this island.
+        swarm_committed: tokens of all islands that the ledger credits; fragment 0 stands for the model.
+        round_tokens, round_steps: of all islands, and inner steps of this one, in its last round.
+        counted_step: the inner step up to which `swarm_committed` holds this island's work.
         wait_s, transfer_s: training stood still for rounds; rounds moved data.
     """
 
@@ -27,6 +30,10 @@ class Progress:
     realign: list[bool] = field(default_factory=list)
     tokens_trained: int = 0
     tokens_credited: int = 0
+    swarm_committed: int = 0
+    round_tokens: int = 0
+    round_steps: int = 0
+    counted_step: int = 0
     wait_s: float = 0.0
     transfer_s: float = 0.0
 
@@ -46,6 +53,34 @@ class Progress:
         self.tokens[fragment] = max(0, self.tokens[fragment] - tokens)
         if fragment == 0:
             self.tokens_credited += tokens
+
+    def committed(self, total_tokens: int, steps: int, began_step: int) -> None:
+        """A round of fragment 0 has moved the swarm to `total_tokens`.
+
+        Args:
+            steps: of this island in its contribution to it.
+            began_step: the inner step at which it was made.
+        """
+        if steps > 0:
+            self.round_tokens, self.round_steps = total_tokens - self.swarm_committed, steps
+        self.swarm_committed, self.counted_step = total_tokens, began_step
+
+    def jump(self, steps: int) -> None:
+        """The swarm's count of inner steps is `steps` further than this island's; take it over."""
+        self.inner_step += steps
+        self.counted_step += steps
+
+    @property
+    def swarm_tokens(self) -> int:
+        """Tokens of all islands, credited or likely under way: the learning rate follows them.
+
+        Between rounds the others are taken to go on as in the last round, for at most as long as it was;
+        before the first one only this island's own are known.
+        """
+        if self.round_steps == 0:
+            return self.swarm_committed + self.tokens[0]
+        steps = min(self.inner_step - self.counted_step, self.round_steps)
+        return self.swarm_committed + self.round_tokens * steps // self.round_steps
 
     def recover(self, credited: Sequence[int]) -> int:
         """Count what replayed entries credit to an earlier process of this island, one number per fragment.
@@ -68,6 +103,7 @@ class Progress:
             "tokens_trained": self.tokens_trained,
             "tokens_credited": self.tokens_credited,
             "realign": list(self.realign),
+            "swarm": [self.swarm_committed, self.round_tokens, self.round_steps, self.counted_step],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,6 +113,7 @@ class Progress:
         self.tokens = list(state["tokens"])
         self.tokens_trained, self.tokens_credited = state["tokens_trained"], state["tokens_credited"]
         self.realign = list(state["realign"])
+        self.swarm_committed, self.round_tokens, self.round_steps, self.counted_step = state["swarm"]
 
 
 def furthest(inner_steps: Sequence[int]) -> int:

@@ -72,8 +72,13 @@ class FragmentRound:
     def called(self) -> bool:
         """Whether other peers are ready for the next outer step, or have gone past it."""
         return bool(self.ahead()) or any(
-            ready.previous == self._topic.chain.head for ready in self.decision.readies.values()
+            ready.previous == self._topic.chain.head for ready in list(self.decision.readies.values())
         )
+
+    @property
+    def waiting_s(self) -> float:
+        """For how long other peers have been ready for the next outer step."""
+        return self._topic.now_s() - self.decision.first_ready_s if self.decision.readies else 0.0
 
     def look(self) -> None:
         """The swarm changed: perhaps a round can be formed now, or has become hopeless."""
@@ -106,6 +111,7 @@ class FragmentRound:
             promised=decision.promised,
             accepted=(accepted.ballot, accepted.entry) if accepted else None,
             rates=self._topic.context.rates.known,
+            speed=contribution.speed,
         )
         decision.told.clear()
         self._tell_ready()

@@ -54,6 +54,8 @@ async def reduce_update(
         fragment=roster.fragment,
         outer_step=roster.outer_step,
         participants=tuple((m.peer, m.tokens) for m in roster.participants),
+        total_tokens=context.state.chains[roster.fragment].total_tokens
+        + sum(m.tokens for m in roster.participants),
         stops=roster.stops,
         chunk_elements=roster.chunk_elements,
         update_hash=staged.update_hash,
@@ -91,6 +93,11 @@ async def fetch_update(
         raise ProtocolError("the entry is another run's or fragment's")
     if entry.previous != chain.head or entry.outer_step != chain.outer_step + 1:
         raise ProtocolError(f"entry {entry.outer_step} does not follow outer step {chain.outer_step}")
+    if entry.total_tokens != chain.total_tokens + entry.tokens:
+        raise ProtocolError(
+            f"entry {entry.outer_step} names {entry.total_tokens} tokens in all, expected "
+            f"{chain.total_tokens} before it and its own {entry.tokens}"
+        )
     check_cut(entry.stops, entry.chunk_elements, elements)
     if entry.update_bytes > most:
         raise ProtocolError(

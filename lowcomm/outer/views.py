@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lowcomm.algorithms.fragments import Fragment, named_parts
+from lowcomm.algorithms.schedule import Schedule
 from lowcomm.exchanges.base import Traffic
 from lowcomm.membership.ledger import run_head
 from lowcomm.outer.node import Node
@@ -26,11 +27,13 @@ class Views:
         self,
         layout: Layout,
         fragments: Sequence[Fragment],
+        schedule: Schedule,
         progress: Progress,
         node: Node | None,
         thread: LoopThread,
     ) -> None:
-        self._layout, self._fragments, self._progress = layout, fragments, progress
+        self._layout, self._fragments = layout, fragments
+        self._schedule, self._progress = schedule, progress
         self._node, self._thread = node, thread
 
     @property
@@ -60,8 +63,28 @@ class Views:
 
     @property
     def inner_step(self) -> int:
-        """Inner steps on the swarm's count; the learning rate follows it."""
+        """Inner steps: on the swarm's count with `fixed`, else those of this island."""
         return self._progress.inner_step
+
+    @property
+    def swarm_step(self) -> int:
+        """Where the swarm is, equal on islands that are in step.
+
+        With `fixed` its inner steps, else H for each outer step of fragment 0.
+        """
+        if self._schedule.mode == "fixed":
+            return self._progress.inner_step
+        return self._progress.outer_steps[0] * self._schedule.inner_steps
+
+    @property
+    def swarm_committed(self) -> int:
+        """Tokens of all islands in committed rounds; equal on islands at equal outer steps."""
+        return self._progress.swarm_committed
+
+    @property
+    def swarm_tokens(self) -> int:
+        """Those, and what has likely been trained on since; the learning rate can follow it."""
+        return self._progress.swarm_tokens
 
     @property
     def outer_step(self) -> int:
@@ -120,10 +143,6 @@ class Views:
             return self._lead.peers.statuses()
 
         return self._thread.call(look())
-
-    def tell_speed(self, tokens_per_s: float) -> None:
-        """Let the other islands know how fast this one trains. Lead only."""
-        self._lead.peers.state.tokens_per_s = tokens_per_s
 
     def anchor(self) -> dict[str, Tensor]:
         """The anchor as named fp32 tensors on the host. Lead only."""

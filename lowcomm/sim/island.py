@@ -7,6 +7,7 @@ step leaves a mark and a token count, so that work that is lost or counted twice
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.merge import rebase
 from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.ledger import Entry
@@ -22,6 +24,7 @@ from lowcomm.membership.promises import Promises
 from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.state import OuterState
 from lowcomm.sim.virtual_time import InlineExecutor
@@ -39,7 +42,9 @@ class IslandSettings:
         layout: of the toy model.
         chunk_bytes: fp32 bytes of one separately encoded piece.
         inner_steps, num_fragments, delay: the schedule; fragments are due one after the other.
-        step_s: virtual seconds of an inner step.
+        step_s: virtual seconds of an inner step, also as a function of the island and the time.
+        pace: the schedule where islands are unlike in speed; its inner steps, fragments and delay are to be
+            those above. None = a fixed one.
         error_feedback: whether the int8 codec keeps a residual.
     """
 
@@ -49,7 +54,8 @@ class IslandSettings:
     inner_steps: int = 5
     num_fragments: int = 2
     delay: int = 1
-    step_s: float = 0.4
+    step_s: float | Callable[[int, float], float] = 0.4
+    pace: Schedule | None = None
     heartbeat_s: float = 1.0
     lease_s: float = 4.0
     error_feedback: bool = True
@@ -71,6 +77,18 @@ class Record:
         self.snapshots.append((fragment, outer_step, head))
 
 
+class LoopClock:
+    """The time of the running loop."""
+
+    def monotonic_s(self) -> float:
+        """Virtual seconds."""
+        return asyncio.get_running_loop().time()
+
+    def wall_s(self) -> float:
+        """The same; there is no calendar."""
+        return self.monotonic_s()
+
+
 class SimIsland:
     """One life of one island, from its start to its end or crash.
 
@@ -80,6 +98,8 @@ class SimIsland:
     Attributes:
         rounds: outcomes, in order, with the fragment.
         missed: what was left uncommitted when it ended, per fragment.
+        waited_s: virtual seconds for which training stood still.
+        intervals: inner steps of each contribution, with the fragment and when it was made.
     """
 
     def __init__(self, number: int, exchange: Exchange, settings: IslandSettings, promises: Promises) -> None:
@@ -111,6 +131,10 @@ class SimIsland:
         self.credited = [0] * len(sizes)
         self.rounds: list[tuple[int, RoundOutcome]] = []
         self.joined_s = -1.0
+        self.waited_s = 0.0
+        self.intervals: list[tuple[int, float, int]] = []
+        schedule = settings.pace or Schedule(inner_steps=settings.inner_steps)
+        self._pacing = Pacing(schedule, len(sizes), 1, LoopClock())
         self.phase = "starting"
 
     async def live(self, expected: int, until_s: float) -> None:
@@ -131,20 +155,28 @@ class SimIsland:
         self.local = [state.anchor.clone() for state in node.state.states]
         flights: dict[int, tuple[asyncio.Task[RoundOutcome], int]] = {}
         while loop.time() < until_s:
-            await asyncio.sleep(self._settings.step_s)
+            self._pacing.step_begins()
+            await asyncio.sleep(self._step_s(loop.time()))
             self._train()
             for fragment, fragment_round in enumerate(node.rounds):
-                due = (self.progress.inner_step + fragment) % self._settings.inner_steps == 0
-                if fragment not in flights and (due or fragment_round.ahead()):
-                    values = node.bases[fragment] - self.local[fragment]
+                if fragment not in flights and (self._due(fragment) or fragment_round.ahead()):
+                    values, progress = node.bases[fragment] - self.local[fragment], self.progress
+                    steps = self._pacing.begin(fragment, progress.inner_step)
+                    self.intervals.append((fragment, loop.time(), steps))
                     contribution = Contribution(
-                        values, self.progress.tokens[fragment], float(values.norm()), self.progress.inner_step
+                        values,
+                        progress.tokens[fragment],
+                        float(values.norm()),
+                        progress.inner_step,
+                        speed=self._pacing.speed(steps),
                     )
                     task = loop.create_task(node.contribute(fragment, contribution))
                     flights[fragment] = task, self.progress.inner_step + self._settings.delay
             for fragment, (task, use_at_step) in list(flights.items()):
                 if use_at_step <= self.progress.inner_step:
+                    began_s = loop.time()
                     self._land(fragment, await task)
+                    self.waited_s += loop.time() - began_s
                     del flights[fragment]
         for fragment, (task, _) in flights.items():
             self._land(fragment, await task)
@@ -160,16 +192,33 @@ class SimIsland:
         await self.node.peers.stop()
         self.node.state.updates.close()
 
+    def _step_s(self, now_s: float) -> float:
+        step_s = self._settings.step_s
+        return step_s(self.number, now_s) if callable(step_s) else step_s
+
+    def _due(self, fragment: int) -> bool:
+        step = self.progress.inner_step
+        if self._settings.pace is None:
+            return (step + fragment) % self._settings.inner_steps == 0
+        called = self.node.rounds[fragment].called
+        return fragment in self._pacing.due(step) or self._pacing.early(fragment, called=called)
+
     def _train(self) -> None:
         for local, target in zip(self.local, self._targets, strict=True):
             local += INNER_LR * (target - local)
         self.progress.trained(10 + self.number)
+        self._pacing.step_ends(10 + self.number)
         self.node.peers.state.inner_step = self.progress.inner_step
 
     def _land(self, fragment: int, outcome: RoundOutcome) -> None:
         self.rounds.append((fragment, outcome))
         self.credited[fragment] += outcome.tokens
         self.progress.credit(fragment, outcome.tokens)
+        interval = self._pacing.plan(outcome.speeds, self.node.exchange.peer_id)
+        if interval is not None:
+            self._pacing.take(fragment, interval)
+            step_s = outcome.speeds[self.node.exchange.peer_id].step_s
+            self._pacing.put_off(self._pacing.late_steps(outcome.late_s, step_s), fragment)
         if outcome.entry is not None or outcome.adopted:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 

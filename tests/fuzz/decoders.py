@@ -20,6 +20,7 @@ from typing import Any
 import msgpack
 
 from lowcomm import exchanges
+from lowcomm.algorithms.intervals import Speed
 from lowcomm.clock import SystemClock
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Message, Traffic
@@ -47,14 +48,15 @@ OWNER, MEMBER = Identity.generate(), Identity.generate()
 HASH = hash_bytes(b"x")
 ENTRY = Entry(
     run_id="run", fragment=0, outer_step=3, participants=((PeerId("a"), 10), (PeerId("b"), 20)),
-    stops=(4, 8), chunk_elements=4, update_hash=HASH, update_bytes=32, state_digest=HASH, previous=HASH,
+    total_tokens=90, stops=(4, 8), chunk_elements=4, update_hash=HASH, update_bytes=32,
+    state_digest=HASH, previous=HASH,
 )  # fmt: skip
 ROSTER = Roster(
     fragment=0, outer_step=4, ballot=Ballot(1, "a"), previous=HASH,
-    participants=(Participant(PeerId("a"), 10, 1.0, 5), Participant(PeerId("b"), 20, 2.0, 5)),
+    participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10)), Participant(PeerId("b"), 20, 2.0, 5)),
     stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=NO_BALLOT,
 )  # fmt: skip
-READY = Ready(HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY))
+READY = Ready(HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), speed=Speed(0.5, 10))
 STATE = State(outer_steps=(1, 2), heads=(HASH, HASH), checkpoints=(5,))
 EXPIRES_S = SystemClock().wall_s() + 86_400.0
 GATE = Gate("run", owner=OWNER.peer_id)

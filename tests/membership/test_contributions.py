@@ -18,6 +18,7 @@ def commit(contributions: Contributions, outer_step: int, **norms: float) -> Non
         fragment=0,
         outer_step=outer_step,
         participants=tuple((PeerId(peer), 100) for peer in norms),
+        total_tokens=100 * len(norms) * outer_step,
         stops=(4,),
         chunk_elements=4,
         update_hash=hash_bytes(b""),

@@ -13,6 +13,7 @@ def entry(outer_step: int) -> Entry:
         fragment=0,
         outer_step=outer_step,
         participants=((PeerId("a"), 10),),
+        total_tokens=10 * outer_step,
         stops=(4,),
         chunk_elements=4,
         update_hash=hash_bytes(b"update"),
