@@ -133,7 +133,8 @@ class Trainer:
                 )
                 folder.write("config.toml", to_toml(config))
             if self._world_size > 1 or config.island.engine in ("fsdp2", "deepspeed"):
-                stack.enter_context(process_group(self._device))
+                offloaded = (config.island.engine, config.island.offload) == ("fsdp2", "all")
+                stack.enter_context(process_group(self._device, offloaded=offloaded))
             stack.enter_context(self._handle_signals())
             return self._train(text, folder, stack)
 
@@ -502,9 +503,13 @@ def choose_device(name: str) -> torch.device:
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """The process group inside the island, torchrun's or one of this process alone: NCCL or Gloo."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
+def process_group(device: torch.device, *, offloaded: bool = False) -> Iterator[None]:
+    """The process group inside the island, torchrun's or one of this process alone: NCCL or Gloo.
+
+    With parameters that FSDP2 has `offloaded` both, since clipping is a collective of host tensors then
+    (pytorch/pytorch#148532). Not run here, for want of GPUs.
+    """
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl" if offloaded else "nccl"
     with tempfile.TemporaryDirectory() as folder:
         if "WORLD_SIZE" in os.environ:
             torch.distributed.init_process_group(backend)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowcomm.errors import CheckpointError, ConfigError, ModelError
-from lowcomm.islands.plain import bare_name
+from lowcomm.islands.plain import BUILD_OPTIMIZER, bare_name, check_groups
 from lowcomm.islands.ranks import RanksIsland
 from lowcomm.types import Json, TensorSpec
 
@@ -101,16 +101,17 @@ def initialize(
 
     Raises:
         ConfigError: DeepSpeed is not installed, or there is more than one inner optimizer.
+        ModelError: the optimizer trains what is not of this model.
     """
     if len(optimizers) != 1:
         raise ConfigError(
             f"island.engine = deepspeed: expected one inner optimizer, got {len(optimizers)}; ZeRO shards "
             "flat tensors, in which Muon finds no matrices: set shared.inner.name = adamw"
         )
+    # here, since DeepSpeed fails on it without a word of what is wrong
+    check_groups([p for p in model.parameters() if p.requires_grad], optimizers, BUILD_OPTIMIZER)
     if next(model.parameters()).device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if dist.get_world_size() == 1:
-        os.environ.setdefault("LOCAL_RANK", "0")  # which torchrun would have set, and DeepSpeed insists on
     try:
         import deepspeed
     except ImportError as error:
@@ -118,6 +119,8 @@ def initialize(
             f"island.engine = deepspeed: DeepSpeed is not installed here ({error}); "
             "pip install 'lowcomm[deepspeed]', after torch"
         ) from error
+    if dist.get_world_size() == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")  # which torchrun would have set, and DeepSpeed insists on
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizers[0], config=dict(ds_config))
     return DeepSpeedIsland(engine)
 
@@ -256,6 +259,9 @@ class DeepSpeedIsland(RanksIsland):
             }
         for group, saved_group in zip(base.param_groups, state["groups"], strict=True):
             group.update(saved_group)
+
+    def _check_groups(self) -> None:
+        """The groups hold flat masters here; the constructor looks for each parameter's part of them."""
 
     def _whole(self, index: int) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param

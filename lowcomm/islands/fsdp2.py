@@ -111,16 +111,7 @@ class FSDP2Island(RanksIsland):
         ModelError: nothing is trainable, or an optimizer holds parameters from before the sharding.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        super().__init__(model, optimizers)
-        known = {id(parameter) for parameter in model.parameters()}
-        for optimizer in self.optimizers:
-            for number, group in enumerate(optimizer.param_groups):
-                if any(id(parameter) not in known for parameter in group["params"]):
-                    raise ModelError(
-                        f"{type(optimizer).__name__}, parameter group {number}: expected the sharded "
-                        "parameters of the model, found others; build the optimizer after fully_shard"
-                    )
+    _advice = "build the optimizer after fully_shard, which replaces the parameters"
 
     @property
     def device(self) -> torch.device:

@@ -18,10 +18,39 @@ COMPILED = "_orig_mod"
 WRAPPERS = (COMPILED, "_checkpoint_wrapped_module")
 """The same, and what torch's activation checkpointing adds."""
 
+BUILD_OPTIMIZER = (
+    "build the optimizer from the parameters of this model, and unfreeze them before wrap_island"
+)
+
 
 def bare_name(name: str) -> str:
     """A parameter's name without what `torch.compile` and activation checkpointing have added to it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def check_groups(
+    exchanged: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer], advice: str
+) -> None:
+    """Refuse what would be trained here and never exchanged: the islands would silently drift apart.
+
+    Args:
+        exchanged: the model's trainable parameters.
+        optimizers: the inner optimizers.
+        advice: what to do, for the error.
+
+    Raises:
+        ModelError: a parameter group has a trainable parameter that is none of these.
+    """
+    known = {id(parameter) for parameter in exchanged}
+    for optimizer in optimizers:
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                if parameter.requires_grad and id(parameter) not in known:
+                    raise ModelError(
+                        f"{type(optimizer).__name__}, parameter group {number}: expected parameters that the "
+                        f"islands exchange, got one of shape {tuple(parameter.shape)} that is not among "
+                        f"them; {advice}"
+                    )
 
 
 class PlainIsland:
@@ -32,8 +61,11 @@ class PlainIsland:
         optimizers: the inner optimizers, all of them.
 
     Raises:
-        ModelError: nothing is trainable.
+        ModelError: nothing is trainable, or an optimizer trains what would not be exchanged; `read`
+            raises it, too, when that was added later.
     """
+
+    _advice = BUILD_OPTIMIZER
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._model, self._optimizers = model, tuple(optimizers)
@@ -42,6 +74,7 @@ class PlainIsland:
             raise ModelError(f"{type(model).__name__}: expected trainable parameters, found none to exchange")
         self._parameters = [parameter for _, parameter in named]
         self._layout = tuple(TensorSpec(name, tuple(parameter.shape)) for name, parameter in named)
+        self._check_groups()
 
     @property
     def rank(self) -> int:
@@ -102,6 +135,7 @@ class PlainIsland:
     @torch.no_grad()
     def read(self, indices: Sequence[int]) -> Tensor:
         """The tensors at `indices`, flat: a new 1-D fp32 tensor on the host."""
+        self._check_groups()
         flat = torch.empty(sum(self._layout[index].elements for index in indices), dtype=torch.float32)
         for part, index in self._parts(flat, indices):
             part.copy_(self._whole(index))
@@ -113,6 +147,9 @@ class PlainIsland:
         assert values is not None
         for part, index in self._parts(values, indices):
             self._overwrite(index, part)
+
+    def _check_groups(self) -> None:
+        check_groups(self._parameters, self._optimizers, self._advice)
 
     def _whole(self, index: int) -> Tensor:
         """The whole tensor at `index`, wherever the ranks hold it. Collective."""

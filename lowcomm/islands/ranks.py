@@ -37,11 +37,12 @@ class RanksIsland(PlainIsland):
     @property
     def _link_device(self) -> torch.device:
         """Where collectives work: NCCL moves CUDA tensors only, Gloo host tensors."""
-        return self.device if dist.get_backend() == "nccl" else torch.device("cpu")
+        return self.device if "nccl" in dist.get_backend() else torch.device("cpu")
 
     @torch.no_grad()
     def read(self, indices: Sequence[int]) -> Tensor:
         """The tensors at `indices`, flat, on the lead; one whole tensor at a time elsewhere. Collective."""
+        self._check_groups()
         elements = sum(self.layout[index].elements for index in indices)
         flat = torch.empty(elements if self.is_lead else 0, dtype=torch.float32)
         start = 0

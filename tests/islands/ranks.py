@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov
-from lowcomm.errors import LossError
+from lowcomm.errors import LossError, ModelError
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.deepspeed_zero import initialize, recipe_config
@@ -63,12 +63,17 @@ def train(island: Island, steps: range, *, micro_steps: int = 1) -> None:
 
 
 def make_island(seed: int = 0, device: str = "cpu", engine: str = "auto") -> Island:
-    model = make_model(seed).to(device)
+    return wrap(make_model(seed).to(device), engine)
+
+
+def wrap(model: nn.Module, engine: str, optimizer: torch.optim.Optimizer | None = None) -> Island:
+    """An island of an engine; without an optimizer with AdamW for what is trainable."""
     name, _, option = engine.partition("-")
     if name == "fsdp2":
         shard(model)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=0.01)
+    if optimizer is None:
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=0.01)
     if name == "deepspeed":
         stage, offload = int(option[-1]), "all" if option.startswith("offload") else "none"
         ds_config = recipe_config(
@@ -174,6 +179,25 @@ def task_resume(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     }
 
 
+def task_limits(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    """A model of fewer elements than ranks, and an optimizer of another model: an island, or why not."""
+    tiny, other = nn.Linear(1, 1, bias=False), make_model()
+    foreign = torch.optim.AdamW(make_model().parameters(), lr=0.01)
+
+    def attempt(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> str:
+        try:
+            island = wrap(model, engine, optimizer)
+        except ModelError as error:
+            return str(error)
+        loss = island.model(torch.ones(4, 1)).square().mean()
+        island.backward(loss)
+        island.update(0.0)
+        everything(island)
+        return "trained"
+
+    return {"engine": engine, "tiny": attempt(tiny, None), "foreign": attempt(other, foreign)}
+
+
 ENGINES = ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-offload3")
 
 TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
@@ -182,6 +206,7 @@ TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "non-finite": task_non_finite,
     "collectives": task_collectives,
     "resume": task_resume,
+    "limits": task_limits,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -72,3 +73,18 @@ def test_a_nan_stops_every_rank(ranks: Ranks) -> None:
     assert "submodule.weight is not finite" in first["error"]
     assert "lead rank" in second["error"]
     assert not (first["finite"] and second["finite"])
+
+
+def test_a_model_smaller_than_the_island_trains_or_is_refused(ranks: Ranks) -> None:
+    too_small = "Linear: expected a tensor of at least 2 rows, one for each shard, found at most 1; use fewer"
+    for limits in (rank["limits"] for rank in ranks):
+        fits = limits["engine"] != "fsdp2"  # it cuts rows; DDP cuts nothing, ZeRO pads
+        assert limits["tiny"] == "trained" if fits else limits["tiny"].startswith(too_small)
+
+
+def test_an_optimizer_of_another_model_is_refused(ranks: Ranks) -> None:
+    for said in (rank["limits"]["foreign"] for rank in ranks):
+        assert re.search(
+            "parameter group 0: expected parameters that the islands exchange|in a group of", said
+        )
+        assert "\n" not in said

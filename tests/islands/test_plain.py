@@ -136,6 +136,26 @@ def test_what_makes_no_sense_is_said() -> None:
         wrap_island(model.requires_grad_(False), optimizer)
 
 
+def test_what_is_trained_but_not_exchanged_is_refused() -> None:
+    model = make_model()
+    with pytest.raises(ModelError) as caught:
+        wrap_island(model, torch.optim.SGD([*model.parameters(), *nn.Linear(5, 2).parameters()], lr=0.1))
+    assert "SGD, parameter group 0" in str(caught.value)
+    assert "got one of shape (2, 5) that is not among them; build the optimizer from" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_group_that_is_unfrozen_or_added_later_is_refused_at_the_next_round() -> None:
+    model = make_model()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    island = wrap_island(model, optimizer)
+    optimizer.add_param_group({"params": list(model.frozen.parameters())})  # type: ignore[union-attr]
+    everything(island)  # as long as it is frozen nothing is trained
+    model.frozen.requires_grad_(True)  # type: ignore[union-attr]
+    with pytest.raises(ModelError, match=r"SGD, parameter group 1: .* got one of shape \(8, 8\)"):
+        everything(island)
+
+
 @pytest.mark.gpu
 def test_a_model_on_a_gpu_is_read_and_written_through_the_host() -> None:
     island = make_island(device="cuda")
