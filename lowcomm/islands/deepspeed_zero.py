@@ -76,7 +76,8 @@ def recipe_config(
     for path, (value, setting) in wanted.items():
         found = _look_up(config, path)
         if found not in (_ABSENT, "auto") and found != value:
-            wrong.append(f"{path} = {json.dumps(found)}, but {setting} says {json.dumps(value)}")
+            says = "decides that" if value is None else f"says {json.dumps(value)}"
+            wrong.append(f"{path} = {json.dumps(found)}, but {setting} {says}")
     stage_found = _look_up(config, "zero_optimization.stage")
     if given is not None and stage_found not in (_ABSENT, 1, 2, 3):
         wrong.append(f"zero_optimization.stage = {json.dumps(stage_found)}, but expected 1, 2 or 3")

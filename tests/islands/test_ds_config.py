@@ -61,7 +61,7 @@ def test_a_whole_file_is_kept(tmp_path: Path) -> None:
         ("gradient_clipping = 0.5, but shared.inner.clip_norm says 1.0", {"gradient_clipping": 0.5}),
         ("bf16.enabled = true, but train.precision", {"bf16": {"enabled": True}}),
         ("fp16.enabled = true", {"fp16": {"enabled": True}}),
-        ('optimizer = {"type": "Adam"}, but shared.inner', {"optimizer": {"type": "Adam"}}),
+        ('optimizer = {"type": "Adam"}, but shared.inner decides that', {"optimizer": {"type": "Adam"}}),
         ("zero_optimization.stage = 0", {"zero_optimization": {"stage": 0}}),
     ],
     ids=lambda value: value.split(" ")[0] if isinstance(value, str) else "",
@@ -71,6 +71,16 @@ def test_contradictions_are_named(tmp_path: Path, key: str, config: dict[str, An
         recipe_config(given(tmp_path, config), **RECIPE)
     assert key in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_all_contradictions_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_config(given(tmp_path, {"train_batch_size": 7, "scheduler": {"type": "WarmupLR"}}), **RECIPE)
+    assert str(caught.value) == (
+        f"{tmp_path / 'ds.json'}: contradicts the recipe: train_batch_size = 7, but train.batch_size x ranks "
+        'says 16; scheduler = {"type": "WarmupLR"}, but shared.inner decides that; remove these keys, or '
+        "change the recipe"
+    )
 
 
 def test_what_can_not_be_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
