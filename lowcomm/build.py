@@ -23,6 +23,7 @@ from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
+from lowcomm.islands.checkpointing import checkpoint_blocks
 from lowcomm.membership.access import Gate, read_token
 from lowcomm.membership.contributions import Limits
 from lowcomm.models.gpt import GPT, GPTShape
@@ -178,6 +179,8 @@ def build_island(config: Config, model: nn.Module, device: torch.device) -> Isla
     """
     settings, engine = config.island, config.island.engine
     model = model.to(device)
+    if settings.activation_checkpointing:
+        checkpoint_blocks(model)
     low_precision = autocast(config, device)
     if engine == "fsdp2":
         require_ranks(engine)
@@ -187,7 +190,6 @@ def build_island(config: Config, model: nn.Module, device: torch.device) -> Isla
             model,
             precision="bf16" if low_precision else "fp32",
             replicas=settings.replicas,
-            activation_checkpointing=settings.activation_checkpointing,
             cpu_offload=settings.offload == "all",
         )
     optimizers = build_optimizers(config, model)

@@ -14,7 +14,8 @@ LowcommError
 |   |-- PortInUseError
 |   |-- JoinRefusedError   the swarm runs with other shared settings or another model
 |   `-- ProtocolError      a message that breaks the protocol
-`-- LossError              the training loss is not a finite number
+|-- LossError              the training loss is not a finite number
+`-- OutOfMemoryError       the device's memory does not hold what training needs
 """
 
 from __future__ import annotations
@@ -78,3 +79,7 @@ class ProtocolError(ExchangeError):
 
 class LossError(LowcommError):
     """The training loss is NaN or infinite."""
+
+
+class OutOfMemoryError(LowcommError):
+    """The memory of the device does not hold what training needs."""

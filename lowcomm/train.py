@@ -30,6 +30,8 @@ from lowcomm.data.shards import ShardedText, load_text
 from lowcomm.errors import ConfigError, LossError, StorageError
 from lowcomm.evaluation import mean_loss
 from lowcomm.exchanges.base import Exchange
+from lowcomm.fitting import fit_to_memory, is_out_of_memory, out_of_memory
+from lowcomm.inner_step import inner_step
 from lowcomm.islands.base import Island
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
@@ -89,7 +91,7 @@ class Trainer:
     def __init__(
         self, config: Config, *, exchange: Exchange | None = None, clock: Clock | None = None
     ) -> None:
-        self._config = config
+        self._asked = self._config = config
         self._exchange = exchange
         self._clock = clock or SystemClock()
         self._began_s = self._clock.monotonic_s()
@@ -141,7 +143,7 @@ class Trainer:
     # -- the run -----------------------------------------------------------------------------------
 
     def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
-        config = self._config
+        self._config = config = fit_to_memory(self._asked, self._device, folder.path if folder else None)
         island = build_island(config, build_model(config), self._device)
         exchange = None
         if folder is not None:
@@ -262,20 +264,18 @@ class Trainer:
             done, whole = run.outer.swarm_tokens, config.train.tokens
         factor = lr_factor(done, whole, inner.warmup_fraction, inner.final_lr_fraction)
         set_lr(run.island.optimizers, factor)
-        count = config.train.grad_accumulation
-        total = torch.zeros((), device=self._device)
-        for micro_step in range(count):
-            inputs, targets = run.loader.next_batch()
-            last = micro_step == count - 1
-            with contextlib.nullcontext() if last else run.island.no_sync():
-                with torch.autocast(
-                    self._device.type, torch.bfloat16, enabled=self._autocast and not run.island.casts
-                ):
-                    loss = run.island.model(inputs.to(self._device), targets.to(self._device)) / count
-                run.island.backward(loss)
-            total += loss.detach()
-        run.island.update(inner.clip_norm)
-        return total
+        try:
+            return inner_step(
+                run.island,
+                run.loader.next_batch,
+                micro_steps=config.train.grad_accumulation,
+                clip_norm=inner.clip_norm,
+                autocast=autocast(config, self._device),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(self._asked, config, self._device, error) from error
+            raise
 
     def _check_finite(self, run: _Run, losses: list[Tensor]) -> None:
         """Before anything is logged or saved: no NaN in the losses, nor in the parameters of any rank."""
@@ -304,14 +304,14 @@ class Trainer:
     def _evaluate(self, run: _Run) -> None:
         """The anchor's loss on held-out text; the same windows on every island."""
         holdout = run.text.holdout()
-        context = self._config.shared.model.context
+        train, context = self._config.train, self._config.shared.model.context
         if len(holdout) <= context:
             return
         batches = eval_batches(
             holdout,
             context=context,
-            num_windows=self._config.train.eval_windows,
-            batch_size=EVAL_BATCH,
+            num_windows=train.eval_windows,
+            batch_size=min(EVAL_BATCH, train.batch_size) if train.micro_batch == "auto" else EVAL_BATCH,
             name="the held-out text",
         )
         with run.outer.anchor_weights():
@@ -428,10 +428,6 @@ class Trainer:
             parameters=outer.parameters,
             interrupted=interrupted,
         )
-
-    @property
-    def _autocast(self) -> bool:
-        return autocast(self._config, self._device)
 
     @contextlib.contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -34,6 +34,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _aggregation(config)
     yield from _codec(config)
     yield from _access(config)
+    yield from _micro_batch(config)
     yield from _island(config)
     yield from _exchange(config.exchange)
 
@@ -143,15 +144,21 @@ def _access(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
+def _micro_batch(config: Config) -> Iterator[tuple[str, str]]:
+    train = config.train
+    windows = train.batch_size * train.grad_accumulation
+    if train.micro_batch != "auto" and train.micro_batch and windows % train.micro_batch:
+        yield (
+            "train.micro_batch",
+            f"expected a divisor of the {windows} windows of an inner step (train.batch_size x "
+            f"train.grad_accumulation), got {train.micro_batch}",
+        )
+
+
 def _island(config: Config) -> Iterator[tuple[str, str]]:
     island = config.island
-    if island.engine != "fsdp2":
-        for path, given in (
-            ("island.replicas", island.replicas > 1),
-            ("island.activation_checkpointing", island.activation_checkpointing),
-        ):
-            if given:
-                yield path, f"expected island.engine = fsdp2 with it, got {island.engine}"
+    if island.replicas > 1 and island.engine != "fsdp2":
+        yield "island.replicas", f"expected island.engine = fsdp2 with it, got {island.engine}"
     if island.offload != "none" and island.engine not in ("fsdp2", "deepspeed"):
         yield "island.offload", f"expected island.engine = fsdp2 or deepspeed with it, got {island.engine}"
     if island.engine == "fsdp2" and island.offload == "optimizer":

@@ -204,6 +204,12 @@ class TrainConfig:
     )
     batch_size: int = setting(2, "windows per rank in one forward pass", low=1)
     grad_accumulation: int = setting(1, "forward passes per inner step", low=1)
+    micro_batch: int | Literal["auto"] = setting(
+        0,
+        "cut the same windows otherwise: so many per forward pass; auto = as many as fit into the device's "
+        "memory, with activation checkpointing where one doesn't; 0 = as batch_size says",
+        low=0,
+    )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
         "auto = bf16 autocast on CUDA devices that have it, else fp32",
@@ -233,7 +239,9 @@ class IslandConfig:
         choices=("auto", "plain", "ddp", "fsdp2", "deepspeed"),
     )
     replicas: int = setting(1, "fsdp2: copies of the sharded model (HSDP); divides the ranks", low=1)
-    activation_checkpointing: bool = setting(False, "fsdp2: recompute the blocks in the backward pass")
+    activation_checkpointing: bool = setting(
+        False, "keep only the inputs of each block, and recompute it in the backward pass"
+    )
     offload: Literal["none", "optimizer", "all"] = setting(
         "none",
         "what stays on the host: deepspeed the optimizer's state or also the parameters; fsdp2 none or all",

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -28,6 +27,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lowcomm.errors import ConfigError, ModelError
+from lowcomm.islands.checkpointing import outermost_lists
 from lowcomm.islands.ranks import RanksIsland
 
 
@@ -36,24 +36,22 @@ def shard(
     *,
     precision: str = "fp32",
     replicas: int = 1,
-    activation_checkpointing: bool = False,
     cpu_offload: bool = False,
 ) -> nn.Module:
     """Shard a model in place over all ranks, block by block; all take the first rank's weights.
 
-    A block is a member of an outermost `nn.ModuleList`, as transformers have them; what is left is one
-    more. Build the inner optimizers from the parameters after this.
+    A block is a member of an outermost `nn.ModuleList`, as transformers have them, wrapped by
+    `checkpoint_blocks` or not; what is left is one more. Build the inner optimizers from the parameters
+    after this.
 
     Args:
         model: on its device, the same shapes on all ranks.
         precision: `bf16` computes in bfloat16 and reduces and keeps fp32; `fp32`.
         replicas: copies of the sharded model (HSDP); divides the number of ranks.
-        activation_checkpointing: recompute each block's activations in the backward pass.
         cpu_offload: parameters, gradients and inner optimizer state stay on the host.
 
     Raises:
-        ConfigError: `replicas` does not divide the ranks, the model is on the host already, or blocks to
-            checkpoint are not to be found.
+        ConfigError: `replicas` does not divide the ranks, or the model is on the host already.
         ModelError: no tensor has a row for each rank.
     """
     world_size = dist.get_world_size()
@@ -80,16 +78,8 @@ def shard(
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policy = mixed if precision == "bf16" else MixedPrecisionPolicy()
     offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
-    lists = list(_outermost_lists(model))
-    if activation_checkpointing and not lists:
-        raise ConfigError(
-            f"island.activation_checkpointing: expected a model with its blocks in an nn.ModuleList, "
-            f"{type(model).__name__} has none; switch it off"
-        )
-    for blocks in lists:
-        for number, block in enumerate(blocks):
-            if activation_checkpointing:
-                blocks[number] = block = checkpoint_wrapper(block)
+    for blocks in outermost_lists(model):
+        for block in blocks:
             fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload)
     return model
@@ -203,14 +193,6 @@ class FSDP2Island(RanksIsland):
         """A forward pass without a backward leaves whole copies, which would hide what is written."""
         for module in self._sharded():
             module.reshard()
-
-
-def _outermost_lists(model: nn.Module) -> Iterator[nn.ModuleList]:
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            yield child
-        else:
-            yield from _outermost_lists(child)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings of FSDP2 that can't be, said in one line before anything is cut."""
+"""Settings of FSDP2 and checkpointing that can't be, said in one line before anything is cut."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from lowcomm.errors import ConfigError
+from lowcomm.islands.checkpointing import checkpoint_blocks
 from lowcomm.islands.fsdp2 import shard
 
 
@@ -34,15 +35,19 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
             {"cpu_offload": True},
             "island.offload = all: expected ranks with GPUs, these are on the host as it is",
         ),
-        (
-            {"activation_checkpointing": True},
-            "island.activation_checkpointing: expected a model with its blocks in an nn.ModuleList, "
-            "Sequential has none; switch it off",
-        ),
     ],
-    ids=["replicas", "offload", "checkpointing"],
+    ids=["replicas", "offload"],
 )
 def test_what_can_not_be_is_said(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         shard(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), **settings)
     assert str(caught.value) == message
+
+
+def test_a_model_without_blocks_has_nothing_to_checkpoint() -> None:
+    with pytest.raises(ConfigError) as caught:
+        checkpoint_blocks(nn.Sequential(nn.Linear(4, 4)))
+    assert str(caught.value) == (
+        "island.activation_checkpointing: expected a model with its blocks in an nn.ModuleList, Sequential "
+        "has none; switch it off"
+    )
