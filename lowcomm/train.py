@@ -207,6 +207,7 @@ class Trainer:
                 shard=join.shard,
                 outer_steps=list(join.outer_steps),
                 tokens=outer.tokens_trained,
+                swarm_tokens=outer.swarm_tokens,
                 tokens_credited=outer.tokens_credited,
                 resumed_from=chosen,
             )
@@ -417,7 +418,7 @@ class Trainer:
             eval_loss=self._eval_loss,
             wan_bytes_sent=totals.bytes_sent,
             wan_bytes_received=totals.bytes_received,
-            data_parallel_bytes=data_parallel_bytes(self._islands, outer.parameters, outer.inner_step),
+            data_parallel_bytes=data_parallel_bytes(self._islands, outer.parameters, self._even_steps(outer)),
             digest=outer.digest if lead else "",
             head=outer.head if lead else "",
             wall_s=self._clock.monotonic_s() - self._began_s,
@@ -428,6 +429,14 @@ class Trainer:
             parameters=outer.parameters,
             interrupted=interrupted,
         )
+
+    def _even_steps(self, outer: OuterLoop) -> int:
+        """Inner steps in which all islands, at equal steps, would have trained on as many tokens."""
+        config = self._config
+        if config.shared.schedule.mode == "fixed":
+            return outer.inner_step
+        windows = config.train.batch_size * config.train.grad_accumulation * self._world_size
+        return outer.swarm_committed // (self._islands * windows * config.shared.model.context)
 
     @contextlib.contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -36,7 +36,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure codecs, round time, overhead and learning",
+        about="measure codecs, round time, overhead, islands of unlike speed, and learning",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
@@ -44,6 +44,7 @@ def add_parser(commands: Subparsers) -> None:
     _add_round(parts)
     _add_utilisation(parts)
     _add_overhead(parts)
+    _add_speeds(parts)
     _add_learning(parts)
 
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
         "round": _round,
         "utilisation": _utilisation,
         "overhead": _overhead,
+        "speeds": _speeds,
         "learning": _learning,
     }[args.bench]
     return measure(args)
@@ -208,6 +210,38 @@ def _add_overhead(parts: Subparsers) -> None:
     )
     parser.add_argument("--blocks", metavar="N", type=positive, default=30, help="pairs of blocks (30)")
     parser.add_argument("--steps", metavar="N", type=positive, default=10, help="inner steps in each (10)")
+    add_json(parser)
+
+
+def _add_speeds(parts: Subparsers) -> None:
+    parser = add_command(
+        parts,
+        "speeds",
+        about="three islands at 1x, 2x, 4x speed: idle share and loss with fixed and matched inner steps",
+        example="lowcomm bench speeds --json speeds.json",
+    )
+    parser.add_argument(
+        "--steps-s",
+        metavar="S,S,S",
+        type=_steps_s,
+        default=(0.15, 0.3, 0.6),
+        help="seconds of an inner step of each island (0.15,0.3,0.6)",
+    )
+    parser.add_argument("--inner-steps", metavar="H", type=positive, default=48, help="of the fastest (48)")
+    parser.add_argument(
+        "--rounds",
+        metavar="N",
+        type=positive,
+        default=40,
+        help="of the matched run; fixed trains equal tokens (40)",
+    )
+    parser.add_argument(
+        "--slow-rounds", metavar="N", type=positive, default=12, help="of the run in which one slows (12)"
+    )
+    parser.add_argument(
+        "--slow-island", metavar="I", type=int, default=0, help="which island slows down 4 times (0)"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of weights and data (0)")
     add_json(parser)
 
 
@@ -381,6 +415,46 @@ def _overhead(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _speeds(args: argparse.Namespace) -> int:
+    from lowcomm.bench.machine import machine_facts
+    from lowcomm.bench.speeds import SpeedBench, SpeedRun, Speeds, measure_speeds
+
+    if not 0 <= args.slow_island < len(args.steps_s):
+        raise ConfigError(
+            f"--slow-island: expected an island from 0 to {len(args.steps_s) - 1}, got {args.slow_island}"
+        )
+    if args.slow_rounds < 6:
+        raise ConfigError(
+            f"--slow-rounds: expected at least 6, so that rounds follow the slowdown, got {args.slow_rounds}"
+        )
+
+    def tell(name: str, run: SpeedRun) -> None:
+        _tell(f"{name}: {run.wall_s:.0f} s, idle {', '.join(f'{share:.1%}' for share in run.idle)}")
+
+    facts = machine_facts()
+    bench = SpeedBench(
+        steps_s=args.steps_s,
+        inner_steps=args.inner_steps,
+        rounds=args.rounds,
+        slow_rounds=args.slow_rounds,
+        slow_island=args.slow_island,
+        seed=args.seed,
+    )
+    result = measure_speeds(bench, on_run=tell)
+    if args.json:
+        write_json(args.json, {"machine": facts, "speeds": result.to_dict()})
+    if args.json != "-":
+        print_table(Speeds.HEADINGS, result.rows())
+        seconds, by_time = result.equal_time
+        tokens, by_tokens = result.equal_tokens
+        for when, by_mode in ((f"{seconds:.0f} s", by_time), (f"{tokens:,} tokens", by_tokens)):
+            change = by_mode["matched"] / by_mode["fixed"] - 1
+            fixed, matched = (f"{by_mode[mode]:.4f}" for mode in ("fixed", "matched"))
+            print(f"loss after {when}: fixed {fixed}, matched {matched} ({change:+.2%})")
+        print(f"rounds until a slowdown of {bench.slow_by:g}x is followed: {result.followed_after}")
+    return EXIT_DONE
+
+
 def _learning(args: argparse.Namespace) -> int:
     from lowcomm.bench.learning import run_study
 
@@ -412,6 +486,13 @@ def _sizes(text: str) -> tuple[float, ...]:
     if not all(0 <= size < 1e6 for size in sizes):
         raise argparse.ArgumentTypeError(f"expected megabytes of at least 0, got {text}")
     return sizes
+
+
+def _steps_s(text: str) -> tuple[float, ...]:
+    steps_s = tuple(float(part) for part in text.split(","))
+    if len(steps_s) < 2 or not all(0 < step_s < 1e3 for step_s in steps_s):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0 of at least 2 islands, got {text}")
+    return steps_s
 
 
 def _mib(text: str) -> float:

@@ -28,6 +28,8 @@ from lowcomm.cli.common import (
 )
 from lowcomm.cli.watch import IslandView, swarm_view
 from lowcomm.clock import Clock, SystemClock
+from lowcomm.config.load import to_dict
+from lowcomm.metrics.factory import goal
 from lowcomm.processes import IslandProcess, IslandStartError, LaunchPlan, start_islands
 
 POLL_S = 0.2
@@ -151,7 +153,8 @@ class _Session:
         self._give_up_s = 0.0
         self._pause = threading.Event()
         self._views = [IslandView(plan.folder(index)) for index in range(plan.islands)]
-        self._view = swarm_view(plan.config.train.steps, clock)
+        total, key = goal(to_dict(plan.config))
+        self._view = swarm_view(total, key, clock)
 
     def on_signal(self, _number: int, _frame: FrameType | None) -> None:
         """Count Ctrl-C; `tick` acts on it, outside of the handler."""

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from lowcomm.clock import Clock
 from lowcomm.metrics import METRICS_FILE
-from lowcomm.metrics.console import human_bytes, time_split
+from lowcomm.metrics.console import STEPS, human_bytes, position, time_split
 
 LINES_EVERY_S = 5.0
 
@@ -94,24 +94,28 @@ class SwarmView(Protocol):
 class LiveView:
     """A table that is drawn anew in place, with a bar for the progress of the slowest island."""
 
-    def __init__(self, total_steps: int, clock: Clock, console: Console) -> None:
-        self._total, self._clock, self._began_s = total_steps, clock, clock.monotonic_s()
+    def __init__(self, total: int, clock: Clock, console: Console, key: str = STEPS) -> None:
+        self._key = key
+        self._total, self._clock, self._began_s = total, clock, clock.monotonic_s()
         self._live = Live(console=console, auto_refresh=False, transient=False)
         self._live.start()
 
     def show(self, islands: Sequence[IslandView]) -> None:
-        self._live.update(Group(self._progress(islands), island_table(islands, self._total)), refresh=True)
+        self._live.update(
+            Group(self._progress(islands), island_table(islands, self._total, self._key)), refresh=True
+        )
 
     def close(self) -> None:
         self._live.stop()
 
     def _progress(self, islands: Sequence[IslandView]) -> Table:
-        step = min((int(island.line.get("inner_step", 0)) for island in islands), default=0)
+        done = min((int(island.line.get(self._key, 0)) for island in islands), default=0)
+        unit = "inner steps" if self._key == STEPS else "tokens"
         seconds = self._clock.monotonic_s() - self._began_s
         row = Table.grid(padding=(0, 1))
         row.add_row(
-            ProgressBar(total=self._total, completed=step, width=40),
-            Text(f"{step:,}/{self._total:,} inner steps  {seconds // 60:.0f}:{seconds % 60:02.0f}"),
+            ProgressBar(total=self._total, completed=done, width=40),
+            Text(f"{done:,}/{self._total:,} {unit}  {seconds // 60:.0f}:{seconds % 60:02.0f}"),
         )
         return row
 
@@ -119,8 +123,9 @@ class LiveView:
 class LineView:
     """Lines for where there is no terminal: one for each change of state, and the figures now and then."""
 
-    def __init__(self, total_steps: int, clock: Clock, stream: TextIO) -> None:
-        self._total, self._clock, self._stream = total_steps, clock, stream
+    def __init__(self, total: int, clock: Clock, stream: TextIO, key: str = STEPS) -> None:
+        self._key = key
+        self._total, self._clock, self._stream = total, clock, stream
         self._began_s = clock.monotonic_s()
         self._next_s = 0.0
         self._states: dict[str, str] = {}
@@ -135,7 +140,9 @@ class LineView:
         steps = {island.name: int(island.line.get("inner_step", 0)) for island in islands}
         if now_s >= self._next_s and steps != self._steps:
             self._next_s, self._steps = now_s + LINES_EVERY_S, steps
-            self._print(now_s, "; ".join(_words(island, self._total) for island in islands if island.line))
+            self._print(
+                now_s, "; ".join(_words(island, self._total, self._key) for island in islands if island.line)
+            )
 
     def close(self) -> None:
         return None
@@ -145,14 +152,18 @@ class LineView:
             print(f"[{now_s:6.1f} s] {words}", file=self._stream, flush=True)
 
 
-def swarm_view(total_steps: int, clock: Clock) -> SwarmView:
-    """A live table if the standard error is a terminal, else lines."""
+def swarm_view(total: int, key: str, clock: Clock) -> SwarmView:
+    """A live table if the standard error is a terminal, else lines.
+
+    Args:
+        total, key: when the run is over, and the field of a train line that counts up to it.
+    """
     if sys.stderr.isatty():
-        return LiveView(total_steps, clock, Console(stderr=True, highlight=False))
-    return LineView(total_steps, clock, sys.stderr)
+        return LiveView(total, clock, Console(stderr=True, highlight=False), key)
+    return LineView(total, clock, sys.stderr, key)
 
 
-def island_table(islands: Sequence[IslandView], total_steps: int) -> Table:
+def island_table(islands: Sequence[IslandView], total: int, key: str = STEPS) -> Table:
     """One row per island."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("island")
@@ -176,7 +187,7 @@ def island_table(islands: Sequence[IslandView], total_steps: int) -> Table:
         table.add_row(
             island.name,
             island.state,
-            f"{int(line['inner_step']):,}/{total_steps:,}",
+            f"{int(line['inner_step']):,}/{total:,}" if key == STEPS else f"{int(line['inner_step']):,}",
             f"{line['loss']:.3f}",
             f"{line['tokens_per_s']:,.0f}",
             str(line["outer_step"]),
@@ -188,10 +199,10 @@ def island_table(islands: Sequence[IslandView], total_steps: int) -> Table:
     return table
 
 
-def _words(island: IslandView, total_steps: int) -> str:
+def _words(island: IslandView, total: int, key: str) -> str:
     line = island.line
     return (
-        f"{island.name} step {line['inner_step']}/{total_steps} loss {line['loss']:.3f}"
+        f"{island.name} {position(line, total, key)} loss {line['loss']:.3f}"
         f" {line['tokens_per_s']:,.0f} tok/s outer {line['outer_step']} peers {line['peers']}"
         f" sent {human_bytes(line['bytes_sent'])}"
     )

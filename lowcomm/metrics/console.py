@@ -11,21 +11,25 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lowcomm.metrics.base import Record
 from lowcomm.types import Json
 
+STEPS, TOKENS = "inner_step", "swarm_tokens"
+"""What a run is counted in, as lines name it."""
+
 
 class PlainSink:
     """One line per record.
 
     Args:
-        total_steps: inner steps of the whole run.
+        total: inner steps, or tokens of all islands, of the whole run.
+        key: which of the two, as lines name it: `inner_step` or `swarm_tokens`.
         stream: where the lines go; the standard error by default.
     """
 
-    def __init__(self, total_steps: int, stream: TextIO | None = None) -> None:
-        self._total = total_steps
+    def __init__(self, total: int, stream: TextIO | None = None, key: str = STEPS) -> None:
+        self._total, self._key = total, key
         self._stream = stream if stream is not None else sys.stderr
 
     def log(self, record: Record) -> None:
-        line = describe(record, self._total)
+        line = describe(record, self._total, self._key)
         if line:
             print(line, file=self._stream, flush=True)
 
@@ -37,12 +41,13 @@ class ProgressSink:
     """A bar over the inner steps with the figures of the moment; rounds scroll by above it.
 
     Args:
-        total_steps: inner steps of the whole run.
+        total: inner steps, or tokens of all islands, of the whole run.
+        key: which of the two, as lines name it: `inner_step` or `swarm_tokens`.
         console: where it is drawn; the standard error by default.
     """
 
-    def __init__(self, total_steps: int, console: Console | None = None) -> None:
-        self._total = total_steps
+    def __init__(self, total: int, console: Console | None = None, key: str = STEPS) -> None:
+        self._total, self._key = total, key
         self._console = console if console is not None else Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -53,19 +58,17 @@ class ProgressSink:
             console=self._console,
             transient=False,
         )
-        self._task = self._progress.add_task("", total=total_steps, figures="waiting for the swarm")
+        self._task = self._progress.add_task("", total=total, figures="waiting for the swarm")
         self._progress.start()
 
     def log(self, record: Record) -> None:
         kind = record.get("kind")
         if kind == "train":
-            self._progress.update(
-                self._task, completed=_number(record, "inner_step"), figures=_figures(record)
-            )
+            self._progress.update(self._task, completed=_number(record, self._key), figures=_figures(record))
             return
         if kind == "start":
-            self._progress.update(self._task, completed=_number(record, "inner_step"))
-        line = describe(record, self._total)
+            self._progress.update(self._task, completed=_number(record, self._key))
+        line = describe(record, self._total, self._key)
         if line:
             self._console.print(line, markup=False)
 
@@ -74,28 +77,36 @@ class ProgressSink:
 
 
 def console_sink(
-    mode: str, total_steps: int, stream: TextIO | None = None
+    mode: str, total: int, stream: TextIO | None = None, key: str = STEPS
 ) -> PlainSink | ProgressSink | None:
     """The sink for `metrics.console`: auto, progress, plain or off (None).
 
     Args:
         mode: auto draws a bar if the standard error is a terminal.
-        total_steps: inner steps of the whole run.
+        total: inner steps, or tokens of all islands, of the whole run.
+        key: which of the two, as lines name it: `inner_step` or `swarm_tokens`.
         stream: used instead of the standard error.
     """
     out = stream if stream is not None else sys.stderr
     if mode == "off" or out is None:  # a process may have been started without a standard error
         return None
     if mode == "progress" or (mode == "auto" and out.isatty()):
-        return ProgressSink(total_steps, Console(file=out, highlight=False))
-    return PlainSink(total_steps, out)
+        return ProgressSink(total, Console(file=out, highlight=False), key)
+    return PlainSink(total, out, key)
 
 
-def describe(record: Record, total_steps: int) -> str:
+def position(record: Record, total: int, key: str) -> str:
+    """How far a train line is: `step 30/300`, or `1,024/9,999 tokens` of all islands."""
+    if key == STEPS:
+        return f"step {int(_number(record, key))}/{total}"
+    return f"{int(_number(record, key)):,}/{total:,} tokens"
+
+
+def describe(record: Record, total: int, key: str = STEPS) -> str:
     """One line for a record; empty for kinds that aren't shown."""
     kind = record.get("kind")
     if kind == "train":
-        return f"step {int(_number(record, 'inner_step'))}/{total_steps}  {_figures(record)}"
+        return f"{position(record, total, key)}  {_figures(record)}"
     if kind == "round":
         return _round_line(record)
     if kind == "eval":

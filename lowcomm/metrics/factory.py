@@ -9,7 +9,7 @@ from pathlib import Path
 from lowcomm.config.schema import MetricsConfig
 from lowcomm.errors import ConfigError
 from lowcomm.metrics.base import Fanout, Sink
-from lowcomm.metrics.console import console_sink
+from lowcomm.metrics.console import STEPS, TOKENS, console_sink
 from lowcomm.metrics.jsonl import JsonLinesSink
 from lowcomm.metrics.wandb_sink import WandbSink
 from lowcomm.types import Json
@@ -33,14 +33,15 @@ def open_sinks(
         run_id: the name of the run; groups the islands in wandb.
         name: this island among them, e.g. `shard-0-Qm4x7f`.
         config: the resolved configuration as nested dicts; stored in wandb, and the console reads
-            `train.steps` from it.
+            `train.steps` or `train.tokens` from it.
         recipe: the configuration as TOML; stored in wandb.
 
     Raises:
         StorageError: metrics.jsonl can't be written: better known before the first step.
     """
     sinks: list[tuple[str, Sink]] = [(METRICS_FILE, JsonLinesSink(run_dir / METRICS_FILE))]
-    console = console_sink(settings.console, _total_steps(config))
+    total, key = goal(config)
+    console = console_sink(settings.console, total, key=key)
     if console is not None:
         sinks.append(("console", console))
     if settings.wandb != "off":
@@ -48,11 +49,19 @@ def open_sinks(
     return Fanout(sinks, sys.stderr)
 
 
-def _total_steps(config: Mapping[str, Json]) -> int:
+def goal(config: Mapping[str, Json]) -> tuple[int, str]:
+    """When a run is over, and which field of a train line counts up to it.
+
+    Args:
+        config: the resolved configuration as nested dicts.
+
+    Raises:
+        ConfigError: it has no `train.steps`.
+    """
     train = config.get("train")
-    steps = train.get("steps") if isinstance(train, dict) else None
+    steps, tokens = (train.get("steps"), train.get("tokens")) if isinstance(train, dict) else (None, None)
     if not isinstance(steps, int):
         raise ConfigError(
             "the configuration of the run has no train.steps; pass the whole resolved configuration"
         )
-    return steps
+    return (tokens, TOKENS) if isinstance(tokens, int) and tokens else (steps, STEPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,9 @@ from lowcomm.outer.progress import Progress
 from lowcomm.outer.room import Room
 from lowcomm.outer.thread import LoopThread
 from lowcomm.types import Digest, PeerId, RoundReport
+
+STAND_BY_S = 0.05
+"""While training stands still for a round, others are looked for so often."""
 
 
 @dataclass(slots=True)
@@ -133,16 +136,44 @@ class Flights:
     def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
         """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
         reports = []
-        for index, flight in sorted(self._under_way.items(), key=lambda item: (item[1].use_at_step, item[0])):
-            if everything or flight.use_at_step <= self._progress.inner_step:
-                del self._under_way[index]
-                reports.append(self._finish_round(self._fragments[index], flight))
+        while due := [
+            (flight.use_at_step, index)
+            for index, flight in self._under_way.items()
+            if everything or flight.use_at_step <= self._progress.inner_step
+        ]:
+            _, index = min(due)
+            reports.append(self._finish_round(self._fragments[index], self._under_way[index]))
         return tuple(reports)
+
+    def _stand_by(self, flight: Flight) -> None:
+        """Until the round is over, begin what others are ready for.
+
+        With unlike intervals two islands can be due for two fragments in different order; each would wait
+        for the other, up to the deadline.
+        """
+        while True:
+            asked = [self._asked(flight)] if self._node is not None else None
+            fragment = self._island.broadcast(asked, 1)[0]
+            if fragment < 0:
+                return
+            self.begin(self._fragments[fragment])
+
+    def _asked(self, flight: Flight) -> int:
+        """The next fragment that others are ready for, or -1 when the round is over. On the lead."""
+        assert self._node is not None
+        while not flight.outcome.done():
+            for index, fragment_round in enumerate(self._node.rounds):
+                if index not in self._under_way and fragment_round.called:
+                    return index
+            wait((flight.outcome,), STAND_BY_S)
+        return -1
 
     def _finish_round(self, fragment: Fragment, flight: Flight) -> RoundReport:
         """Wait for a round's outcome and bring it into the local parameters of all ranks."""
         outcome: RoundOutcome | None = None
         began_s = self._clock.monotonic_s()
+        if len(self._fragments) > 1 and not self._pacing.fixed:
+            self._stand_by(flight)
         moved = credited = 0
         outer_step = 0
         interval: Interval | None = None
@@ -153,7 +184,8 @@ class Flights:
             outer_step = self._node.state.chains[fragment.index].outer_step
             interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
             if interval is not None:
-                late_steps = self._pacing.late_steps(outcome.late_s, flight.contribution.speed.step_s)
+                step_s = flight.contribution.speed.step_s
+                late_steps = self._pacing.late_steps(outcome.late_s, step_s, flight.steps)
         facts = self._island.broadcast(
             [
                 moved,
@@ -164,28 +196,30 @@ class Flights:
                 outcome.swarm_step if outcome else 0,
                 outcome.total_tokens if outcome else 0,
                 interval.steps if interval else 0,
+                round(1e6 * interval.seconds) if interval else 0,
                 late_steps,
             ]
             if self._node
             else None,
-            9,
+            10,
         )
         moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
-        total_tokens, next_steps, late_steps = facts[6:]
+        total_tokens, next_steps, next_us, late_steps = facts[6:]
         if moved:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
             replaced = committed and self._schedule.merge_alpha == 0.0
             local = None if replaced else self._island.read(fragment.tensors)
             values = None if outcome is None else self._merged(outcome, local)
             self._island.write(fragment.tensors, values)
+        del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
         self._progress.outer_steps[fragment.index] = outer_step
-        if moved and fragment.index == 0:
-            steps = flight.steps if committed else 0
-            self._progress.committed(total_tokens, steps, flight.contribution.inner_step)
+        if moved:
+            steps, began_step = flight.steps if committed else 0, flight.contribution.inner_step
+            self._progress.committed(fragment.index, total_tokens, steps, began_step)
         if next_steps:
-            self._pacing.take(fragment.index, interval or Interval(next_steps, 0.0))
+            self._pacing.take(fragment.index, Interval(next_steps, 1e-6 * next_us))
             self._pacing.put_off(late_steps, fragment.index)
         elif swarm_step and (missed or self._progress.realign[fragment.index]):
             # in step again: due when the others are, with the learning rate that they have

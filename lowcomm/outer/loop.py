@@ -207,17 +207,18 @@ class OuterLoop(Views):
         count, facts = len(self._fragments), None
         if report is not None:
             flags = [int(changed), int(report.out_of_step), report.shard, report.inner_step]
-            flags.append(node.state.chains[0].total_tokens)
-            facts = [*flags, *report.outer_steps, *report.credits]
-        facts = self._island.broadcast(facts, 5 + 2 * count)
+            totals = [chain.total_tokens for chain in node.state.chains]
+            facts = [*flags, *report.outer_steps, *report.credits, *totals]
+        facts = self._island.broadcast(facts, 4 + 3 * count)
         changed, out_of_step, shard = bool(facts[0]), bool(facts[1]), facts[2]
         if self._pacing.fixed:
             self._progress.inner_step = facts[3]
-        if facts[4] != self._progress.swarm_committed:
-            self._progress.committed(facts[4], 0, self._progress.inner_step)
-        self._progress.outer_steps = facts[5 : 5 + count]
+        for index, total in enumerate(facts[4 + 2 * count :]):
+            if total != self._progress.totals[index]:
+                self._progress.committed(index, total, 0, self._progress.inner_step)
+        self._progress.outer_steps = facts[4 : 4 + count]
         self._progress.realign = [out_of_step] * count
-        credits, uncommitted = facts[5 + count :], list(self._progress.tokens)
+        credits, uncommitted = facts[4 + count : 4 + 2 * count], list(self._progress.tokens)
         credited = self._progress.recover(credits)
         if changed:
             for fragment, done, left in zip(self._fragments, credits, uncommitted, strict=True):
@@ -303,13 +304,29 @@ class OuterLoop(Views):
         return self._flights.land(everything=False)
 
     def finish(self) -> tuple[RoundReport, ...]:
-        """The last rounds: every fragment with progress that is not committed. Collective."""
+        """The last rounds: every fragment with progress that is not committed. Collective.
+
+        Where islands take unlike numbers of steps, one may have work left that another has not, and none is
+        to be alone in its last round: the ledger, equal for all, says whether a fragment needs another one.
+        """
         reports = list(self._flights.land(everything=True))
         for fragment in self._fragments:
-            if self._progress.tokens[fragment.index] > 0:
+            again = self._needs_last_round(fragment.index)
+            while again:
                 self._flights.begin(fragment)
-                reports += self._flights.land(everything=True)
+                ended = self._flights.land(everything=True)
+                reports += ended
+                moved = any(r.fragment == fragment.index and r.round_tokens > 0 for r in ended)
+                again = moved and fragment.index > 0 and self._needs_last_round(fragment.index)
         return tuple(reports)
+
+    def _needs_last_round(self, index: int) -> bool:
+        progress = self._progress
+        if self._pacing.fixed:
+            return progress.tokens[index] > 0
+        if index == 0:
+            return progress.tokens[0] > 0 or self._schedule.delay != 0
+        return progress.totals[index] < progress.totals[0]
 
     def _is_behind(self) -> bool:
         """Whether the others have committed without this island.

@@ -140,14 +140,14 @@ class Pacing:
                 seconds = this.began_s - other.began_s + part * interval.seconds
                 other.interval = Interval(steps, seconds)
 
-    def late_steps(self, late_s: float, step_s: float) -> int:
-        """How many inner steps this island has taken while others stood and waited for it. On the lead.
+    def late_steps(self, late_s: float, step_s: float, steps: int) -> int:
+        """How many of the last `steps` this island has taken while others stood and waited for it.
 
-        With a delay they have not stood still.
+        On the lead. With a delay they have not stood still.
         """
         if self.fixed or self._schedule.delay != 0 or step_s <= 0.0:
             return 0
-        return round(late_s / step_s)
+        return min(steps, round(late_s / step_s))
 
     def put_off(self, steps: int, but: int) -> None:
         """All fragments but one are due so much later, as they are elsewhere: the others have waited."""

@@ -17,9 +17,9 @@ class Progress:
         tokens: trained on since they were last credited, one per fragment.
         realign: fragments that are out of step with the others; they answer as soon as they are asked.
         tokens_trained, tokens_credited: since the run began, of this island.
-        swarm_committed: tokens of all islands that the ledger credits; fragment 0 stands for the model.
+        totals: tokens of all islands that the ledger credits, one number per fragment.
         round_tokens, round_steps: of all islands, and inner steps of this one, in its last round.
-        counted_step: the inner step up to which `swarm_committed` holds this island's work.
+        counted_step: the inner step up to which the first of `totals` holds this island's work.
         wait_s, transfer_s: training stood still for rounds; rounds moved data.
     """
 
@@ -30,7 +30,7 @@ class Progress:
     realign: list[bool] = field(default_factory=list)
     tokens_trained: int = 0
     tokens_credited: int = 0
-    swarm_committed: int = 0
+    totals: list[int] = field(default_factory=list)
     round_tokens: int = 0
     round_steps: int = 0
     counted_step: int = 0
@@ -41,6 +41,7 @@ class Progress:
         self.outer_steps = [0] * self.fragments
         self.tokens = [0] * self.fragments
         self.realign = [False] * self.fragments
+        self.totals = [0] * self.fragments
 
     def trained(self, tokens: int) -> None:
         """Count an inner step."""
@@ -54,16 +55,23 @@ class Progress:
         if fragment == 0:
             self.tokens_credited += tokens
 
-    def committed(self, total_tokens: int, steps: int, began_step: int) -> None:
-        """A round of fragment 0 has moved the swarm to `total_tokens`.
+    @property
+    def swarm_committed(self) -> int:
+        """Tokens of all islands that the ledger credits; fragment 0 stands for the model."""
+        return self.totals[0]
+
+    def committed(self, fragment: int, total_tokens: int, steps: int, began_step: int) -> None:
+        """A round of a fragment has moved the swarm to `total_tokens`.
 
         Args:
             steps: of this island in its contribution to it.
             began_step: the inner step at which it was made.
         """
-        if steps > 0:
-            self.round_tokens, self.round_steps = total_tokens - self.swarm_committed, steps
-        self.swarm_committed, self.counted_step = total_tokens, began_step
+        if fragment == 0 and steps > 0:
+            self.round_tokens, self.round_steps = total_tokens - self.totals[0], steps
+        if fragment == 0:
+            self.counted_step = began_step
+        self.totals[fragment] = total_tokens
 
     def jump(self, steps: int) -> None:
         """The swarm's count of inner steps is `steps` further than this island's; take it over."""
@@ -103,7 +111,8 @@ class Progress:
             "tokens_trained": self.tokens_trained,
             "tokens_credited": self.tokens_credited,
             "realign": list(self.realign),
-            "swarm": [self.swarm_committed, self.round_tokens, self.round_steps, self.counted_step],
+            "totals": list(self.totals),
+            "round": [self.round_tokens, self.round_steps, self.counted_step],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,7 +122,8 @@ class Progress:
         self.tokens = list(state["tokens"])
         self.tokens_trained, self.tokens_credited = state["tokens_trained"], state["tokens_credited"]
         self.realign = list(state["realign"])
-        self.swarm_committed, self.round_tokens, self.round_steps, self.counted_step = state["swarm"]
+        self.totals = list(state["totals"])
+        self.round_tokens, self.round_steps, self.counted_step = state["round"]
 
 
 def furthest(inner_steps: Sequence[int]) -> int:

@@ -69,7 +69,8 @@ def run_figures(run: Run) -> RunFigures:
     """Sum up a run, ended or not."""
     islands = run.islands
     parameters = _first(_of_summary(island, "parameters") for island in islands)
-    inner_steps = max(_inner_steps(island) for island in islands)
+    steps = [_inner_steps(island) for island in islands]
+    inner_steps = max(steps) if run.equal_steps else round(statistics.fmean(steps))
     sent = tuple(_sent(island, "wan_bytes_sent", "bytes_sent") for island in islands)
     whole = None if parameters is None else ring_bytes(len(islands), int(parameters), inner_steps)
     digests = tuple(_digest(island) for island in islands)

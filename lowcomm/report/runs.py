@@ -86,6 +86,12 @@ class Run:
     def run_id(self) -> str:
         return self.islands[0].run_id
 
+    @property
+    def equal_steps(self) -> bool:
+        """Whether all islands count the same inner steps; else each counts its own."""
+        shared = self.islands[0].config.get("shared", {})
+        return bool(shared.get("schedule", {}).get("mode", "fixed") == "fixed")
+
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Load every run that is named.

@@ -25,9 +25,7 @@ class Curve:
 def loss_over_tokens(run: Run) -> list[Curve]:
     """Each island's training loss (nats per token) over the tokens of all islands."""
     return [
-        _curve(
-            island.name, tokens_of_all(run, column(island.train, "inner_step")), column(island.train, "loss")
-        )
+        _curve(island.name, _tokens_at(run, island.train), column(island.train, "loss"))
         for island in run.islands
     ]
 
@@ -50,10 +48,17 @@ def eval_curve(run: Run, x_key: str) -> Curve:
     """The evaluation loss of the anchor over the same; of the island that evaluated most often."""
     island = max(run.islands, key=lambda island: len(island.evals))
     if x_key == "tokens":
-        x = tokens_of_all(run, column(island.evals, "inner_step"))
+        x = _tokens_at(run, island.evals)
     else:
         x = column(island.evals, x_key)
     return _curve("evaluation", x, column(island.evals, "eval_loss"))
+
+
+def _tokens_at(run: Run, lines: Sequence[Line]) -> Array:
+    """Tokens of all islands at these lines of one."""
+    if run.equal_steps:
+        return tokens_of_all(run, column(lines, "inner_step"))
+    return column(lines, "swarm_tokens")
 
 
 def tokens_of_all(run: Run, inner_steps: Array) -> Array:
