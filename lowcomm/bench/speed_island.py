@@ -138,6 +138,7 @@ def _round(report: RoundReport, at_s: float) -> dict[str, Json]:
         "at_s": at_s,
         "outer_step": report.outer_step,
         "committed": report.committed,
+        "reason": report.reason,
         "participants": len(report.participants),
         "inner_steps": report.inner_steps,
         "next_inner_steps": report.next_inner_steps,
