@@ -94,6 +94,11 @@ class SpeedRun:
         return [[r["inner_steps"] for r in one["rounds"] if r["committed"]] for one in self.islands]
 
     @property
+    def failures(self) -> list[str]:
+        """Why rounds were not committed, of all islands."""
+        return [r["reason"] for one in self.islands for r in one["rounds"] if not r["committed"]]
+
+    @property
     def wall_s(self) -> float:
         """Of the slowest to end."""
         return float(max(one["wall_s"] for one in self.islands))
@@ -107,7 +112,9 @@ class SpeedRun:
     @property
     def equal_digests(self) -> bool:
         """Whether the outer states of all islands were the same bits after every round."""
-        histories = [{r["outer_step"]: r["digest"] for r in one["rounds"]} for one in self.islands]
+        histories = [
+            {r["outer_step"]: r["digest"] for r in one["rounds"] if r["committed"]} for one in self.islands
+        ]
         return all(history == histories[0] for history in histories)
 
     def loss_at_time(self, seconds: float) -> float:
@@ -151,7 +158,7 @@ class Speeds:
         slowed_after = int(run.islands[self.bench.slow_island]["slowed_after"])
         planned: dict[int, list[int]] = {}
         for one in run.islands:
-            for r in one["rounds"]:
+            for r in (r for r in one["rounds"] if r["committed"]):
                 planned.setdefault(r["outer_step"], []).append(r["next_inner_steps"])
         for outer_step in sorted(step for step in planned if step > slowed_after):
             wanted = [self.bench.interval(i, steps_s) for i in range(len(steps_s))]
@@ -186,6 +193,7 @@ class Speeds:
             "equal_time": {"seconds": seconds, "loss": dict(by_time)},
             "equal_tokens": {"tokens": tokens, "loss": dict(by_tokens)},
             "followed_after_rounds": self.followed_after,
+            "failures": {name: list(run.failures) for name, run in self.runs.items()},
             "equal_digests": {name: run.equal_digests for name, run in self.runs.items()},
             "wall_s": {name: run.wall_s for name, run in self.runs.items()},
             "curves": {mode: [list(point) for point in self.runs[mode].curve] for mode in MODES},
@@ -203,7 +211,7 @@ def measure_speeds(bench: SpeedBench, *, on_run: Callable[[str, SpeedRun], None]
         on_run: told of each run as soon as it is over.
 
     Raises:
-        ExchangeError: an island failed or stayed silent past the deadline, or a round failed.
+        ExchangeError: an island failed, stayed silent past the deadline, or committed no round.
     """
     runs: dict[str, SpeedRun] = {}
     for name, mode, rounds in (
@@ -251,9 +259,8 @@ def _run(bench: SpeedBench, name: str, mode: str, rounds: int) -> SpeedRun:
         for number in range(len(bench.steps_s)):
             children.wait_for(number, "joined")
         run = SpeedRun(mode=mode, islands=tuple(children.round()))
-    failed = [r for one in run.islands for r in one["rounds"] if not r["committed"]]
-    if failed:
-        raise ExchangeError(f"bench speeds, {name}: {len(failed)} rounds were not committed; run it again")
+    if not all(run.intervals):
+        raise ExchangeError(f"bench speeds, {name}: an island has committed no round: {run.failures}")
     return run
 
 

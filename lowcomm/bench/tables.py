@@ -27,6 +27,7 @@ def tables(results: Path) -> str:
         "round_*.json": _rounds,
         "codecs.json": _codecs,
         "overhead.json": _overhead,
+        "speeds.json": _speeds,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -148,6 +149,45 @@ def _overhead(path: Path) -> str:
     size = f"{one['parameters']:,} parameters, {one['threads']} thread"
     heading = f"Overhead between rounds, {size} (`lowcomm bench overhead`):"
     return f"{heading}\n\n" + _table(("", ""), rows)
+
+
+def _speeds(path: Path) -> str:
+    one = json.loads(path.read_text(encoding="utf-8"))["speeds"]
+    bench, (time, tokens) = one["bench"], (one["equal_time"], one["equal_tokens"])
+
+    def both(losses: dict[str, float]) -> tuple[str, str]:
+        change = losses["matched"] / losses["fixed"] - 1
+        return f"{losses['fixed']:.4f}", f"{losses['matched']:.4f} ({change:+.1%})"
+
+    rows = [
+        (
+            f"idle share of the island with {1e3 * step_s:.0f} ms steps",
+            *(f"{one['idle_share'][mode][island]:.1%}" for mode in ("fixed", "matched")),
+        )
+        for island, step_s in enumerate(bench["steps_s"])
+    ]
+    rows += [
+        (
+            "inner steps between rounds, by island",
+            *(
+                ", ".join(f"{statistics.median(steps):g}" for steps in one["intervals"][mode])
+                for mode in ("fixed", "matched")
+            ),
+        ),
+        (f"loss after {time['seconds']:.0f} s", *both(time["loss"])),
+        (f"loss after {tokens['tokens']:,} tokens of all islands", *both(tokens["loss"])),
+        (
+            f"rounds until an island that slows down {bench['slow_by']:g} times is followed",
+            "never",
+            str(one["followed_after_rounds"]),
+        ),
+    ]
+    equal = "equal" if all(one["equal_digests"].values()) else "NOT equal"
+    heading = (
+        f"Islands of unlike speed, H = {bench['inner_steps']}, small GPT, 1 seed, outer states {equal} on "
+        "all (`lowcomm bench speeds`)"
+    )
+    return f"{heading}:\n\n" + _table(("", "fixed", "matched"), rows)
 
 
 def main() -> None:

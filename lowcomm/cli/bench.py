@@ -430,6 +430,8 @@ def _speeds(args: argparse.Namespace) -> int:
 
     def tell(name: str, run: SpeedRun) -> None:
         _tell(f"{name}: {run.wall_s:.0f} s, idle {', '.join(f'{share:.1%}' for share in run.idle)}")
+        for reason in run.failures:
+            _tell(f"{name}: a round was not committed: {reason}")
 
     facts = machine_facts()
     bench = SpeedBench(
