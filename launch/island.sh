@@ -110,4 +110,6 @@ else
         ranks+=(--rdzv-conf "is_host=$([ "$node_rank" = 0 ] && echo 1 || echo 0)")
     fi
 fi
+# else ranks that are started again find the addresses of those that have died (torch 2.13)
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec torchrun "${ranks[@]}" -m lowcomm train "$recipe" "${options[@]}" "$@"

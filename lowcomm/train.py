@@ -10,7 +10,6 @@ import os
 import signal
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.fitting import fit_to_memory, is_out_of_memory, out_of_memory
 from lowcomm.inner_step import inner_step
 from lowcomm.islands.base import Island
+from lowcomm.islands.group import process_group
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
 from lowcomm.outer.loop import OuterLoop
@@ -505,26 +505,3 @@ def choose_device(name: str) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device, *, offloaded: bool = False) -> Iterator[None]:
-    """The process group inside the island, torchrun's or one of this process alone: NCCL or Gloo.
-
-    With parameters that FSDP2 has `offloaded` both, since clipping is a collective of host tensors then
-    (pytorch/pytorch#148532). Not run here, for want of GPUs.
-    """
-    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl" if offloaded else "nccl"
-    with tempfile.TemporaryDirectory() as folder:
-        if "WORLD_SIZE" in os.environ:
-            torch.distributed.init_process_group(backend)
-        else:
-            store = f"file://{folder}/store"
-            torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
-        try:
-            yield
-            # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
-            # then in a native thread, most likely Gloo's, while its interpreter was ending.
-            torch.distributed.barrier()
-        finally:
-            torch.distributed.destroy_process_group()

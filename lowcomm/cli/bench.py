@@ -380,7 +380,7 @@ def _overhead(args: argparse.Namespace) -> int:
     from lowcomm.bench.machine import machine_facts
     from lowcomm.bench.overhead import measure_overhead
     from lowcomm.config.schema import Config, IslandConfig
-    from lowcomm.train import process_group
+    from lowcomm.islands.group import process_group
 
     facts = machine_facts()
     config = Config(island=IslandConfig(engine=args.engine))
