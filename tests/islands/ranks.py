@@ -210,12 +210,14 @@ TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
 }
 
 
-def run_ranks(world_size: int, folder: Path, engine: str) -> list[dict[str, dict[str, Any]]]:
-    """What each task returned, by rank and name."""
-    command = [sys.executable, "-m", "tests.islands.ranks"]
+def run_ranks(
+    world_size: int, folder: Path, *options: str, module: str = "tests.islands.ranks"
+) -> list[dict[str, dict[str, Any]]]:
+    """What each task returned, by rank and name; `options` are the module's, here the engine."""
+    command = [sys.executable, "-m", module]
     children = [
         subprocess.Popen(
-            [*command, str(rank), str(world_size), str(folder), engine],
+            [*command, str(rank), str(world_size), str(folder), *options],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
