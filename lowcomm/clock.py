@@ -26,3 +26,8 @@ class SystemClock:
 
     def wall_s(self) -> float:
         return time.time()
+
+
+def process_cpu_s() -> float:
+    """Processor seconds that this process has used, in all of its threads."""
+    return time.process_time()

@@ -2,15 +2,18 @@
 
 Blocks of a bare training loop, with no `OuterLoop` in the process, alternate with blocks of the same
 loop around one, whose network thread, heartbeats and counting are all there; H is so large that no
-round is due. Block by block the medians of the step times are compared, so that what else the machine
-does meets both sides alike. The call itself is timed, too: on a busy machine that is the steadier figure.
+round is due. Pair by pair the two are compared, and every other pair begins with the loop, so that what
+else the machine does, and its drift, meets both sides alike; the median of the pairs has an interval. Two
+figures are steadier on a busy machine: the call itself, and the processor time of the whole process, in
+which the network thread counts and waiting for a turn doesn't.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +22,7 @@ from lowcomm import codecs, exchanges
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.build import build_island, build_model
-from lowcomm.clock import Clock, SystemClock
+from lowcomm.clock import Clock, SystemClock, process_cpu_s
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
@@ -41,6 +44,9 @@ class Overhead:
         step_with_s: median inner step with `OuterLoop.step` after it.
         difference_percent: median over the pairs of blocks, of what the second is longer.
         difference_quartiles_percent: the middle half of the pairs lies between these.
+        difference_interval_percent: 95 % confidence interval of the median.
+        cpu_s: processor time of a bare inner step, all threads of the lead's process; median of blocks.
+        cpu_difference_percent, cpu_interval_percent: the same comparison of processor time.
         call_s: median time of `OuterLoop.step` itself.
         call_percent: of `step_s`.
     """
@@ -56,6 +62,10 @@ class Overhead:
     step_with_s: float
     difference_percent: float
     difference_quartiles_percent: tuple[float, float]
+    difference_interval_percent: tuple[float, float]
+    cpu_s: float
+    cpu_difference_percent: float
+    cpu_interval_percent: tuple[float, float]
     call_s: float
     call_percent: float
 
@@ -84,15 +94,20 @@ def measure_overhead(
         for _ in range(steps):
             step(None)
         bare, around, calls, differences = [], [], [], []
-        for _ in range(blocks):
-            without = [step(None)[0] for _ in range(steps)]
-            with _outer_loop(step.island, exchange if step.island.is_lead else None) as outer:
-                timed = [step(outer) for _ in range(steps)]
-            with_loop = [total for total, _ in timed]
-            calls += [call for _, call in timed]
-            bare += without
-            around += with_loop
-            differences.append(100 * (statistics.median(with_loop) / statistics.median(without) - 1))
+        bare_cpu_s, cpu_differences = [], []
+        for block in range(blocks):
+            pair = {}
+            for with_loop in (False, True) if block % 2 == 0 else (True, False):
+                pair[with_loop] = _block(step, exchange if with_loop else None, steps)
+            without, timed = pair[False], pair[True]
+            calls += timed.calls_s
+            bare += without.steps_s
+            around += timed.steps_s
+            bare_cpu_s.append(without.cpu_s)
+            differences.append(
+                100 * (statistics.median(timed.steps_s) / statistics.median(without.steps_s) - 1)
+            )
+            cpu_differences.append(100 * (timed.cpu_s / without.cpu_s - 1))
     finally:
         torch.set_num_threads(threads)
     step_s, call_s = statistics.median(bare), statistics.median(calls)
@@ -109,9 +124,48 @@ def measure_overhead(
         step_with_s=statistics.median(around),
         difference_percent=statistics.median(differences),
         difference_quartiles_percent=(quartiles[0], quartiles[2]),
+        difference_interval_percent=median_interval(differences),
+        cpu_s=statistics.median(bare_cpu_s),
+        cpu_difference_percent=statistics.median(cpu_differences),
+        cpu_interval_percent=median_interval(cpu_differences),
         call_s=call_s,
         call_percent=100 * call_s / step_s,
     )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the median, whatever the distribution: two order statistics.
+
+    The rank of the median among n draws is binomial(n, 1/2). Below six values it is their whole range,
+    which then holds the median with less confidence.
+    """
+    ordered, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while (below := below + math.comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    first = max(0, rank - 1)
+    return ordered[first], ordered[-1 - first]
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Seconds of each step and of each call in it; processor seconds of a step, in the mean."""
+
+    steps_s: list[float]
+    calls_s: list[float]
+    cpu_s: float
+
+
+def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
+    """One block, around an `OuterLoop` over `exchange`, or bare where that is None."""
+    with contextlib.ExitStack() as stack:
+        outer = None
+        if exchange is not None:
+            outer = stack.enter_context(_outer_loop(step.island, exchange if step.island.is_lead else None))
+        began_s = process_cpu_s()
+        timed = [step(outer) for _ in range(steps)]
+        cpu_s = (process_cpu_s() - began_s) / steps
+    return _Block([total for total, _ in timed], [call for _, call in timed], cpu_s)
 
 
 class _Step:

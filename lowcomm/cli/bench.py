@@ -396,7 +396,8 @@ def _overhead(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, {"machine": facts, "overhead": result.to_dict()})
     if args.json != "-":
-        low, high = result.difference_quartiles_percent
+        low, high = result.difference_interval_percent
+        cpu_low, cpu_high = result.cpu_interval_percent
         rows = [
             ("engine, ranks", f"{result.engine}, {result.ranks}"),
             ("parameters", f"{result.parameters:,}"),
@@ -404,7 +405,11 @@ def _overhead(args: argparse.Namespace) -> int:
             ("with OuterLoop.step, median", f"{1e3 * result.step_with_s:.2f} ms"),
             (
                 f"difference, median of {result.blocks} pairs of blocks",
-                f"{result.difference_percent:.2f} % (middle half {low:.2f} to {high:.2f})",
+                f"{result.difference_percent:.2f} % (95 % interval {low:.2f} to {high:.2f})",
+            ),
+            (
+                f"the same in processor time, of {1e3 * result.cpu_s:.2f} ms",
+                f"{result.cpu_difference_percent:.2f} % (95 % interval {cpu_low:.2f} to {cpu_high:.2f})",
             ),
             (
                 "OuterLoop.step itself, median",
