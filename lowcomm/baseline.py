@@ -163,6 +163,9 @@ def _train(
     """All inner steps; (tokens, mean loss since the last entry) at each `train.log_every`."""
     optimizers = build_optimizers(config, model)
     inner, steps = config.shared.inner, config.train.steps
+    if config.train.tokens:
+        step_tokens = config.train.grad_accumulation * sum(loader.batch_tokens for loader in loaders)
+        steps = -(-config.train.tokens // step_tokens)
     precision = config.train.precision
     autocast = precision == "bf16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()

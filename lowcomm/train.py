@@ -262,7 +262,8 @@ class Trainer:
         config, inner = self._config, self._config.shared.inner
         done, whole = run.outer.inner_step, config.train.steps
         if config.train.tokens:
-            done, whole = run.outer.swarm_tokens, config.train.tokens
+            step_tokens = run.loader.batch_tokens * config.train.grad_accumulation
+            done, whole = run.outer.swarm_tokens + step_tokens - 1, config.train.tokens
         factor = lr_factor(done, whole, inner.warmup_fraction, inner.final_lr_fraction)
         set_lr(run.island.optimizers, factor)
         try:
@@ -436,7 +437,7 @@ class Trainer:
         if config.shared.schedule.mode == "fixed":
             return outer.inner_step
         windows = config.train.batch_size * config.train.grad_accumulation * self._world_size
-        return outer.swarm_committed // (self._islands * windows * config.shared.model.context)
+        return outer.swarm_committed // (max(1, self._islands) * windows * config.shared.model.context)
 
     @contextlib.contextmanager
     def _handle_signals(self) -> Iterator[None]:

@@ -17,7 +17,8 @@ def lr_factor(done: int, whole: int, warmup_fraction: float, final_fraction: flo
     """Learning rate / peak for the next step.
 
     Args:
-        done: inner steps on the swarm's count, or tokens of all islands.
+        done: inner steps on the swarm's count before this one; or tokens of all islands, with all but one
+            of those of this step.
         whole: `train.steps`, or `train.tokens`.
         warmup_fraction: part of `whole` with rising learning rate.
         final_fraction: learning rate / peak at the end of the cosine.

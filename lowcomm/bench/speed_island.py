@@ -108,9 +108,8 @@ def _train(
         if _slows_now(settings, work, outer, in_interval):
             step_s, work.slowed_after = step_s * settings["slow_by"], outer.outer_step
         step_began_s = clock.monotonic_s()
-        factor = lr_factor(
-            outer.swarm_tokens, config.train.tokens, inner.warmup_fraction, inner.final_lr_fraction
-        )
+        done = outer.swarm_tokens + loader.batch_tokens - 1
+        factor = lr_factor(done, config.train.tokens, inner.warmup_fraction, inner.final_lr_fraction)
         set_lr(island.optimizers, factor)
         inputs, targets = loader.next_batch()
         island.backward(island.model(inputs, targets))

@@ -185,7 +185,7 @@ class Flights:
             interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
             if interval is not None:
                 step_s = flight.contribution.speed.step_s
-                late_steps = self._pacing.late_steps(outcome.late_s, step_s, flight.steps)
+                late_steps = self._pacing.late_steps(fragment.index, outcome.late_s, step_s)
         facts = self._island.broadcast(
             [
                 moved,
@@ -218,6 +218,8 @@ class Flights:
         if moved:
             steps, began_step = flight.steps if committed else 0, flight.contribution.inner_step
             self._progress.committed(fragment.index, total_tokens, steps, began_step)
+        else:
+            self._pacing.answer(fragment.index)
         if next_steps:
             self._pacing.take(fragment.index, Interval(next_steps, 1e-6 * next_us))
             self._pacing.put_off(late_steps, fragment.index)

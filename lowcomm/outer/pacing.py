@@ -31,11 +31,15 @@ _LOOKS = 8
 
 @dataclass(slots=True)
 class _Running:
-    """The interval of one fragment: from which inner step, since when (in seconds trained), how long."""
+    """The interval of one fragment: from which inner step, since when (in seconds trained), how long.
+
+    `fresh`: inner steps before its latest contribution since any contribution of the island.
+    """
 
     began_step: int
     began_s: float
     interval: Interval
+    fresh: int = 0
 
 
 class Pacing:
@@ -52,6 +56,7 @@ class Pacing:
         ]
         self._steps_s: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._trained_s = 0.0
+        self._fresh = 0
         self._step_tokens = 0
         self._step_began_s: float | None = None
 
@@ -69,6 +74,7 @@ class Pacing:
             self._steps_s.append(took_s)
             self._trained_s += took_s
         self._step_tokens = tokens
+        self._fresh += 1
 
     def step_begins(self) -> None:
         """The next inner step may start."""
@@ -119,6 +125,7 @@ class Pacing:
         running = self._running[fragment]
         steps = inner_step - running.began_step
         running.began_step, running.began_s = inner_step, self._trained_s
+        running.fresh, self._fresh = self._fresh, 0
         return steps
 
     def plan(self, speeds: Mapping[PeerId, Speed], me: PeerId) -> Interval | None:
@@ -140,14 +147,23 @@ class Pacing:
                 seconds = this.began_s - other.began_s + part * interval.seconds
                 other.interval = Interval(steps, seconds)
 
-    def late_steps(self, late_s: float, step_s: float, steps: int) -> int:
-        """How many of the last `steps` this island has taken while others stood and waited for it.
+    def answer(self, fragment: int) -> None:
+        """A round came to nothing: take part in the next one as soon as others are ready."""
+        running = self._running[fragment]
+        running.interval = Interval(running.interval.steps, 0.0)
 
-        On the lead. With a delay they have not stood still.
+    def late_steps(self, fragment: int, late_s: float, step_s: float) -> int:
+        """How many steps this island has taken while others stood and waited for its contribution.
+
+        On the lead. With a delay they have not stood still. Where it stood still itself, for another
+        fragment, it has taken none.
+
+        Args:
+            late_s: others had been ready for so long.
         """
         if self.fixed or self._schedule.delay != 0 or step_s <= 0.0:
             return 0
-        return min(steps, round(late_s / step_s))
+        return min(self._running[fragment].fresh, round(late_s / step_s))
 
     def put_off(self, steps: int, but: int) -> None:
         """All fragments but one are due so much later, as they are elsewhere: the others have waited."""

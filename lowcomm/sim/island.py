@@ -218,8 +218,8 @@ class SimIsland:
         if interval is not None:
             self._pacing.take(fragment, interval)
             step_s = outcome.speeds[self.node.exchange.peer_id].step_s
-            steps = next(n for which, _, n in reversed(self.intervals) if which == fragment)
-            self._pacing.put_off(self._pacing.late_steps(outcome.late_s, step_s, steps), fragment)
+            late_steps = self._pacing.late_steps(fragment, outcome.late_s, step_s)
+            self._pacing.put_off(late_steps, fragment)
         if outcome.entry is not None or outcome.adopted:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 

@@ -90,6 +90,20 @@ def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
     check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed")))
 
 
+def test_two_ranks_are_matched_with_one(island, tmp_path) -> None:
+    """Only the lead's clock counts, and all ranks take the same steps; both end with the same tokens."""
+    tokens = 30_000
+    matched = ("shared.schedule.mode=matched", "shared.schedule.num_fragments=2", f"train.tokens={tokens}")
+    folders = train(island, tmp_path, ("plain", "ddp"), *matched)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
+    assert len({summary["head"] for summary in summaries}) == 1
+    assert sum(summary["tokens_credited"] for summary in summaries) >= tokens
+    for folder in folders:
+        rounds = [x for x in lines(folder / "metrics.jsonl") if x["kind"] == "round" and x["committed"]]
+        assert {line["fragment"] for line in rounds} == {0, 1}
+        assert [x for x in rounds if x["fragment"] == 0][-1]["total_tokens"] >= tokens
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2", "deepspeed"])
 def test_two_islands_of_two_ranks_and_one_string(island, tmp_path, engine) -> None:

@@ -79,8 +79,11 @@ def test_a_run_ends_with_its_tokens_and_the_learning_rate_follows_them(tmp_path)
         assert done[4:] == [step * 2 * STEP_TOKENS for step in range(5, 21)]
         rates = [line["lr"] / peak for line in train]
         inner = config.shared.inner
-        expected = [lr_factor(n, tokens, inner.warmup_fraction, inner.final_lr_fraction) for n in [0, *done]]
-        assert rates == pytest.approx(expected[:-1])
+        expected = [
+            lr_factor(before + STEP_TOKENS - 1, tokens, inner.warmup_fraction, inner.final_lr_fraction)
+            for before in [0, *done[:-1]]
+        ]
+        assert rates == pytest.approx(expected)
 
 
 def test_a_restart_of_a_run_in_tokens_goes_on_bit_for_bit(tmp_path):
