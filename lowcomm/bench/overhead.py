@@ -4,8 +4,8 @@ Blocks of a bare training loop, with no `OuterLoop` in the process, alternate wi
 loop around one, whose network thread, heartbeats and counting are all there; H is so large that no
 round is due. Pair by pair the two are compared, and every other pair begins with the loop, so that what
 else the machine does, and its drift, meets both sides alike; the median of the pairs has an interval. Two
-figures are steadier on a busy machine: the call itself, and the processor time of the whole process, in
-which the network thread counts and waiting for a turn doesn't.
+figures are counted rather than compared, and so are steady on a busy machine: the time in the call itself,
+and the processor time of the threads that the loop has started.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lowcomm import codecs, exchanges
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.build import build_island, build_model
-from lowcomm.clock import Clock, SystemClock, process_cpu_s
+from lowcomm.clock import Clock, SystemClock, process_cpu_s, threads_cpu_s
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
@@ -49,6 +49,8 @@ class Overhead:
         cpu_difference_percent, cpu_interval_percent: the same comparison of processor time.
         call_s: median time of `OuterLoop.step` itself.
         call_percent: of `step_s`.
+        threads_s: processor time that the loop's own threads take during an inner step, mean.
+        threads_percent: of `cpu_s`.
     """
 
     engine: str
@@ -68,6 +70,8 @@ class Overhead:
     cpu_interval_percent: tuple[float, float]
     call_s: float
     call_percent: float
+    threads_s: float
+    threads_percent: float
 
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON."""
@@ -94,7 +98,7 @@ def measure_overhead(
         for _ in range(steps):
             step(None)
         bare, around, calls, differences = [], [], [], []
-        bare_cpu_s, cpu_differences = [], []
+        bare_cpu_s, cpu_differences, threads_s = [], [], []
         for block in range(blocks):
             pair = {}
             for with_loop in (False, True) if block % 2 == 0 else (True, False):
@@ -103,6 +107,7 @@ def measure_overhead(
             calls += timed.calls_s
             bare += without.steps_s
             around += timed.steps_s
+            threads_s.append(timed.threads_s)
             bare_cpu_s.append(without.cpu_s)
             differences.append(
                 100 * (statistics.median(timed.steps_s) / statistics.median(without.steps_s) - 1)
@@ -130,6 +135,8 @@ def measure_overhead(
         cpu_interval_percent=median_interval(cpu_differences),
         call_s=call_s,
         call_percent=100 * call_s / step_s,
+        threads_s=statistics.mean(threads_s),
+        threads_percent=100 * statistics.mean(threads_s) / statistics.median(bare_cpu_s),
     )
 
 
@@ -149,23 +156,27 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Seconds of each step and of each call in it; processor seconds of a step, in the mean."""
+    """Seconds of each step and of each call in it; processor seconds of a step, all and the loop's own."""
 
     steps_s: list[float]
     calls_s: list[float]
     cpu_s: float
+    threads_s: float
 
 
 def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
     """One block, around an `OuterLoop` over `exchange`, or bare where that is None."""
+    others = threads_cpu_s().keys()
     with contextlib.ExitStack() as stack:
         outer = None
         if exchange is not None:
             outer = stack.enter_context(_outer_loop(step.island, exchange if step.island.is_lead else None))
-        began_s = process_cpu_s()
+        idle, began_s = threads_cpu_s(), process_cpu_s()
         timed = [step(outer) for _ in range(steps)]
         cpu_s = (process_cpu_s() - began_s) / steps
-    return _Block([total for total, _ in timed], [call for _, call in timed], cpu_s)
+        own = {thread: used for thread, used in threads_cpu_s().items() if thread not in others}
+        threads_s = sum(used - idle.get(thread, 0.0) for thread, used in own.items()) / steps
+    return _Block([total for total, _ in timed], [call for _, call in timed], cpu_s, threads_s)
 
 
 class _Step:

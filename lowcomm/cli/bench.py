@@ -415,6 +415,10 @@ def _overhead(args: argparse.Namespace) -> int:
                 "OuterLoop.step itself, median",
                 f"{1e6 * result.call_s:.0f} us = {result.call_percent:.3f} % of a step",
             ),
+            (
+                "processor time of OuterLoop's own threads in a step",
+                f"{1e6 * result.threads_s:.0f} us = {result.threads_percent:.3f} %",
+            ),
         ]
         print_table(("", ""), rows)
     return EXIT_DONE
