@@ -4,11 +4,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lowcomm.cli.main import main
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import parse_entry
 from tests.train.islands import finished, make_config, train_islands
 
 
@@ -87,6 +90,16 @@ def test_the_first_bad_entry_is_named(
     assert found["valid"] is False
     assert re.search(says, str(found["problem"]))
     assert str(found["problem"])[:40] in capsys.readouterr().err
+
+
+def test_tokens_that_do_not_add_up_are_named(run: Path) -> None:
+    *before, last = lines(run)
+    entry = parse_entry(Fields("entry", json.loads(last)))
+    more = replace(entry, total_tokens=entry.total_tokens + 1)
+    write_lines(run, [*before, json.dumps({**more.to_json(), "hash": more.hash})])
+    code, found = verify(run)
+    assert code == 1
+    assert f"names {more.total_tokens} tokens in all, expected {entry.total_tokens}" in str(found["problem"])
 
 
 def test_a_changed_update_is_named(run: Path) -> None:
