@@ -178,7 +178,7 @@ def _speeds(path: Path) -> str:
         (f"loss after {tokens['tokens']:,} tokens of all islands", *both(tokens["loss"])),
         (
             f"rounds until an island that slows down {bench['slow_by']:g} times is followed",
-            "never",
+            "not run",
             str(one["followed_after_rounds"]),
         ),
     ]
