@@ -10,6 +10,8 @@ out=$1 n=$2 delay=$3 rate=$4 part=$5; shift 5
 python=${PYTHON:-python} transport=${TRANSPORT:-tcp/0}
 mkdir -p "$out"; out=$(cd "$out" && pwd)
 rm -f "$out/address"
+printf '{"part": "%s", "islands": %s, "one_way_ms": %s, "mbit_s": %s, "options": "%s"}\n' \
+  "$part" "$n" "$delay" "$rate" "$*" >"$out/setup.json"
 "$here/wan" up "$n" "$delay" "$rate"
 pids=()
 end() {

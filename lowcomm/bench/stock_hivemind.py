@@ -43,7 +43,9 @@ def main() -> None:
     dht = hivemind.DHT(initial_peers=settings["initial_peers"], host_maddrs=[listen], start=True)
     averager = None
     try:
-        tell(event="address", address=str(dht.get_visible_maddrs()[0]))
+        addresses = [str(address) for address in dht.get_visible_maddrs()]
+        outside = [address for address in addresses if "/ip4/127." not in address]
+        tell(event="address", address=(outside or addresses)[0])
         generator = torch.Generator().manual_seed(settings["number"])
         noise = torch.randn(settings["elements"], generator=generator)
         averager = DecentralizedAverager(

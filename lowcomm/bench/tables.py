@@ -16,6 +16,7 @@ from lowcomm.bench.learning import read_log
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
+_WAN_TIMES = ("cold_s", "warm_s", "slowest_s")
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
 
 
@@ -25,6 +26,7 @@ def tables(results: Path) -> str:
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
         "round_*.json": _rounds,
+        "wan.json": _wan,
         "codecs.json": _codecs,
         "overhead.json": _overhead,
         "speeds.json": _speeds,
@@ -110,6 +112,60 @@ def _rounds(*paths: Path) -> str:
     ]
     headings = ("who", "peers", "fp32 payload", "median round", "fastest .. slowest", "bit-identical rounds")
     return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + _table(headings, rows)
+
+
+def _wan(path: Path) -> str:
+    from lowcomm.bench import wan
+
+    runs = json.loads(path.read_text(encoding="utf-8"))
+    rounds = []
+    for name, run in runs.items():
+        if name.startswith("round-"):
+            one = wan.round_row(run)
+            against = {key: f"{one[key]:.2f} s ({one[key] / one['bound_s']:.2f}x)" for key in _WAN_TIMES}
+            committed = f"{one['committed']} and {one['equal']} of {one['rounds']}"
+            rounds.append(
+                (f"lowcomm, {name[6:]} islands", f"{one['bound_s']:.2f} s", *against.values(), committed)
+            )
+        elif name.startswith("stock-"):
+            for who in run["rounds"]:
+                seconds = who["seconds"]
+                rounds.append(
+                    (
+                        f"{who['who']} beside it, {who['peers']} peers",
+                        "",
+                        f"{seconds[0]:.2f} s",
+                        f"{statistics.median(seconds):.2f} s",
+                        f"{max(seconds):.2f} s",
+                        f"- and {who['bit_identical']} of {len(seconds)}",
+                    )
+                )
+    used = [
+        (
+            wan.CURVES["four" if kind == "streaming" else kind],
+            str(run["setup"]["islands"]),
+            f"{run['setup']['mbit_s']:g} Mbit/s",
+            f"{wan.floor_mbit_s(run):.1f} Mbit/s",
+            f"{wan.utilisation(run):.1%}",
+        )
+        for name, run in runs.items()
+        if (kind := name.split("-")[0]) in ("blocking", "streaming", "four", "many")
+    ]
+    first = (
+        "25 MiB of fp32, 100 Mbit/s, 100 ms",
+        "bound",
+        "cold",
+        "warm, median",
+        "slowest",
+        "committed and equal",
+    )
+    second = ("exchange", "islands", "bandwidth", "floor", "time spent training")
+    return (
+        "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
+        + _table(first, rounds)
+        + "\n\nUtilisation on it, 25 MiB of fp32 parameters, of the island that waits most:\n\n"
+        + _table(second, used)
+    )
 
 
 def _codecs(path: Path) -> str:

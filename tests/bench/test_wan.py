@@ -1,0 +1,59 @@
+"""The figures of the emulated WAN, from the files that its script leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lowcomm.bench import wan
+from lowcomm.bench.tables import tables
+
+
+def write(folder: Path, setup: dict[str, Any], *islands: dict[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "setup.json").write_text(json.dumps({"one_way_ms": 50, **setup}))
+    for number, island in enumerate(islands):
+        (folder / f"{number}.json").write_text(json.dumps(island))
+
+
+def one_round(seconds: float, digest: str = "a", committed: bool = True) -> dict[str, Any]:
+    return {"seconds": seconds, "digest": digest, "committed": committed}
+
+
+def some_runs(folder: Path) -> None:
+    first = [one_round(4.0), one_round(2.5), one_round(2.6), one_round(2.9)]
+    second = [one_round(4.1), one_round(2.6), one_round(2.6, "b"), one_round(2.8, committed=False)]
+    options = "--payload-mib 25 --rounds 4 --codec fp32"
+    setup = {"islands": 2, "mbit_s": 100, "options": options}
+    write(folder / "round-2", setup, {"rounds": first}, {"rounds": second})
+    for name, mbit_s, used in (("many-5.7", 5.7, 0.991), ("blocking-100", 100, 0.5), ("four-20", 20, 0.97)):
+        options = "--step-s 0.2 --inner-steps 30 --payload-mib 25 --steps 150 --codec int4"
+        setup = {"islands": 2, "mbit_s": mbit_s, "options": options}
+        write(folder / name, setup, {"utilisation": used}, {"utilisation": used + 0.005})
+
+
+def test_rounds_are_held_against_the_bound_and_each_other(tmp_path: Path) -> None:
+    some_runs(tmp_path)
+    row = wan.round_row(wan.gather(tmp_path)["round-2"])
+    assert row["bound_s"] == pytest.approx(25 * 2**20 * 8 / 100e6 + 0.3)
+    assert (row["cold_s"], row["warm_s"], row["slowest_s"]) == (4.1, 2.6, 2.9)
+    assert (row["committed"], row["equal"], row["rounds"]) == (3, 3, 4)
+
+
+def test_the_floor_is_the_encoded_payload_without_a_pause(tmp_path: Path) -> None:
+    some_runs(tmp_path)
+    floor = wan.floor_mbit_s(wan.gather(tmp_path)["many-5.7"])
+    assert floor == pytest.approx(25 * 2**20 / 4 * 4.25 / 1e6 / 6.0, rel=0.001)
+
+
+def test_a_sweep_is_drawn_and_stands_in_the_tables(tmp_path: Path) -> None:
+    some_runs(tmp_path)
+    runs = wan.gather(tmp_path)
+    assert wan.sweep_plot(runs).startswith(b"\x89PNG")
+    (tmp_path / "wan.json").write_text(json.dumps(runs))
+    text = tables(tmp_path)
+    assert "| lowcomm, 2 islands | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
+    assert "| int4, 24 fragments, delay 5 | 2 | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
