@@ -94,29 +94,25 @@ def _each(run: Mapping[str, Any], key: str) -> list[list[Any]]:
 
 def sweep_plot(runs: Mapping[str, Any]) -> bytes:
     """Utilisation against bandwidth, as a PNG."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from lowcomm.report.plots import COLORS, STYLE
-
-    with rc_context(STYLE):
-        figure = Figure(figsize=(7.0, 4.2), dpi=130, layout="constrained")
-        axes = figure.add_subplot()
-        for (prefix, label), color in zip(CURVES.items(), COLORS, strict=False):
-            points = sorted(
-                (run["setup"]["mbit_s"], 100 * utilisation(run)) for run in named(runs, prefix).values()
-            )
-            axes.plot(*zip(*points, strict=True), marker="o", color=color, label=label)
-        floor = statistics.fmean(floor_mbit_s(run) for run in named(runs, "many").values())
-        axes.axvline(floor, color="#888888", linestyle=":", label="floor: payload / (H T)")
-        axes.axhline(99, color="#bbbbbb", linewidth=0.8)
-        axes.set_xscale("log")
-        axes.set_xlabel("bandwidth of each island's link, Mbit/s")
-        axes.set_ylabel("time spent training, %")
-        axes.set_title("Utilisation of two islands, 100 ms round trip")
-        axes.legend()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+    figure = Figure(figsize=(7.0, 4.2), dpi=130, layout="constrained")
+    axes = figure.add_subplot()
+    for prefix, label in CURVES.items():
+        points = sorted(
+            (run["setup"]["mbit_s"], 100 * utilisation(run)) for run in named(runs, prefix).values()
+        )
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    floor = statistics.fmean(floor_mbit_s(run) for run in named(runs, "many").values())
+    axes.axvline(floor, color="#888888", linestyle=":", label="floor: payload / (H T)")
+    axes.axhline(99, color="#bbbbbb", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("bandwidth of each island's link, Mbit/s")
+    axes.set_ylabel("time spent training, %")
+    axes.set_title("Utilisation of two islands, 100 ms round trip")
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
