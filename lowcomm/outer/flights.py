@@ -64,7 +64,7 @@ class Flights:
         self._progress, self._pacing, self._clock = progress, pacing, clock
         self._node, self._thread = node, thread
         self._under_way: dict[int, Flight] = {}
-        self._room = Room(clock, schedule.inner_steps - 1) if schedule.delay == "auto" else None
+        self._room = Room()
 
     def __contains__(self, fragment: int) -> bool:
         return fragment in self._under_way
@@ -76,11 +76,7 @@ class Flights:
     def between_steps(self, tokens: int) -> Iterator[None]:
         """What the outer loop does between two inner steps, the last one of `tokens`, happens inside."""
         self._pacing.step_ends(tokens)
-        if self._room is not None:
-            self._room.step_ends()
         yield
-        if self._room is not None:
-            self._room.step_begins()
         self._pacing.step_begins()
 
     def begin(self, fragment: Fragment) -> None:
@@ -114,12 +110,14 @@ class Flights:
         contribution = Contribution(
             values, progress.tokens[fragment.index], norm, progress.inner_step, speed=speed
         )
-        self.submit(fragment, contribution, steps, progress.inner_step + self._delay())
+        delay = self._delay(fragment.index, speed.step_s)
+        self.submit(fragment, contribution, steps, progress.inner_step + delay)
 
-    def _delay(self) -> int:
+    def _delay(self, fragment: int, step_s: float) -> int:
         if self._schedule.delay != "auto":
             return self._schedule.delay
-        measured = [self._room.delay] if self._node is not None and self._room is not None else None
+        most = self._pacing.steps_of(fragment) - 1
+        measured = [self._room.delay(step_s, most)] if self._node is not None else None
         return self._island.broadcast(measured, 1)[0]
 
     def submit(self, fragment: Fragment, contribution: Contribution, steps: int, use_at_step: int) -> None:
@@ -231,7 +229,7 @@ class Flights:
         self._progress.wait_s += wait_s
         if outcome is not None:
             self._progress.transfer_s += outcome.transfer_s
-            if outcome.entry is not None and self._room is not None:
+            if outcome.entry is not None:
                 self._room.round_took(outcome.round_s)
         return self._report(
             fragment, flight, outcome, outer_step, bool(committed), credited, wait_s, total_tokens
