@@ -178,11 +178,15 @@ class Ballots:
             )
 
     def _on_run_done(self, task: asyncio.Task[None]) -> None:
-        """A ballot that broke on a mistake of ours ends, too, and says so."""
+        """A ballot that broke on a mistake of ours, or for lack of memory, ends this peer's round, too.
+
+        Ready again at once, it could break the next ballot in the same way, and so on without an end.
+        """
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("fragment %d: the round broke", self._topic.fragment, exc_info=error)
             if self._topic.decision.task is task:
-                self.fail(f"internal error: {error!r}")
+                self._topic.decision.refusal = f"this island's part in the round broke: {error!r}"
+                self.fail(self._topic.decision.refusal)
 
     async def _finalise(self, roster: Roster) -> Accepted:
         """Take over an update that was accepted in an earlier ballot, from this peer or another."""
@@ -217,7 +221,8 @@ class Ballots:
         votes.setdefault(peer, (fields.digest("entry"), fields.digest("state")))
         while len(decision.votes) > MAX_VOTED_BALLOTS:
             del decision.votes[min(decision.votes)]
-        self._topic.progressed()
+        if decision.roster is not None and peer in decision.roster.peers:
+            self._topic.progressed()
         self.count_votes()
 
     def on_abort(self, peer: PeerId, fields: Fields) -> None:

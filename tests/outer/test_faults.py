@@ -350,3 +350,30 @@ def damaged(message: Message) -> bytes:
     payload = bytearray(message.payload)
     payload[len(payload) // 2] ^= 0x10
     return bytes(payload)
+
+
+class Faulty:
+    """A codec that fails a few times, as if there were no memory."""
+
+    def __init__(self, failures: int) -> None:
+        self._codec, self._failures = codecs.int8(), failures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    def encode(self, values: torch.Tensor, lost: torch.Tensor | None = None) -> Any:
+        if self._failures:
+            self._failures -= 1
+            raise RuntimeError("can't allocate memory")
+        return self._codec.encode(values, lost)
+
+
+def test_an_island_whose_part_breaks_sits_the_round_out() -> None:
+    swarm = Swarm(islands=3, codec=codecs.int8, policy=RoundPolicy(deadline_s=1.0))
+    works: list[Any] = [lambda i=i: swarm.train(i, 12, codec=Faulty(1 if i == 1 else 0)) for i in range(3)]
+    in_parallel(works, swarm.results, [0, 1, 2])
+    results = list(swarm.results.values())
+    assert_one_history(results)
+    broken = [report for report in swarm.results[1].reports if not report.committed]
+    assert [("can't allocate memory" in report.reason, report.attempts) for report in broken] == [(True, 1)]
+    assert results[0].tokens_credited == results[1].tokens_credited == results[2].tokens_credited
