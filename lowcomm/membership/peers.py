@@ -23,7 +23,7 @@ from lowcomm.membership.ledger import hash_value
 from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
 MAX_KNOWN = 1_024

@@ -8,7 +8,7 @@ from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.peers import BURST_MESSAGES, MAX_DIALS, MAX_KNOWN, Peers, State
+from lowcomm.membership.peers import BURST_MESSAGES, MAX_DIALS, MAX_KNOWN, PROTOCOL, Peers, State
 from lowcomm.types import PeerId
 
 STRANGER = PeerId("stranger")
@@ -28,7 +28,7 @@ def member(exchange: LoopbackExchange | None = None) -> Peers:
 
 
 def hello(**changes: object) -> Fields:
-    body = {"protocol": 1, "shared": {"shared.seed": 1}, "layout": [], "addresses": []}
+    body = {"protocol": PROTOCOL, "shared": {"shared.seed": 1}, "layout": [], "addresses": []}
     state = State(phase="training").to_json()
     return Fields("hello", {**body, "state": state, **changes})
 

@@ -35,7 +35,7 @@ from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
 from lowcomm.membership.pace import Pace
-from lowcomm.membership.peers import Peer, Peers, State, _record_addresses, parse_state
+from lowcomm.membership.peers import PROTOCOL, Peer, Peers, State, _record_addresses, parse_state
 from lowcomm.membership.pieces import check_manifest, make_manifest, name_of
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
 from lowcomm.outer.decision import Ready, parse_ready
@@ -56,7 +56,9 @@ ROSTER = Roster(
     participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10)), Participant(PeerId("b"), 20, 2.0, 5)),
     stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=NO_BALLOT,
 )  # fmt: skip
-READY = Ready(HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), speed=Speed(0.5, 10))
+READY = Ready(
+    HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), rates={PeerId("b"): 9}, speed=Speed(0.5, 10)
+)
 STATE = State(outer_steps=(1, 2), heads=(HASH, HASH), checkpoints=(5,))
 EXPIRES_S = SystemClock().wall_s() + 86_400.0
 GATE = Gate("run", owner=OWNER.peer_id)
@@ -157,7 +159,8 @@ STRANGER = PeerId("stranger")
 LINKS = Links(None, "run", None, Traffic(), 1, lambda peer: None)  # type: ignore[arg-type]  # only judges
 OPENING: dict[str, Json] = {"run": "other", "channel": -1, "token": "t", "answer": "", "pass": SHOWN}
 HELLO: dict[str, Json] = {
-    "protocol": 1, "shared": SHARED, "layout": [["a", [2]]], "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"],
+    "protocol": PROTOCOL, "shared": SHARED, "layout": [["a", [2]]],
+    "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"],
     "state": {**STATE.to_json(), "role": "seed"},
 }  # fmt: skip
 PEERS: dict[str, Json] = {"peers": [["a", ["/ip4/127.0.0.1/tcp/1/p2p/a"]], ["b", []]]}
