@@ -22,15 +22,15 @@ from blake3 import blake3
 from torch import Tensor, nn
 
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
-from lowcomm.build import build_model, build_optimizers
+from lowcomm.build import build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import load_text
+from lowcomm.device import choose_device
 from lowcomm.errors import ConfigError, LossError
 from lowcomm.evaluation import mean_loss
-from lowcomm.train import EVAL_BATCH, choose_device
+from lowcomm.train import EVAL_BATCH
 from lowcomm.types import Json
 
 
@@ -109,13 +109,7 @@ def run_baseline(
     clock = clock if clock is not None else SystemClock()
     began_s = clock.monotonic_s()
     config = baseline_config(config, recipe)
-    text = load_text(
-        config.data.source,
-        text_key=config.data.text_key,
-        shards=config.shared.data.shards,
-        holdout_fraction=config.shared.data.holdout_fraction,
-        seed=config.shared.seed,
-    )
+    text = build_text(config)
     if islands > text.num_shards:
         raise ConfigError(f"expected at most shared.data.shards = {text.num_shards} islands, got {islands}")
     loaders = [

@@ -19,7 +19,7 @@ from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.load import shared_settings
 from lowcomm.config.schema import Config
-from lowcomm.data.shards import VOCAB_SIZE
+from lowcomm.data.shards import VOCAB_SIZE, ShardedText, load_text
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
@@ -31,6 +31,21 @@ from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.outer.state import OuterState
 from lowcomm.types import Json
+
+
+def build_text(config: Config) -> ShardedText:
+    """The text of the recipe, divided among the islands.
+
+    Raises:
+        DataError: it can't be read, or not be divided as asked.
+    """
+    return load_text(
+        config.data.source,
+        text_key=config.data.text_key,
+        shards=config.shared.data.shards,
+        holdout_fraction=config.shared.data.holdout_fraction,
+        seed=config.shared.seed,
+    )
 
 
 def build_model(config: Config) -> GPT:

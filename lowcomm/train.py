@@ -7,30 +7,36 @@ import json
 import logging
 import math
 import os
-import signal
 import statistics
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
 
 from lowcomm import __version__
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
-from lowcomm.build import autocast, build_exchange, build_island, build_model, build_outer_loop
+from lowcomm.build import (
+    autocast,
+    build_exchange,
+    build_island,
+    build_model,
+    build_outer_loop,
+    build_text,
+)
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText, load_text
-from lowcomm.errors import ConfigError, LossError, StorageError
+from lowcomm.data.shards import ShardedText
+from lowcomm.device import choose_device
+from lowcomm.errors import LossError, StorageError
 from lowcomm.evaluation import mean_loss
 from lowcomm.exchanges.base import Exchange
 from lowcomm.fitting import fit_to_memory, is_out_of_memory, out_of_memory
 from lowcomm.inner_step import inner_step
+from lowcomm.interrupts import Interrupts
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
 from lowcomm.metrics.base import Fanout
@@ -39,45 +45,12 @@ from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints
 from lowcomm.storage.rng import rng_state, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
+from lowcomm.summary import Counts, Summary, data_parallel_bytes
 from lowcomm.types import Json, RoundReport
 
 logger = logging.getLogger(__name__)
 
 EVAL_BATCH = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """The figures of one island's finished run; summary.json holds the same."""
-
-    run_id: str
-    peer: str
-    islands: int
-    inner_steps: int
-    outer_steps: int
-    tokens: int
-    eval_loss: float | None
-    wan_bytes_sent: int
-    wan_bytes_received: int
-    data_parallel_bytes: int
-    digest: str
-    head: str
-    wall_s: float
-    rounds_committed: int
-    rounds_failed: int
-    tokens_credited: int
-    tokens_dropped: int
-    parameters: int
-    interrupted: bool
-
-    def to_dict(self) -> dict[str, Json]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-
-def data_parallel_bytes(islands: int, parameters: int, inner_steps: int) -> int:
-    """What a ring all-reduce of fp32 gradients at each inner step would have sent, per island."""
-    return 8 * (islands - 1) * parameters * inner_steps // max(1, islands)
 
 
 class Trainer:
@@ -98,9 +71,9 @@ class Trainer:
         self._rank = int(os.environ.get("RANK", "0"))
         self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._device = choose_device(config.train.device)
-        self._signals, self._stepping = 0, False
-        self._counts = _Counts()
-        self._earlier = _Counts()
+        self._interrupts = Interrupts()
+        self._counts = Counts()
+        self._earlier = Counts()
         self._islands = config.exchange.expected_peers
         self._saved_step: int | None = None
         self._eval_loss: float | None = None
@@ -115,13 +88,7 @@ class Trainer:
         config = self._config
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        text = load_text(
-            config.data.source,
-            text_key=config.data.text_key,
-            shards=config.shared.data.shards,
-            holdout_fraction=config.shared.data.holdout_fraction,
-            seed=config.shared.seed,
-        )
+        text = build_text(config)
         with contextlib.ExitStack() as stack:
             folder: RunFolder | None = None
             if self._rank == 0:
@@ -137,7 +104,7 @@ class Trainer:
             if self._world_size > 1 or config.island.engine in ("fsdp2", "deepspeed"):
                 offloaded = (config.island.engine, config.island.offload) == ("fsdp2", "all")
                 stack.enter_context(process_group(self._device, offloaded=offloaded))
-            stack.enter_context(self._handle_signals())
+            stack.enter_context(self._interrupts)
             return self._train(text, folder, stack)
 
     # -- the run -----------------------------------------------------------------------------------
@@ -166,7 +133,7 @@ class Trainer:
             parts = checkpoints.load(chosen)
             island.load_state_dict(parts["island"])
             outer.load_state_dict(parts["outer"])
-            self._earlier = _Counts(**parts["counts"])
+            self._earlier = Counts(**parts["counts"])
             self._saved_step = chosen
             rank_state = parts["ranks"][self._rank]
             loader_state = rank_state["loader"]
@@ -234,9 +201,9 @@ class Trainer:
         losses: list[Tensor] = []
         tokens = run.loader.batch_tokens * config.train.grad_accumulation
         since_s, since_tokens = self._clock.monotonic_s(), 0
-        self._stepping = True
+        self._interrupts.can_wait = True
         while not self._is_over(outer):
-            if run.island.any_rank(self._signals > 0):
+            if run.island.any_rank(self._interrupts.asked):
                 return True
             began_s = self._clock.monotonic_s()
             losses.append(self._inner_step(run))
@@ -387,12 +354,12 @@ class Trainer:
             bytes_received=totals.bytes_received,
         )
 
-    def _totals(self, outer: OuterLoop) -> _Counts:
+    def _totals(self, outer: OuterLoop) -> Counts:
         """What the run has counted up to now, in this process and in those before it."""
         mine, before = self._counts, self._earlier
         sent = outer.traffic.sent_bytes if outer.is_lead else 0
         received = outer.traffic.received_bytes if outer.is_lead else 0
-        return _Counts(
+        return Counts(
             compute_s=before.compute_s + mine.compute_s,
             wait_s=before.wait_s + outer.wait_s,
             transfer_s=before.transfer_s + outer.transfer_s,
@@ -439,42 +406,6 @@ class Trainer:
         windows = config.train.batch_size * config.train.grad_accumulation * self._world_size
         return outer.swarm_committed // (max(1, self._islands) * windows * config.shared.model.context)
 
-    @contextlib.contextmanager
-    def _handle_signals(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends training after this step, saved; the second at once."""
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            self._signals += 1
-            if self._signals > 1:
-                os._exit(128 + number)
-            if not self._stepping:
-                raise KeyboardInterrupt  # nothing to save yet, and the wait for others may be long
-            logger.warning("leaving after this step; once more to leave at once")
-
-        try:
-            before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread, e.g. islands in threads: whoever runs them handles signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@dataclass(slots=True)
-class _Counts:
-    """What a run counts; goes on over restarts, from the checkpoint that is resumed."""
-
-    compute_s: float = 0.0
-    wait_s: float = 0.0
-    transfer_s: float = 0.0
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    rounds_committed: int = 0
-    rounds_failed: int = 0
-
 
 @dataclass(slots=True)
 class _Run:
@@ -485,24 +416,3 @@ class _Run:
     loader: Loader
     checkpoints: Checkpoints
     text: ShardedText
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `train.device` names; under torchrun the rank's own GPU.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there.
-    """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if name == "auto":
-        name = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
-    elif name == "cuda":
-        name = f"cuda:{local_rank}"
-    device = torch.device(name)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError(
-                f"train.device: expected a device that this machine has, got {name!r}: no CUDA here"
-            )
-        torch.cuda.set_device(device)
-    return device

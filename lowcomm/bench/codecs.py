@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 
 from lowcomm import codecs
-from lowcomm.build import build_model, build_optimizers
+from lowcomm.build import build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader
-from lowcomm.data.shards import load_text
 from lowcomm.types import Json
 
 GIGA = 1e9
@@ -99,13 +98,7 @@ class CodecBench:
 
 def pseudo_gradients(config: Config, *, inner_steps: int, rounds: int) -> list[Tensor]:
     """The movements, anchor - local, of one island that trains alone: one 1-D fp32 tensor per round."""
-    text = load_text(
-        config.data.source,
-        text_key=config.data.text_key,
-        shards=config.shared.data.shards,
-        holdout_fraction=config.shared.data.holdout_fraction,
-        seed=config.shared.seed,
-    )
+    text = build_text(config)
     loader = Loader(
         text.shard(0),
         context=config.shared.model.context,

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
-from lowcomm.build import build_exchange, build_island, build_model, build_outer_loop
+from lowcomm.build import build_exchange, build_island, build_model, build_outer_loop, build_text
 from lowcomm.clock import SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText, load_text
+from lowcomm.data.shards import ShardedText
 from lowcomm.evaluation import mean_loss
 from lowcomm.islands.base import Island
 from lowcomm.outer.loop import OuterLoop
@@ -58,13 +58,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = build_model(config)
     island = build_island(config, model, CPU)
-    text = load_text(
-        config.data.source,
-        text_key=config.data.text_key,
-        shards=config.shared.data.shards,
-        holdout_fraction=config.shared.data.holdout_fraction,
-        seed=config.shared.seed,
-    )
+    text = build_text(config)
     with tempfile.TemporaryDirectory(prefix="lowcomm-speeds-") as folder:
         exchange = build_exchange(config, Path(folder) / "identity.key")
         outer = build_outer_loop(config, island, exchange, folder=None, clock=SystemClock())

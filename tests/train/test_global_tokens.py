@@ -12,7 +12,8 @@ from lowcomm import exchanges
 from lowcomm.algorithms.learning_rate import lr_factor
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
-from lowcomm.train import Summary, Trainer
+from lowcomm.summary import Summary
+from lowcomm.train import Trainer
 from tests.train.islands import TIMEOUT_S, finished, lines, losses, make_config, train_islands
 
 STEP_TOKENS = 4 * 16

@@ -12,7 +12,7 @@ import lowcomm.train
 from lowcomm.build import build_model
 from lowcomm.errors import LossError, StorageError
 from lowcomm.models.gpt import GPT
-from lowcomm.train import Summary
+from lowcomm.summary import Summary
 from tests.train.islands import finished, lines, losses, make_config, train_islands
 
 
