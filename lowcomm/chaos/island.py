@@ -8,13 +8,10 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from lowcomm.chaos.process_table import ProcessKey, children_of
-from lowcomm.chaos.records import METRICS, Ended
+from lowcomm.chaos.records import METRICS, Ended, Line
 from lowcomm.processes import ADDRESS_FILE, IslandProcess
-
-Line = dict[str, Any]
 
 
 class Island:

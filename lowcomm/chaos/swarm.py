@@ -12,10 +12,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from lowcomm.chaos.island import Island, Line
+from lowcomm.chaos.island import Island
 from lowcomm.chaos.network import Network
 from lowcomm.chaos.process_table import ProcessKey, alive, describe, with_variable
-from lowcomm.chaos.records import Commit, Story, load_island
+from lowcomm.chaos.records import Commit, Line, Story, load_island
 from lowcomm.chaos.settings import NEWCOMERS, ChaosPlan
 from lowcomm.clock import Clock
 from lowcomm.errors import LowcommError

@@ -85,11 +85,6 @@ def shard(
     return model
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether `fully_shard` was called on any part of it."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
-
-
 class FSDP2Island(RanksIsland):
     """Ranks that hold a part of each tensor; the first one leads. An `Island`.
 

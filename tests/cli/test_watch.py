@@ -6,18 +6,8 @@ from rich.console import Console
 
 from lowcomm.cli.watch import IslandView, LineView, LiveView
 from lowcomm.metrics.jsonl import JsonLinesSink
+from tests.clocks import HandClock
 from tests.report.make_runs import write_island
-
-
-class StillClock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-    def wall_s(self) -> float:
-        return 1.0e9
 
 
 def test_only_what_is_added_counts(tmp_path):
@@ -43,7 +33,7 @@ def test_a_torn_line_of_an_earlier_session_is_passed_over(tmp_path):
 
 
 def test_line_view_says_states_and_figures(tmp_path):
-    out, clock = io.StringIO(), StillClock()
+    out, clock = io.StringIO(), HandClock(100.0)
     views = [IslandView(tmp_path / f"island-{index}") for index in range(2)]
     shown = LineView(100, clock, out)
     shown.show(views)
@@ -70,7 +60,7 @@ def test_live_view_draws_a_table(tmp_path):
     full.state = "training"
     write_island(tmp_path / "island-0", 0, first=10, last=100)
     full.refresh()
-    live = LiveView(100, StillClock(), console)
+    live = LiveView(100, HandClock(100.0), console)
     live.show([view, full])
     live.close()
     assert "100/100" in out.getvalue()

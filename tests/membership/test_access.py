@@ -11,21 +11,14 @@ from lowcomm.cli.main import main
 from lowcomm.errors import ConfigError
 from lowcomm.exchanges.swarm.identity import Identity, IdentityFile
 from lowcomm.membership.access import MAX_PASS, Gate, make_token
+from tests.clocks import HandClock
 
 OWNER, MEMBER, OTHER = (Identity.generate() for _ in range(3))
 NOW_S = 1_000_000.0
 
 
-class FixedClock:
-    def wall_s(self) -> float:
-        return NOW_S
-
-    def monotonic_s(self) -> float:
-        return 0.0
-
-
 def gate(token: str = "", run_id: str = "run") -> Gate:
-    return Gate(run_id, owner=OWNER.peer_id, token=token, clock=FixedClock())
+    return Gate(run_id, owner=OWNER.peer_id, token=token, clock=HandClock(NOW_S))
 
 
 def token(*, bearer: bool, owner: Identity = OWNER, run_id: str = "run", for_s: int = 60) -> str:

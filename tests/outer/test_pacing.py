@@ -7,21 +7,9 @@ from lowcomm.algorithms.schedule import Schedule
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.types import PeerId
+from tests.clocks import HandClock
 
 ME = PeerId("me")
-
-
-class HandClock:
-    """Stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-    def wall_s(self) -> float:
-        return self.now_s
 
 
 def trained(pacing: Pacing, clock: HandClock, steps: int, step_s: float) -> None:

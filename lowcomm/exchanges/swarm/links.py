@@ -57,7 +57,6 @@ class Links:
         self._arrivals: dict[PeerId, set[asyncio.Future[None]]] = {}
         self._closed = False
         self._gone: str | None = None
-        self.refused_streams = 0
 
     async def serve(self) -> None:
         """Accept streams from now on."""
@@ -184,7 +183,6 @@ class Links:
         self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         if self._closed:
-            self.refused_streams += 1
             writer.transport.abort()
             return
         if len(self._unopened) >= MAX_UNOPENED:
@@ -210,14 +208,12 @@ class Links:
 
     def _expire(self, stream: Incoming) -> None:
         if self._unopened.pop(stream, None) is not None:
-            self.refused_streams += 1
             stream.close()
 
     def _on_open(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
         self._unopened.pop(stream, None)
         verdict = self._verdict(peer, stream, message)
         if verdict is not Verdict.OK:
-            self.refused_streams += 1
             logger.debug("refused a stream of %s: %s", peer, verdict.name)
         return verdict
 
@@ -257,7 +253,6 @@ class Links:
 
     def _on_early_end(self, peer: PeerId, stream: Incoming, reason: str) -> None:
         self._unopened.pop(stream, None)
-        self.refused_streams += 1
         logger.debug("a stream of %s ended before it was opened: %s", peer, reason)
 
     # -- what links report -------------------------------------------------------------------------
