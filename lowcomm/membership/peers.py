@@ -10,29 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import msgpack
 
 from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
+from lowcomm.membership.peer import BURST_MESSAGES, MAX_FRAGMENTS, Peer, State, parse_state
 from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 PROTOCOL = 2
-MAX_FRAGMENTS = 100_000
-MAX_CHECKPOINTS = 1_000
-MAX_KNOWN = 1_024
-MAX_ADDRESSES = 16
-MAX_DIALS = 16
-"""At a time, so that junk in the directory neither exhausts this host nor floods others."""
 RECORD_TTL_S = 60.0
-REDIAL_LONGEST_S = 30.0
-FORGET_AFTER_S = 600.0
 REFUSED_KEYS_SHOWN = 8
 LOOKS = 4
 """A heartbeat is so many looks at who is silent."""
@@ -41,111 +34,8 @@ SILENT_BEATS = 2.5
 STALLED_BEATS = 5.0
 """Nobody counts as stalled sooner."""
 MESSAGES_PER_S = 1_000.0
-BURST_MESSAGES = 10_000.0
-"""Control messages of one peer; the busiest honest one, which takes a snapshot, sends hundreds a second."""
-
-
-@dataclass(slots=True)
-class State:
-    """What a peer says of itself in every heartbeat.
-
-    Attributes:
-        role: `island`, `seed` (bootstrap only) or `observer`.
-        phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
-            `leaving`.
-        outer_steps, heads: one per fragment; empty until known.
-        checkpoints: inner steps of the checkpoints a restarting peer could load.
-        shard: the part of the data it has claimed, or -1.
-    """
-
-    role: str = "island"
-    phase: str = "starting"
-    inner_step: int = 0
-    outer_steps: tuple[int, ...] = ()
-    heads: tuple[Digest, ...] = ()
-    tokens_per_s: float = 0.0
-    shard: int = -1
-    checkpoints: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "role": self.role,
-            "phase": self.phase,
-            "inner_step": self.inner_step,
-            "outer_steps": list(self.outer_steps),
-            "heads": list(self.heads),
-            "tokens_per_s": self.tokens_per_s,
-            "shard": self.shard,
-            "checkpoints": list(self.checkpoints),
-        }
-
-
-def parse_state(fields: Fields) -> State:
-    """Check and build a `State`.
-
-    Raises:
-        ProtocolError: a field is missing, of the wrong type or out of range.
-    """
-    role, phase = fields.text("role"), fields.text("phase")
-    if role not in ("island", "seed", "observer"):
-        raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
-    if phase not in ("starting", "joining", "training", "leaving"):
-        raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
-    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
-    return State(
-        role=role,
-        phase=phase,
-        inner_step=fields.integer("inner_step"),
-        outer_steps=fields.integers("outer_steps", MAX_FRAGMENTS),
-        heads=heads,
-        tokens_per_s=fields.number("tokens_per_s"),
-        shard=fields.integer("shard", -1),
-        checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
-    )
-
-
-@dataclass(slots=True)
-class Peer:
-    """A linked peer.
-
-    Attributes:
-        greeted: its hello has come, and fits.
-        introduced: it has told which peers it knows, which it does once it has our hello.
-        settled: set when it has greeted, or is gone.
-        pulse, silent: its messages; whether it has been silent for longer than it ever is.
-        progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
-    """
-
-    id: PeerId
-    state: State = field(default_factory=State)
-    addresses: tuple[str, ...] = ()
-    greeted: bool = False
-    introduced: bool = False
-    seen_at_s: float = 0.0
-    pulse: Pulse | None = None
-    progress: Pulse | None = None
-    silent: bool = False
-    stalled: bool = False
-    allowance: float = BURST_MESSAGES
-    counted_at_s: float = 0.0
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class _Known:
-    """A peer that was heard of; `next_dial_s` in loop time, 0 = never tried; `met` = it was linked."""
-
-    addresses: tuple[str, ...]
-    heard_at_s: float
-    backoff_s: float = 1.0
-    next_dial_s: float = 0.0
-    dialing: bool = False
-    met: bool = False
-
-    @property
-    def worth(self) -> tuple[bool, float]:
-        """Ascending in the order of dialling; the last one is the first to be forgotten."""
-        return not self.met, self.backoff_s
+"""Control messages of one peer, after a burst; the busiest honest one, which takes a snapshot, sends
+hundreds."""
 
 
 def differences(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
@@ -199,12 +89,10 @@ class Peers:
         self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
-        self._known: dict[PeerId, _Known] = {}
-        self._dials = 0
-        self._refused: set[PeerId] = set()
         self.banned: dict[PeerId, str] = {}
         self.departed: set[PeerId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.known = Acquaintances(exchange, self.linked.__contains__, self._spawn)
 
     def start(self) -> None:
         """Begin heartbeats and discovery."""
@@ -266,10 +154,9 @@ class Peers:
 
         Until then `live` may lack islands, and with them the shards that they have claimed.
         """
-        return any(
-            known.dialing or not (known.next_dial_s or peer in self.linked)
-            for peer, known in self._known.items()
-        ) or any(not (peer.greeted and peer.introduced) for peer in self.linked.values())
+        return self.known.dialing or any(
+            not (peer.greeted and peer.introduced) for peer in self.linked.values()
+        )
 
     def announce(self) -> None:
         """Tell all linked peers this peer's state now."""
@@ -358,8 +245,7 @@ class Peers:
         """
         if peer not in self.banned:
             self.banned[peer] = reason
-            self._refused.add(peer)
-            self._known.pop(peer, None)
+            self.known.refuse(peer)
             self.post(peer, Message("refuse", {"reasons": [reason[:1_000]]}))
             self._on_change()
 
@@ -372,8 +258,7 @@ class Peers:
         entry = self.linked.pop(peer, None)
         if entry is not None:
             entry.settled.set()
-            if peer in self._known:
-                self._known[peer].next_dial_s = asyncio.get_running_loop().time() + 1.0
+            self.known.lost(peer)
             self._on_change()
 
     def on_hello(self, peer: PeerId, fields: Fields) -> None:
@@ -391,10 +276,10 @@ class Peers:
         entry.addresses, entry.state, entry.greeted = addresses, state, True
         entry.settled.set()
         self._exchange.admit(peer)
-        self.post(peer, Message("peers", {"peers": self._known_json()}))
+        self.post(peer, Message("peers", {"peers": self.known.to_json()}))
         if entry.state.role != "observer":
-            self._learn(peer, entry.addresses)
-            self._dial_due()
+            self.known.learn(peer, entry.addresses)
+            self.known.dial_due()
             news: list[Json] = [[peer, list(entry.addresses)]]
             for other in self.linked.values():
                 if other.greeted and other.id != peer:
@@ -410,14 +295,10 @@ class Peers:
             if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list):
                 raise ProtocolError("peers: expected [peer, addresses]")
             name = PeerId(checked_text("peers.peer", item[0], 128))
-            self._learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
-        self._dial_due()
+            self.known.learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
+        self.known.dial_due()
         entry.introduced = True
         self._on_change()
-
-    def _known_json(self) -> list[Json]:
-        """Those that this peer has had a link to; what it has only heard of may be junk."""
-        return [[name, list(known.addresses)] for name, known in self._known.items() if known.met]
 
     def on_state(self, peer: PeerId, fields: Fields) -> None:
         """A sign of life."""
@@ -450,10 +331,7 @@ class Peers:
         self._drop(peer, swapped)
 
     def _drop(self, peer: PeerId, reasons: list[str]) -> None:
-        first_time = peer not in self._refused
-        self._refused.add(peer)
-        self._known.pop(peer, None)
-        if first_time:
+        if self.known.refuse(peer):
             self._on_refused(peer, reasons)
 
     def _mismatch(self, fields: Fields) -> list[str]:
@@ -472,47 +350,6 @@ class Peers:
             reasons = [f"model: here tensor {here!r}, there {there!r}"]
         return [reason[:1_000] for reason in reasons]
 
-    def _learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        if peer == self._exchange.peer_id or peer in self._refused:
-            return
-        now, addresses = asyncio.get_running_loop().time(), tuple(addresses[:MAX_ADDRESSES])
-        known = self._known.get(peer)
-        if known is not None:
-            known.addresses, known.heard_at_s = addresses or known.addresses, now
-            return
-        if len(self._known) >= MAX_KNOWN and peer not in self.linked:
-            least = max(self._known, key=lambda name: self._known[name].worth)
-            if self._known[least].met:
-                return
-            del self._known[least]
-        self._known[peer] = _Known(addresses, now)
-
-    def _dial_due(self) -> None:
-        """Dial those whose time has come, a few at a time, first those that were never tried."""
-        now, due = asyncio.get_running_loop().time(), []
-        for peer, known in list(self._known.items()):
-            if peer in self.linked:
-                known.heard_at_s, known.backoff_s, known.met = now, 1.0, True
-            elif now - known.heard_at_s > FORGET_AFTER_S:
-                del self._known[peer]
-            elif not known.dialing and now >= known.next_dial_s:
-                due.append(peer)
-        for peer in sorted(due, key=lambda peer: self._known[peer].worth)[: MAX_DIALS - self._dials]:
-            self._known[peer].dialing = True
-            self._dials += 1
-            self._spawn(self._dial(peer, self._known[peer]))
-
-    async def _dial(self, peer: PeerId, known: _Known) -> None:
-        try:
-            await self._exchange.connect(peer, known.addresses)
-        except ExchangeError:
-            known.next_dial_s = asyncio.get_running_loop().time() + known.backoff_s
-            known.backoff_s = min(REDIAL_LONGEST_S, 2 * known.backoff_s)
-        finally:
-            known.dialing = False
-            self._dials -= 1
-        self._dial_due()
-
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
@@ -521,7 +358,7 @@ class Peers:
             for peer in list(self.linked.values()):
                 if now - peer.seen_at_s > self._lease_s:
                     await self._exchange.disconnect(peer.id)
-            self._dial_due()
+            self.known.dial_due()
 
     async def _listen(self) -> None:
         """Notice who has fallen silent, and who makes no steps any more."""
@@ -546,8 +383,8 @@ class Peers:
                 if self.state.role != "observer":
                     await self._exchange.publish(record, RECORD_TTL_S)
                 for peer, found in (await self._exchange.discover()).items():
-                    self._learn(peer, _record_addresses(found))
-                self._dial_due()
+                    self.known.learn(peer, record_addresses(found))
+                self.known.dial_due()
             except (ExchangeError, ProtocolError):
                 pass  # the directory is a help, not a need; the next turn tries again
             await asyncio.sleep(RECORD_TTL_S / 4 if self.linked else RECORD_TTL_S / 20)
@@ -556,14 +393,6 @@ class Peers:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _record_addresses(record: bytes) -> tuple[str, ...]:
-    try:
-        body = msgpack.unpackb(record, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise ProtocolError(f"directory: a record is not msgpack: {error}") from error
-    return Fields("record", body).texts("addresses", 64, 512)
 
 
 def shared_digest(shared: Mapping[str, Json]) -> Digest:

@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection
 
-from lowcomm.membership.peers import Peer
+from lowcomm.membership.peer import Peer
 from lowcomm.outer.decision import Context
 from lowcomm.types import PeerId
 

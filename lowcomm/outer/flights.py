@@ -19,7 +19,8 @@ from lowcomm.clock import Clock
 from lowcomm.errors import LossError
 from lowcomm.islands.base import Island
 from lowcomm.outer.decision import Contribution
-from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.node import Node
+from lowcomm.outer.outcome import RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.room import Room

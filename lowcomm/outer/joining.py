@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from lowcomm.errors import JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.peers import Peer
+from lowcomm.membership.peer import Peer
 from lowcomm.outer.progress import furthest
 from lowcomm.outer.recovery import Moved
 from lowcomm.types import Json, PeerId

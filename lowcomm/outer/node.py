@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
-
-from lowcomm.algorithms.intervals import Speed
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.pace import Pace
-from lowcomm.membership.peers import Peers, State
+from lowcomm.membership.peer import State
+from lowcomm.membership.peers import Peers
 from lowcomm.membership.promises import FilePromises, Promises
-from lowcomm.membership.roster import Participant
-from lowcomm.membership.update import Update
-from lowcomm.outer.chunks import shares_of
 from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
 from lowcomm.outer.donating import Donor
 from lowcomm.outer.joining import Joining
+from lowcomm.outer.notes import EntrySink, Notes
+from lowcomm.outer.outcome import RoundOutcome, mean_cosine
 from lowcomm.outer.progress import furthest
 from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
@@ -50,64 +47,6 @@ MAX_REFUSALS = 16
 """Kept to be told."""
 GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoundOutcome:
-    """What one call of `Node.contribute` came to.
-
-    Attributes:
-        entry: the entry that holds this island's contribution; None if nothing was committed.
-        reason: why not.
-        before: the anchor when the call began.
-        base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
-        after: the anchor now.
-        tokens: tokens credited to this island, in `entry` and in adopted entries.
-        swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
-        speeds: of the participants; none where nothing was committed, or what others had finished.
-        total_tokens: credited to all islands in the fragment's chain.
-        late_s: others had been ready for so long when this island was.
-        adopted: outer steps taken over from others, without this contribution.
-        rejected: contributions of others that were not accepted, as `peer: reason`.
-        residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
-    """
-
-    entry: Entry | None
-    reason: str
-    before: Tensor
-    base: Tensor
-    after: Tensor
-    tokens: int
-    adopted: int
-    attempts: int
-    mean_norm: float | None
-    cosine: float | None
-    swarm_step: int
-    speeds: Mapping[PeerId, Speed]
-    total_tokens: int
-    late_s: float
-    form_s: float
-    transfer_s: float
-    round_s: float
-    bytes_sent: int
-    bytes_received: int
-    digest: Digest
-    head: Digest
-    rejected: tuple[str, ...]
-    residual_before: float | None
-    residual_norm: float | None
-
-
-class EntrySink(Protocol):
-    """Where a node notes what it has committed; `LedgerFile` is one. Either may raise OSError."""
-
-    def append(self, entry: Entry, update: Update) -> None:
-        """An entry was committed here."""
-        ...
-
-    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
-        """A fragment goes on from a state that another peer handed over."""
-        ...
 
 
 @dataclass(slots=True)
@@ -149,7 +88,7 @@ class Node:
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
-        self._ledger_file, self._ledger_waits = ledger_file, False
+        self.notes = Notes(ledger_file)
         self.folder = folder
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
         state.keep_updates(folder, self.pool)
@@ -366,30 +305,9 @@ class Node:
         (self._late[entry.fragment] if call is None else call.commits).append(accepted)
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
-        self._note(lambda file: file.append(entry, accepted.update))
+        self.notes.committed(entry, accepted.update)
         self.publish_position()
         self.changed.notify()
-
-    def note_snapshot(self, fragment: int) -> None:
-        """Write down that a fragment's state was taken from another peer."""
-        chain, digest = self.state.chains[fragment], self.state.states[fragment].digest
-        self._note(lambda file: file.note_snapshot(fragment, chain.outer_step, chain.head, digest))
-
-    def _note(self, write: Callable[[EntrySink], None]) -> None:
-        if self._ledger_file is None:
-            return
-        try:
-            write(self._ledger_file)
-        except OSError as error:
-            if not self._ledger_waits:
-                logger.warning(
-                    "ledger.jsonl can't be written (%s); its lines are kept in memory, the run goes on", error
-                )
-            self._ledger_waits = True
-        else:
-            if self._ledger_waits:
-                logger.warning("ledger.jsonl is written again")
-            self._ledger_waits = False
 
     def late_tokens(self, fragment: int) -> int:
         """Tokens of this island committed after its last call gave up; the next call counts them."""
@@ -529,18 +447,3 @@ def _remaining(whole: Contribution, credited: Contribution) -> Contribution:
     values = whole.values - credited.values
     tokens = max(0, whole.tokens - credited.tokens)
     return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)
-
-
-def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:
-    """Mean pairwise cosine of the contributions, from their norms and the norm of their mean.
-
-    |sum w_i g_i|^2 = sum w_i^2 |g_i|^2 + sum_{i != j} w_i w_j <g_i, g_j>, so the second sum, over the
-    same sum of the products of norms, is the weighted mean cosine.
-    """
-    if mean_norm is None or len(participants) < 2:
-        return None
-    shares = shares_of([member.tokens for member in participants])
-    scaled = [share * member.norm for share, member in zip(shares, participants, strict=True)]
-    squares = sum(value * value for value in scaled)
-    pairs = sum(scaled) ** 2 - squares
-    return (mean_norm**2 - squares) / pairs if pairs > 0 else None

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.peers import Peers, State
+from lowcomm.membership.peer import State
+from lowcomm.membership.peers import Peers
 from lowcomm.outer.signal import Signal
 from lowcomm.types import PeerId, PeerStatus
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry
-from lowcomm.membership.peers import Peer
+from lowcomm.membership.peer import Peer
 from lowcomm.membership.roster import NO_BALLOT
 from lowcomm.outer.donating import MAX_ENTRIES
 from lowcomm.outer.snapshots import Snapshots

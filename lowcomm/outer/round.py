@@ -17,7 +17,7 @@ from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
-from lowcomm.membership.peers import Peer
+from lowcomm.membership.peer import Peer
 from lowcomm.membership.promises import Promise
 from lowcomm.membership.roster import (
     MAX_LEAP,

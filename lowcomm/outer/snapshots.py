@@ -86,7 +86,7 @@ class Snapshots:
         node.state.states[fragment] = incoming.finish()
         node.state.chains[fragment].restart_at(offer.outer_step, offer.head, offer.last)
         node.state.residuals[fragment] = None
-        node.note_snapshot(fragment)
+        node.notes.snapshot(fragment, offer.outer_step, offer.head, offer.digest)
         node.rounds[fragment].restart()
         node.publish_position()
         return incoming.size_bytes

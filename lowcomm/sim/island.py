@@ -23,7 +23,8 @@ from lowcomm.membership.ledger import Entry
 from lowcomm.membership.promises import Promises
 from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Contribution, RoundPolicy
-from lowcomm.outer.node import Node, RoundOutcome
+from lowcomm.outer.node import Node
+from lowcomm.outer.outcome import RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.state import OuterState

@@ -7,8 +7,10 @@ import pytest
 from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.loopback import LoopbackExchange
+from lowcomm.membership.acquaintances import MAX_DIALS, MAX_KNOWN
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.peers import BURST_MESSAGES, MAX_DIALS, MAX_KNOWN, PROTOCOL, Peers, State
+from lowcomm.membership.peer import BURST_MESSAGES, State
+from lowcomm.membership.peers import PROTOCOL, Peers
 from lowcomm.types import PeerId
 
 STRANGER = PeerId("stranger")
@@ -142,12 +144,12 @@ def test_a_flood_of_invented_peers_is_dialled_a_few_at_a_time_and_not_told_on() 
             peers.on_peers(STRANGER, Fields("peers", {"peers": invented}))
         await asyncio.sleep(0)
         assert exchange.most == MAX_DIALS
-        assert [name for name, _ in peers._known_json()] == [STRANGER]
+        assert [name for name, _ in peers.known.to_json()] == [STRANGER]
         exchange.gate.set()
         while exchange.tried < MAX_KNOWN - 1:  # every one once, and the table never grew
             await asyncio.sleep(0)
         assert exchange.most == MAX_DIALS
-        assert len(peers._known) <= MAX_KNOWN
+        assert len(peers.known) <= MAX_KNOWN
         await peers.stop()
 
     asyncio.run(scenario())

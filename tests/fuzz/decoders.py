@@ -31,11 +31,13 @@ from lowcomm.exchanges.swarm.identity import Identity
 from lowcomm.exchanges.swarm.links import Links
 from lowcomm.exchanges.swarm.streams import FrameDecoder
 from lowcomm.membership.access import Gate, make_token
+from lowcomm.membership.acquaintances import record_addresses
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
 from lowcomm.membership.pace import Pace
-from lowcomm.membership.peers import PROTOCOL, Peer, Peers, State, _record_addresses, parse_state
+from lowcomm.membership.peer import Peer, State, parse_state
+from lowcomm.membership.peers import PROTOCOL, Peers
 from lowcomm.membership.pieces import check_manifest, make_manifest, name_of
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
 from lowcomm.outer.decision import Ready, parse_ready
@@ -99,7 +101,7 @@ def of_body(read: Callable[[Fields], object]) -> Callable[[bytes], None]:
 
 def read_record(data: bytes) -> None:
     DIRECTORY._check(MEMBER.peer_id, data, EXPIRES_S)
-    _record_addresses(data)
+    record_addresses(data)
 
 
 def read_pass(data: bytes) -> None:

@@ -1,0 +1,141 @@
+"""Peers that were heard of, from other peers or the directory: dialled, and forgotten again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from lowcomm.errors import ExchangeError, ProtocolError
+from lowcomm.exchanges.base import Exchange
+from lowcomm.membership.fields import Fields
+from lowcomm.types import Json, PeerId
+
+MAX_KNOWN = 1_024
+MAX_ADDRESSES = 16
+MAX_DIALS = 16
+"""At a time, so that junk in the directory neither exhausts this host nor floods others."""
+REDIAL_S, REDIAL_LONGEST_S = 1.0, 30.0
+FORGET_AFTER_S = 600.0
+
+
+@dataclass(slots=True)
+class _Known:
+    """A peer that was heard of; `next_dial_s` in loop time, 0 = never tried; `met` = it was linked."""
+
+    addresses: tuple[str, ...]
+    heard_at_s: float
+    backoff_s: float = REDIAL_S
+    next_dial_s: float = 0.0
+    dialing: bool = False
+    met: bool = False
+
+    @property
+    def worth(self) -> tuple[bool, float]:
+        """Ascending in the order of dialling; the last one is the first to be forgotten."""
+        return not self.met, self.backoff_s
+
+
+class Acquaintances:
+    """Everyone this peer may want a link to.
+
+    Args:
+        linked: whether there is a link to a peer.
+        spawn: runs a task that ends with the owner.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        linked: Callable[[PeerId], bool],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._exchange, self._linked, self._spawn = exchange, linked, spawn
+        self._known: dict[PeerId, _Known] = {}
+        self._refused: set[PeerId] = set()
+        self._dials = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @property
+    def dialing(self) -> bool:
+        """Whether a link is being made, or about to be tried for the first time."""
+        return any(
+            known.dialing or not (known.next_dial_s or self._linked(peer))
+            for peer, known in self._known.items()
+        )
+
+    def refuse(self, peer: PeerId) -> bool:
+        """Never dial a peer (again); returns whether that is new."""
+        new = peer not in self._refused
+        self._refused.add(peer)
+        self._known.pop(peer, None)
+        return new
+
+    def lost(self, peer: PeerId) -> None:
+        """A link broke: it is dialled again, a little later."""
+        if peer in self._known:
+            self._known[peer].next_dial_s = asyncio.get_running_loop().time() + REDIAL_S
+
+    def to_json(self) -> list[Json]:
+        """Those that this peer has had a link to; what it has only heard of may be junk."""
+        return [[name, list(known.addresses)] for name, known in self._known.items() if known.met]
+
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """A peer was heard of; it is dialled at the next `dial_due`."""
+        if peer == self._exchange.peer_id or peer in self._refused:
+            return
+        now, addresses = asyncio.get_running_loop().time(), tuple(addresses[:MAX_ADDRESSES])
+        known = self._known.get(peer)
+        if known is not None:
+            known.addresses, known.heard_at_s = addresses or known.addresses, now
+            return
+        if len(self._known) >= MAX_KNOWN and not self._linked(peer):
+            least = max(self._known, key=lambda name: self._known[name].worth)
+            if self._known[least].met:
+                return
+            del self._known[least]
+        self._known[peer] = _Known(addresses, now)
+
+    def dial_due(self) -> None:
+        """Dial those whose time has come, a few at a time, first those that were never tried."""
+        now, due = asyncio.get_running_loop().time(), []
+        for peer, known in list(self._known.items()):
+            if self._linked(peer):
+                known.heard_at_s, known.backoff_s, known.met = now, 1.0, True
+            elif now - known.heard_at_s > FORGET_AFTER_S:
+                del self._known[peer]
+            elif not known.dialing and now >= known.next_dial_s:
+                due.append(peer)
+        for peer in sorted(due, key=lambda peer: self._known[peer].worth)[: MAX_DIALS - self._dials]:
+            self._known[peer].dialing = True
+            self._dials += 1
+            self._spawn(self._dial(peer, self._known[peer]))
+
+    async def _dial(self, peer: PeerId, known: _Known) -> None:
+        try:
+            await self._exchange.connect(peer, known.addresses)
+        except ExchangeError:
+            known.next_dial_s = asyncio.get_running_loop().time() + known.backoff_s
+            known.backoff_s = min(REDIAL_LONGEST_S, 2 * known.backoff_s)
+        finally:
+            known.dialing = False
+            self._dials -= 1
+        self.dial_due()
+
+
+def record_addresses(record: bytes) -> tuple[str, ...]:
+    """The addresses in a record of the directory.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    try:
+        body = msgpack.unpackb(record, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise ProtocolError(f"directory: a record is not msgpack: {error}") from error
+    return Fields("record", body).texts("addresses", 64, 512)

@@ -1,0 +1,102 @@
+"""One peer, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from lowcomm.errors import ProtocolError
+from lowcomm.membership.fields import Fields
+from lowcomm.membership.pulse import Pulse
+from lowcomm.types import Digest, Json, PeerId
+
+MAX_FRAGMENTS = 100_000
+MAX_CHECKPOINTS = 1_000
+BURST_MESSAGES = 10_000.0
+"""Control messages that a peer may send at once."""
+
+
+@dataclass(slots=True)
+class State:
+    """What a peer says of itself in every heartbeat.
+
+    Attributes:
+        role: `island`, `seed` (bootstrap only) or `observer`.
+        phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
+            `leaving`.
+        outer_steps, heads: one per fragment; empty until known.
+        checkpoints: inner steps of the checkpoints a restarting peer could load.
+        shard: the part of the data it has claimed, or -1.
+    """
+
+    role: str = "island"
+    phase: str = "starting"
+    inner_step: int = 0
+    outer_steps: tuple[int, ...] = ()
+    heads: tuple[Digest, ...] = ()
+    tokens_per_s: float = 0.0
+    shard: int = -1
+    checkpoints: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "role": self.role,
+            "phase": self.phase,
+            "inner_step": self.inner_step,
+            "outer_steps": list(self.outer_steps),
+            "heads": list(self.heads),
+            "tokens_per_s": self.tokens_per_s,
+            "shard": self.shard,
+            "checkpoints": list(self.checkpoints),
+        }
+
+
+def parse_state(fields: Fields) -> State:
+    """Check and build a `State`.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    role, phase = fields.text("role"), fields.text("phase")
+    if role not in ("island", "seed", "observer"):
+        raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
+    if phase not in ("starting", "joining", "training", "leaving"):
+        raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
+    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+    return State(
+        role=role,
+        phase=phase,
+        inner_step=fields.integer("inner_step"),
+        outer_steps=fields.integers("outer_steps", MAX_FRAGMENTS),
+        heads=heads,
+        tokens_per_s=fields.number("tokens_per_s"),
+        shard=fields.integer("shard", -1),
+        checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
+    )
+
+
+@dataclass(slots=True)
+class Peer:
+    """A linked peer.
+
+    Attributes:
+        greeted: its hello has come, and fits.
+        introduced: it has told which peers it knows, which it does once it has our hello.
+        settled: set when it has greeted, or is gone.
+        pulse, silent: its messages; whether it has been silent for longer than it ever is.
+        progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
+    """
+
+    id: PeerId
+    state: State = field(default_factory=State)
+    addresses: tuple[str, ...] = ()
+    greeted: bool = False
+    introduced: bool = False
+    seen_at_s: float = 0.0
+    pulse: Pulse | None = None
+    progress: Pulse | None = None
+    silent: bool = False
+    stalled: bool = False
+    allowance: float = BURST_MESSAGES
+    counted_at_s: float = 0.0
+    settled: asyncio.Event = field(default_factory=asyncio.Event)

@@ -1,0 +1,75 @@
+"""What one call of `Node.contribute` came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lowcomm.algorithms.intervals import Speed
+from lowcomm.membership.ledger import Entry
+from lowcomm.membership.roster import Participant
+from lowcomm.outer.chunks import shares_of
+from lowcomm.types import Digest, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class RoundOutcome:
+    """What one call of `Node.contribute` came to.
+
+    Attributes:
+        entry: the entry that holds this island's contribution; None if nothing was committed.
+        reason: why not.
+        before: the anchor when the call began.
+        base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
+        after: the anchor now.
+        tokens: tokens credited to this island, in `entry` and in adopted entries.
+        swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
+        speeds: of the participants; none where nothing was committed, or what others had finished.
+        total_tokens: credited to all islands in the fragment's chain.
+        late_s: others had been ready for so long when this island was.
+        adopted: outer steps taken over from others, without this contribution.
+        rejected: contributions of others that were not accepted, as `peer: reason`.
+        residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
+    """
+
+    entry: Entry | None
+    reason: str
+    before: Tensor
+    base: Tensor
+    after: Tensor
+    tokens: int
+    adopted: int
+    attempts: int
+    mean_norm: float | None
+    cosine: float | None
+    swarm_step: int
+    speeds: Mapping[PeerId, Speed]
+    total_tokens: int
+    late_s: float
+    form_s: float
+    transfer_s: float
+    round_s: float
+    bytes_sent: int
+    bytes_received: int
+    digest: Digest
+    head: Digest
+    rejected: tuple[str, ...]
+    residual_before: float | None
+    residual_norm: float | None
+
+
+def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:
+    """Mean pairwise cosine of the contributions, from their norms and the norm of their mean.
+
+    |sum w_i g_i|^2 = sum w_i^2 |g_i|^2 + sum_{i != j} w_i w_j <g_i, g_j>, so the second sum, over the
+    same sum of the products of norms, is the weighted mean cosine.
+    """
+    if mean_norm is None or len(participants) < 2:
+        return None
+    shares = shares_of([member.tokens for member in participants])
+    scaled = [share * member.norm for share, member in zip(shares, participants, strict=True)]
+    squares = sum(value * value for value in scaled)
+    pairs = sum(scaled) ** 2 - squares
+    return (mean_norm**2 - squares) / pairs if pairs > 0 else None
