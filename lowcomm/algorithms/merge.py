@@ -5,17 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def merge(anchor: Tensor, local: Tensor, merge_alpha: float) -> Tensor:
-    """Streaming DiLoCo's merge (arXiv:2501.18512, eq. 4): alpha * local + (1 - alpha) * anchor.
+def merge(anchor: Tensor, local: Tensor, sent: Tensor, merge_alpha: float) -> Tensor:
+    """alpha * local + (1 - alpha) * (anchor + (local - sent)) = local + (1 - alpha) * (anchor - sent).
+
+    Streaming DiLoCo (arXiv:2501.18512, eq. 4) merges alpha * local + (1 - alpha) * anchor, which gives up
+    that part of the steps taken while the round was under way; here all of them are carried over. Without
+    such steps (local = sent) both are the same.
 
     Args:
         anchor: 1-D fp32, the new anchor.
         local: 1-D fp32, the local parameters, `delay` steps after the round began.
-        merge_alpha: weight kept on the local parameters; 0 gives the anchor itself, bit for bit.
+        sent: 1-D fp32, the local parameters when it began.
+        merge_alpha: weight kept on what the island had sent, against what the swarm made of it.
     """
-    if merge_alpha == 0.0:
-        return anchor.clone()
-    return local * merge_alpha + anchor * (1.0 - merge_alpha)
+    return local + (1.0 - merge_alpha) * (anchor - sent)
 
 
 def rebase(old_anchor: Tensor, new_anchor: Tensor, local: Tensor) -> Tensor:

@@ -206,7 +206,8 @@ class Flights:
         total_tokens, next_steps, next_us, late_steps = facts[6:]
         if moved:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
-            replaced = committed and self._schedule.merge_alpha == 0.0
+            stood_still = self._progress.inner_step == flight.contribution.inner_step
+            replaced = committed and stood_still and self._schedule.merge_alpha == 0.0
             local = None if replaced else self._island.read(fragment.tensors)
             values = None if outcome is None else self._merged(outcome, local)
             self._island.write(fragment.tensors, values)
@@ -241,7 +242,9 @@ class Flights:
         if local is None:
             return outcome.after
         local = rebase(outcome.before, outcome.base, local)
-        return merge(outcome.after, local, self._schedule.merge_alpha) if outcome.entry is not None else local
+        if outcome.entry is None:
+            return local
+        return merge(outcome.after, local, outcome.base - outcome.values, self._schedule.merge_alpha)
 
     def _report(
         self,

@@ -259,6 +259,7 @@ class Node:
             entry=mine.entry if mine else None,
             reason=reason,
             before=before,
+            values=contribution.values,
             base=base,
             after=self.bases[fragment],
             tokens=credited,

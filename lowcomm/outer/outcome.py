@@ -22,6 +22,7 @@ class RoundOutcome:
         entry: the entry that holds this island's contribution; None if nothing was committed.
         reason: why not.
         before: the anchor when the call began.
+        values: the pseudo-gradient against `before` that was to be committed.
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
@@ -37,6 +38,7 @@ class RoundOutcome:
     entry: Entry | None
     reason: str
     before: Tensor
+    values: Tensor
     base: Tensor
     after: Tensor
     tokens: int

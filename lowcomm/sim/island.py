@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.fragments import make_fragments
-from lowcomm.algorithms.merge import rebase
+from lowcomm.algorithms.merge import merge, rebase
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
@@ -32,6 +32,7 @@ from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Digest, Layout, TensorSpec
 
 LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
+MERGE_ALPHA = 0.5
 INNER_LR = 0.1
 
 
@@ -226,4 +227,6 @@ class SimIsland:
 
     def _merged(self, outcome: RoundOutcome, local: Tensor) -> Tensor:
         moved = rebase(outcome.before, outcome.base, local)
-        return 0.5 * (outcome.after + moved) if outcome.entry is not None else moved
+        if outcome.entry is None:
+            return moved
+        return merge(outcome.after, moved, outcome.base - outcome.values, MERGE_ALPHA)

@@ -68,9 +68,12 @@ def test_nesterov_refuses_bad_settings(lr: float, momentum: float) -> None:
 
 def test_merge_and_rebase() -> None:
     old, new, local = (torch.randn(50, generator=torch.Generator().manual_seed(n)) for n in range(3))
-    assert torch.equal(merge(new, local, 0.0), new)
-    assert torch.equal(merge(new, local, 1.0), local)
-    assert torch.allclose(merge(new, local, 0.25), 0.25 * local + 0.75 * new)
+    assert torch.allclose(merge(new, local, local, 0.0), new)
+    assert torch.allclose(merge(new, local, local, 0.25), 0.25 * local + 0.75 * new)
+    assert torch.equal(merge(new, local, local, 1.0), local)
+    sent = local - 3.0  # the steps since then are kept, whatever the weight
+    for alpha in (0.0, 0.25, 1.0):
+        assert torch.allclose(merge(new, local, sent, alpha), merge(new, sent, sent, alpha) + 3.0)
     assert torch.allclose(new - rebase(old, new, local), old - local, atol=1e-6)
 
 
