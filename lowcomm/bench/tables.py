@@ -25,6 +25,7 @@ def tables(results: Path) -> str:
     makers: dict[str, Callable[..., str]] = {
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
+        "codecs_learning.jsonl": _codecs_learning,
         "round_*.json": _rounds,
         "wan.json": _wan,
         "codecs.json": _codecs,
@@ -94,6 +95,26 @@ def _learning(path: Path) -> str:
         )
     headings = ("inner", "run", "eval loss, by seed", "mean", "against data-parallel, by seed", "tokens")
     heading = "Learning, 1M parameters, int8, 100 outer steps or more (`lowcomm bench learning`)"
+    return f"{heading}:\n\n" + _table(headings, rows)
+
+
+def _codecs_learning(path: Path) -> str:
+    from lowcomm.bench.codecs_learning import REFERENCE, costs
+
+    rows = [
+        (
+            cost.name,
+            ", ".join(f"{loss:.4f}" for _, loss in sorted(cost.losses.items())),
+            "-" if cost.name == REFERENCE else ", ".join(f"{gap:+.1%}" for gap in cost.gaps),
+            f"{cost.sent_bytes / 1e6:.1f} MB",
+        )
+        for cost in costs(path)
+    ]
+    headings = ("exchange", "eval loss, by seed", "against fp32, by seed", "sent by each island")
+    heading = (
+        "What compression and overlap cost: Muon, four islands, 50 outer steps of 10 "
+        "(`lowcomm bench learning recipes/studies/codecs.toml`; plot: docs/img/codecs_learning.png)"
+    )
     return f"{heading}:\n\n" + _table(headings, rows)
 
 
