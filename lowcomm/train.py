@@ -393,7 +393,7 @@ class Trainer:
             rounds_committed=totals.rounds_committed,
             rounds_failed=totals.rounds_failed,
             tokens_credited=outer.tokens_credited,
-            tokens_dropped=outer.tokens_uncommitted,
+            tokens_dropped=outer.tokens_dropped + outer.tokens_uncommitted,
             parameters=outer.parameters,
             interrupted=interrupted,
         )

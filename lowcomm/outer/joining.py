@@ -34,6 +34,8 @@ class JoinReport:
         how: `founded` the run, was `aligned` already, `replayed` entries, or took a `snapshot`.
         entries: how many entries were replayed.
         snapshot_bytes: bytes of state taken over.
+        skipped: fragments whose state was taken over: what the entries in between credited to this island is
+            not known.
         credits: tokens of this island in replayed entries, one number per fragment: committed after
             the checkpoint that it resumed.
         tokens_credited: those of them that were trained after that checkpoint, so the data loader has
@@ -49,6 +51,7 @@ class JoinReport:
     how: Literal["founded", "aligned", "replayed", "snapshot"]
     entries: int
     snapshot_bytes: int
+    skipped: tuple[bool, ...]
     credits: tuple[int, ...]
     tokens_credited: int
     shard: int
@@ -132,6 +135,7 @@ class Joining:
             "aligned" if running else "founded"
         )
         entries = snapshot_bytes = 0
+        skipped = [False] * len(node.state.fragments)
         credits = [0] * len(node.state.fragments)
         out_of_step = False
         if running:
@@ -143,6 +147,7 @@ class Joining:
                 moved = await self._come_up(fragment, give_up_s)
                 entries += len(moved.entries)
                 snapshot_bytes += moved.snapshot_bytes
+                skipped[fragment] = moved.snapshot_bytes > 0
                 own = [entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries]
                 credits[fragment] = sum(own)
             if snapshot_bytes:
@@ -167,6 +172,7 @@ class Joining:
             how=report_how,
             entries=entries,
             snapshot_bytes=snapshot_bytes,
+            skipped=tuple(skipped),
             credits=tuple(credits),
             tokens_credited=0,  # the loop knows what its checkpoint had of them
             shard=state.shard,

@@ -208,22 +208,28 @@ class OuterLoop(Views):
         if report is not None:
             flags = [int(changed), int(report.out_of_step), report.shard, report.inner_step]
             totals = [chain.total_tokens for chain in node.state.chains]
-            facts = [*flags, *report.outer_steps, *report.credits, *totals]
-        facts = self._island.broadcast(facts, 4 + 3 * count)
+            facts = [*flags, *report.outer_steps, *report.credits, *totals, *map(int, report.skipped)]
+        facts = self._island.broadcast(facts, 4 + 4 * count)
         changed, out_of_step, shard = bool(facts[0]), bool(facts[1]), facts[2]
         if self._pacing.fixed:
             self._progress.inner_step = facts[3]
-        for index, total in enumerate(facts[4 + 2 * count :]):
+        skipped = [bool(flag) and self._restored for flag in facts[4 + 3 * count :]]
+        for index, total in enumerate(facts[4 + 2 * count : 4 + 3 * count]):
             if total != self._progress.totals[index]:
                 self._progress.committed(index, total, 0, self._progress.inner_step)
         self._progress.outer_steps = facts[4 : 4 + count]
         self._progress.realign = [out_of_step] * count
         credits, uncommitted = facts[4 + count : 4 + 2 * count], list(self._progress.tokens)
         credited = self._progress.recover(credits)
+        for fragment in self._fragments:
+            if skipped[fragment.index]:
+                self._progress.give_up(fragment.index)
         if changed:
             for fragment, done, left in zip(self._fragments, credits, uncommitted, strict=True):
-                self._take_over(fragment, before, done, left)
-        self._loaded_flights = [flight for flight in self._loaded_flights if not credits[flight[0]]]
+                self._take_over(fragment, before, done, left, given_up=skipped[fragment.index])
+        self._loaded_flights = [
+            flight for flight in self._loaded_flights if not (credits[flight[0]] or skipped[flight[0]])
+        ]
         for index, contribution, steps, use_at_step in self._loaded_flights:
             self._flights.submit(self._fragments[index], contribution, steps, use_at_step)
         self._loaded_flights = []
@@ -236,13 +242,16 @@ class OuterLoop(Views):
             how="aligned",
             entries=0,
             snapshot_bytes=0,
+            skipped=tuple(skipped),
             credits=tuple(credits),
             tokens_credited=credited,
             shard=shard,
             out_of_step=out_of_step,
         )
 
-    def _take_over(self, fragment: Fragment, before: Sequence[Tensor], credited: int, left: int) -> None:
+    def _take_over(
+        self, fragment: Fragment, before: Sequence[Tensor], credited: int, left: int, *, given_up: bool
+    ) -> None:
         """Bring the state that was taken over into the local parameters of all ranks.
 
         Args:
@@ -251,18 +260,18 @@ class OuterLoop(Views):
             left: tokens that the checkpoint's own progress stands for. A contribution holds all progress
                 since the last one that was committed, so it is in the anchor where any was credited; but
                 a round under way at the checkpoint held a part of it only.
+            given_up: the checkpoint's own progress is not to be kept.
         """
         local = self._island.read(fragment.tensors)
         values = None
         if self._node is not None:
             anchor, base = self._node.state.states[fragment.index].anchor, before[fragment.index]
-            if self._restored and credited < left:
+            values = anchor
+            if self._restored and not given_up and (credited < left or not credited):
                 sent = [flight[1] for flight in self._loaded_flights if flight[0] == fragment.index]
                 if credited and sent:
                     base = base - sent[0].values
                 values = rebase(base, anchor, local)
-            else:
-                values = anchor if not self._restored or credited else rebase(base, anchor, local)
         self._island.write(fragment.tensors, values)
 
     def close(self) -> None:

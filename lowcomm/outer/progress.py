@@ -16,7 +16,7 @@ class Progress:
         outer_steps: committed, one per fragment.
         tokens: trained on since they were last credited, one per fragment.
         realign: fragments that are out of step with the others; they answer as soon as they are asked.
-        tokens_trained, tokens_credited: since the run began, of this island.
+        tokens_trained, tokens_credited, tokens_dropped: since the run began, of this island.
         totals: tokens of all islands that the ledger credits, one number per fragment.
         round_tokens, round_steps: of all islands, and inner steps of this one, in its last round.
         counted_step: the inner step up to which the first of `totals` holds this island's work.
@@ -30,6 +30,7 @@ class Progress:
     realign: list[bool] = field(default_factory=list)
     tokens_trained: int = 0
     tokens_credited: int = 0
+    tokens_dropped: int = 0
     totals: list[int] = field(default_factory=list)
     round_tokens: int = 0
     round_steps: int = 0
@@ -102,6 +103,15 @@ class Progress:
         self.tokens = [max(0, mine - done) for mine, done in zip(self.tokens, credited, strict=True)]
         return lost
 
+    def give_up(self, fragment: int) -> None:
+        """Drop the progress of a fragment of which nobody can tell whether it has been credited.
+
+        To send it (again) would count tokens twice.
+        """
+        if fragment == 0:
+            self.tokens_dropped += self.tokens[0]
+        self.tokens[fragment] = 0
+
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
@@ -110,6 +120,7 @@ class Progress:
             "tokens": list(self.tokens),
             "tokens_trained": self.tokens_trained,
             "tokens_credited": self.tokens_credited,
+            "tokens_dropped": self.tokens_dropped,
             "realign": list(self.realign),
             "totals": list(self.totals),
             "round": [self.round_tokens, self.round_steps, self.counted_step],
@@ -121,6 +132,7 @@ class Progress:
         self.outer_steps = list(state["outer_steps"])
         self.tokens = list(state["tokens"])
         self.tokens_trained, self.tokens_credited = state["tokens_trained"], state["tokens_credited"]
+        self.tokens_dropped = state["tokens_dropped"]
         self.realign = list(state["realign"])
         self.totals = list(state["totals"])
         self.round_tokens, self.round_steps, self.counted_step = state["round"]

@@ -92,6 +92,11 @@ class Views:
         return min(self._progress.outer_steps)
 
     @property
+    def tokens_dropped(self) -> int:
+        """Tokens of this island that it gave up, as it could not know whether they had been credited."""
+        return self._progress.tokens_dropped
+
+    @property
     def tokens_uncommitted(self) -> int:
         """Tokens of this island that no committed round has credited yet; fragment 0 stands for the model."""
         return self._progress.tokens[0]

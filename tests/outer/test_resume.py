@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lowcomm import RoundPolicy, Schedule
-from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, train_step
+from lowcomm import OuterLoop, RoundPolicy, Schedule
+from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, name, train_step
 
 
 def train_part(
@@ -102,3 +103,58 @@ def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
     for island in range(2):
         assert again[island].losses == first[island].losses[8:]
         assert again[island].head == first[island].head
+
+
+def test_what_may_have_been_credited_is_not_sent_again() -> None:
+    """Killed after a round that its checkpoint doesn't know of; back so late that it takes a snapshot."""
+    swarm = Swarm(islands=2, schedule=Schedule(inner_steps=2), policy=RoundPolicy(deadline_s=1.0))
+    died, back = threading.Event(), threading.Event()
+    saved = io.BytesIO()
+    lives: list[dict[str, int]] = []
+
+    def wait_for_the_other(inner_step: int, outer: OuterLoop) -> None:
+        if inner_step == 7:
+            assert died.wait(30)
+        if inner_step == 20:
+            assert back.wait(30)
+
+    def train_twice() -> None:
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr)
+        outer = swarm.loop(1, model, optimizer)
+        outer.start()
+        for step in range(6):
+            train_step(model, optimizer, batch(1, step))
+            outer.step(tokens=8)
+            if step == 4:  # one step after the second round, and before the third
+                torch.save({"model": model.state_dict(), "outer": outer.state_dict()}, saved)
+        lives.append({"trained": outer.tokens_trained})
+        swarm.hub.kill(name(1))
+        outer.close()
+        died.set()
+        state = torch.load(io.BytesIO(saved.getvalue()), weights_only=True)
+        model = make_model()
+        model.load_state_dict(state["model"])
+        optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr)
+        outer = swarm.loop(1, model, optimizer, founder=False, expected_peers=1)
+        while swarm.results[0].reports[-1].outer_step < 9:
+            died.wait(0.01)
+        outer.connect([5])
+        outer.load_state_dict(state["outer"])
+        before = outer.tokens_trained
+        assert outer.join().how == "snapshot"
+        back.set()
+        while outer.inner_step < 24:
+            train_step(model, optimizer, batch(1, outer.inner_step))
+            outer.step(tokens=8)
+        outer.finish()
+        lives.append({"trained": outer.tokens_trained - before, "dropped": outer.tokens_dropped})
+        assert outer.tokens_trained == outer.tokens_credited + outer.tokens_dropped + outer.tokens_uncommitted
+        outer.close()
+
+    trainers: list[Any] = [lambda: swarm.train(0, 24, each=wait_for_the_other), train_twice]
+    in_parallel(trainers, swarm.results, [0, 1])
+    assert [result.error for result in swarm.results.values()] == [None] * len(swarm.results)
+    trained = swarm.results[0].tokens_trained + sum(life["trained"] for life in lives)
+    assert lives[1]["dropped"] == 8
+    assert sum(report.round_tokens for report in swarm.results[0].committed) == trained
