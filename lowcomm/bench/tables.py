@@ -161,6 +161,15 @@ def _wan(path: Path) -> str:
                         f"- and {who['bit_identical']} of {len(seconds)}",
                     )
                 )
+    counted = ""
+    if "bytes" in runs:
+        run = runs["bytes"]
+        sent, whole = max(run["interface_sent_bytes"]), run["islands"][0]["data_parallel_bytes"]
+        counted = (
+            f"The quickstart's run with an island in each of two namespaces: {sent / 1e6:.1f} MB left each network "
+            f"interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
+            f"{whole / sent:.0f} times as much. Loss {run['islands'][0]['eval_loss']:.4f}.\n\n"
+        )
     used = [
         (
             wan.CURVES["four" if kind == "streaming" else kind],
@@ -181,7 +190,7 @@ def _wan(path: Path) -> str:
         "committed and equal",
     )
     second = ("exchange", "islands", "bandwidth", "floor", "time spent training")
-    return (
+    return counted + (
         "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
         + _table(first, rounds)
         + "\n\nUtilisation on it, 25 MiB of fp32 parameters, of the island that waits most:\n\n"

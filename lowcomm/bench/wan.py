@@ -40,7 +40,12 @@ def gather(folder: Path) -> dict[str, Any]:
     for setup in sorted(folder.glob("*/setup.json")):
         islands = [_read(path) for path in sorted(setup.parent.glob("[0-9]*.json"))]
         if islands:
-            runs[setup.parent.name] = {"setup": _read(setup), "islands": islands}
+            sent = re.findall(r"sent (\d+)", (setup.parent / "interfaces.txt").read_text(encoding="utf-8"))
+            runs[setup.parent.name] = {
+                "setup": _read(setup),
+                "islands": islands,
+                "interface_sent_bytes": [int(count) for count in sent],
+            }
     for path in sorted(folder.glob("stock-*.json")):
         runs[path.stem] = _read(path)
     return runs

@@ -15,6 +15,9 @@ from lowcomm.bench.tables import tables
 def write(folder: Path, setup: dict[str, Any], *islands: dict[str, Any]) -> None:
     folder.mkdir()
     (folder / "setup.json").write_text(json.dumps({"one_way_ms": 50, **setup}))
+    (folder / "interfaces.txt").write_text(
+        "".join(f"lcw{n} wan0 sent {n + 7}0\n" for n in range(len(islands)))
+    )
     for number, island in enumerate(islands):
         (folder / f"{number}.json").write_text(json.dumps(island))
 
@@ -33,6 +36,15 @@ def some_runs(folder: Path) -> None:
         options = "--step-s 0.2 --inner-steps 30 --payload-mib 25 --steps 150 --codec int4"
         setup = {"islands": 2, "mbit_s": mbit_s, "options": options}
         write(folder / name, setup, {"utilisation": used}, {"utilisation": used + 0.005})
+
+
+def test_bytes_are_those_of_the_interfaces(tmp_path: Path) -> None:
+    figures = {"data_parallel_bytes": 8_000, "eval_loss": 1.25}
+    write(tmp_path / "bytes", {"islands": 2, "mbit_s": 100, "options": ""}, figures, figures)
+    runs = wan.gather(tmp_path)
+    assert runs["bytes"]["interface_sent_bytes"] == [70, 80]
+    (tmp_path / "wan.json").write_text(json.dumps(runs))
+    assert "100 times as much. Loss 1.2500." in tables(tmp_path)
 
 
 def test_rounds_are_held_against_the_bound_and_each_other(tmp_path: Path) -> None:
