@@ -166,8 +166,8 @@ def _wan(path: Path) -> str:
         run = runs["bytes"]
         sent, whole = max(run["interface_sent_bytes"]), run["islands"][0]["data_parallel_bytes"]
         counted = (
-            f"The quickstart's run with an island in each of two namespaces: {sent / 1e6:.1f} MB left each network "
-            f"interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
+            f"The quickstart's run with an island in each of two namespaces: {sent / 1e6:.1f} MB left each "
+            f"network interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
             f"{whole / sent:.0f} times as much. Loss {run['islands'][0]['eval_loss']:.4f}.\n\n"
         )
     used = [

@@ -1,8 +1,11 @@
 """What the end-to-end tests share: a little text, and processes that are ended whatever happens."""
 
+import os
+import subprocess
+
 import pytest
 
-from tests.e2e.runs import lowcomm
+from tests.e2e.runs import ROOT, lowcomm
 
 
 @pytest.fixture
@@ -31,3 +34,23 @@ def start(source):
             process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+@pytest.fixture
+def logged(tmp_path):
+    """Start a command with its output in NAME.log; ended, with its ranks, whatever happens."""
+    running = []
+
+    def start(name, command, **variables):
+        log = (tmp_path / f"{name}.log").open("w")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
+        running.append((process, log))
+        return process
+
+    yield start
+    for process, log in running:
+        if process.poll() is None:
+            process.terminate()  # torchrun passes it on to its ranks, and gives them 30 s
+            process.wait(60)
+        log.close()

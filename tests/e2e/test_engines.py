@@ -21,9 +21,8 @@ TORCHRUN = [*HERE, "torch.distributed.run", "--standalone", "--nproc-per-node", 
 
 
 @pytest.fixture
-def island(source, tmp_path):
-    """Start one island of an engine; ended, with its ranks, whatever happens."""
-    running = []
+def island(source, tmp_path, logged):
+    """Start one island of an engine."""
 
     def start(name, engine, *overrides, join=None):
         recipe = ROOT / "recipes" / "quickstart.toml"
@@ -31,19 +30,9 @@ def island(source, tmp_path):
         command += ["--out", str(tmp_path / name), *(("--join", join) if join else ())]
         for override in (*SMALL, *COMMON, f"data.source={source}", f"island.engine={engine}", *overrides):
             command += ["--set", override]
-        log = (tmp_path / f"{name}.log").open("w")
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-        running.append((process, log))
-        return process
+        return logged(name, command)
 
-    yield start
-    for process, log in running:
-        if process.poll() is None:
-            process.terminate()  # torchrun passes it on to its ranks
-            process.wait(20)
-        log.close()
+    return start
 
 
 def train(island, tmp_path, engines, *overrides):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,9 +21,8 @@ SETTINGS = (
 
 
 @pytest.fixture
-def island(source, tmp_path):
-    """Start `launch/island.sh` with this Python; ended, with its ranks, whatever happens."""
-    running = []
+def island(source, tmp_path, logged):
+    """Start `launch/island.sh` with this Python."""
 
     def start(name, *overrides, ranks, join=""):
         words = ["bash", "launch/island.sh", RECIPE]
@@ -33,20 +31,11 @@ def island(source, tmp_path):
         python = Path(sys.executable).parent
         variables = {
             "SETUP": "off", "NPROC": str(ranks), "OUT": str(tmp_path / name), "JOIN": join,
-            "MAX_RESTARTS": "1", "OMP_NUM_THREADS": "1", "PATH": f"{python}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
+            "MAX_RESTARTS": "1", "PATH": f"{python}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
         }  # fmt: skip
-        log = (tmp_path / f"{name}.log").open("w")
-        process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, **variables})
-        running.append((process, log))
-        return process
+        return logged(name, words, **variables)
 
-    yield start
-    for process, log in running:
-        if process.poll() is None:
-            process.terminate()  # torchrun passes it on to its ranks
-            process.wait(60)
-        log.close()
+    return start
 
 
 def rank_pid(torchrun: int, rank: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -117,3 +118,11 @@ def lines(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 def losses(run_dir: Path, after: int = 0) -> dict[int, float]:
     """Training loss by inner step."""
     return {x["inner_step"]: x["loss"] for x in lines(run_dir, "train") if x["inner_step"] > after}
+
+
+def cut_back(straight: Path, cut: Path) -> None:
+    """What SIGKILL after step 10 of 20 leaves: the checkpoint of step 10, and nothing later that counts."""
+    shutil.copytree(straight, cut)
+    for number in range(2):
+        shutil.rmtree(cut / f"island-{number}" / "checkpoints" / "step-000000020")
+        (cut / f"island-{number}" / "metrics.jsonl").unlink()

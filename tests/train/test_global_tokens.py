@@ -14,7 +14,7 @@ from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
 from lowcomm.summary import Summary
 from lowcomm.train import Trainer
-from tests.train.islands import TIMEOUT_S, finished, lines, losses, make_config, train_islands
+from tests.train.islands import TIMEOUT_S, cut_back, finished, lines, losses, make_config, train_islands
 
 STEP_TOKENS = 4 * 16
 MATCHED = ("shared.schedule.mode=matched", "shared.schedule.inner_steps=12", "train.log_every=1")
@@ -91,10 +91,7 @@ def test_a_restart_of_a_run_in_tokens_goes_on_bit_for_bit(tmp_path):
     config = make_config(tmp_path, f"train.tokens={2 * 20 * STEP_TOKENS}")
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     expected = finished(train_islands(config, straight))
-    shutil.copytree(straight, cut)
-    for number in range(2):
-        shutil.rmtree(cut / f"island-{number}" / "checkpoints" / "step-000000020")
-        (cut / f"island-{number}" / "metrics.jsonl").unlink()
+    cut_back(straight, cut)
     resumed = finished(train_islands(config, cut))
     assert [summary.head for summary in resumed] == [summary.head for summary in expected]
     for number in range(2):

@@ -13,7 +13,7 @@ from lowcomm.build import build_model
 from lowcomm.errors import LossError, StorageError
 from lowcomm.models.gpt import GPT
 from lowcomm.summary import Summary
-from tests.train.islands import finished, lines, losses, make_config, train_islands
+from tests.train.islands import cut_back, finished, lines, losses, make_config, train_islands
 
 
 def test_islands_learn_and_agree(tmp_path):
@@ -62,11 +62,7 @@ def test_a_restart_of_all_goes_on_bit_for_bit(tmp_path, setting):
     config = make_config(tmp_path, *setting)
     straight, cut = tmp_path / "straight", tmp_path / "cut"
     expected = finished(train_islands(config, straight))
-    # what SIGKILL after step 10 leaves behind: the checkpoint of step 10, and nothing later that counts
-    shutil.copytree(straight, cut)
-    for number in range(2):
-        shutil.rmtree(cut / f"island-{number}" / "checkpoints" / "step-000000020")
-        (cut / f"island-{number}" / "metrics.jsonl").unlink()
+    cut_back(straight, cut)
 
     resumed = finished(train_islands(config, cut))
 
