@@ -21,7 +21,7 @@ end() {
 trap end EXIT
 counter() { ip netns exec "lcw$1" cat "/sys/class/net/wan0/statistics/$2_bytes"; }
 common=(bench "$part" --run-id wan-bench --islands "$n" "$@")
-island() { exec ip netns exec "lcw$1" "$python" -m lowcomm "${common[@]}" "${@:2}"; }
+island() { exec ip netns exec "lcw$1" "$python" -m lowcomm -v "${common[@]}" "${@:2}"; }
 export OMP_NUM_THREADS=1
 (island 0 --listen /ip4/10.77.0.1/$transport --address-file "$out/address" --json "$out/0.json" >"$out/0.log" 2>&1) &
 pids+=($!)

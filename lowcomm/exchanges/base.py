@@ -41,11 +41,25 @@ class Message:
 
 @dataclass(slots=True)
 class Traffic:
-    """Bytes on this peer's sockets since it started, headers included; only ever grows."""
+    """Bytes on this peer's sockets since it started, headers included; only ever grows.
+
+    Attributes:
+        by_peer: to and from each.
+        from_peer: from each; grows with every piece, long before a large message is complete.
+    """
 
     sent_bytes: int = 0
     received_bytes: int = 0
     by_peer: dict[PeerId, int] = field(default_factory=dict)
+    from_peer: dict[PeerId, int] = field(default_factory=dict)
+
+    def count(self, peer: PeerId, sent: int = 0, received: int = 0) -> None:
+        """Add what went to a peer, and what came from it."""
+        self.sent_bytes += sent
+        self.received_bytes += received
+        self.by_peer[peer] = self.by_peer.get(peer, 0) + sent + received
+        if received:
+            self.from_peer[peer] = self.from_peer.get(peer, 0) + received
 
 
 class Receiver(Protocol):

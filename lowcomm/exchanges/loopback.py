@@ -387,8 +387,7 @@ class LoopbackExchange:
 
     def count_received(self, peer: PeerId, size: int) -> None:
         """Add a received frame to the traffic."""
-        self._traffic.received_bytes += size
-        self._traffic.by_peer[peer] = self._traffic.by_peer.get(peer, 0) + size
+        self._traffic.count(peer, received=size)
 
     def _end(self, peer: PeerId) -> _End:
         end = self._ends.get(peer)
@@ -400,8 +399,7 @@ class LoopbackExchange:
         """What arrives (None if it is lost), and its size on the wire, which counts as sent."""
         head, payload = encode_frame(message)
         size = len(head) + payload.nbytes
-        self._traffic.sent_bytes += size
-        self._traffic.by_peer[peer] = self._traffic.by_peer.get(peer, 0) + size
+        self._traffic.count(peer, sent=size)
         verdict = True if self.hub.filter is None else self.hub.filter(self._peer_id, peer, message)
         if verdict is False:
             return None, 0

@@ -320,7 +320,7 @@ class ProcessGroupExchange:
             except RuntimeError as error:
                 self._lost(peer, "its connection broke")
                 raise PeerUnreachableError(f"{peer}: {error!s:.200}") from error
-            self._count(peer, sent=sum(map(len, parts)))
+            self._traffic.count(peer, sent=sum(map(len, parts)))
 
     @staticmethod
     def _put(group: Any, rank: int, parts: list[bytearray]) -> None:
@@ -348,7 +348,7 @@ class ProcessGroupExchange:
         message = decode_body(
             bytes(first[HEADER_BYTES:head_bytes]) + rest, self._get(group, rank, payload_bytes)
         )
-        self._post(self._count, peer, 0, max(head_bytes, _FIRST_BYTES) + payload_bytes)
+        self._post(self._traffic.count, peer, 0, max(head_bytes, _FIRST_BYTES) + payload_bytes)
         if channel == "control":
             self._post(self._on_control, peer, message)
             return message.kind != _BYE
@@ -408,11 +408,6 @@ class ProcessGroupExchange:
         except Exception as error:  # the boundary of a task: reported, and the link goes
             logger.exception("the handler of a bulk message from %s failed", peer)
             self._down(peer, f"its message could not be handled: {error!r}")
-
-    def _count(self, peer: PeerId, sent: int = 0, received: int = 0) -> None:
-        self._traffic.sent_bytes += sent
-        self._traffic.received_bytes += received
-        self._traffic.by_peer[peer] = self._traffic.by_peer.get(peer, 0) + sent + received
 
     # -- directory and signatures ------------------------------------------------------------------
 

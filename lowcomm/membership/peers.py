@@ -363,10 +363,14 @@ class Peers:
     async def _listen(self) -> None:
         """Notice who has fallen silent, and who makes no steps any more."""
         step_s = self._heartbeat_s / LOOKS
+        came: dict[PeerId, int] = {}
         while True:
             await asyncio.sleep(step_s)
             now = asyncio.get_running_loop().time()
+            before, came = came, dict(self._exchange.traffic.from_peer)
             for peer in list(self.linked.values()):
+                if peer.pulse is not None and came.get(peer.id, 0) > before.get(peer.id, 0):
+                    peer.pulse.resume(now)  # a long message of which a part came is no silence
                 if peer.progress is not None:
                     peer.stalled = peer.progress.look(now, 2 * step_s)
                 if peer.pulse is not None and peer.pulse.look(now, 2 * step_s) and not peer.silent:

@@ -57,6 +57,7 @@ def test_large_payloads_arrive_intact_and_are_counted_alike_on_both_ends(kind: s
             assert there.sent_bytes == here.received_bytes >= sum(map(len, payloads)) + 5 * 200_000
             assert here.sent_bytes == there.received_bytes
             assert there.by_peer[b.id] == here.by_peer[a.id]
+            assert here.from_peer[a.id] == here.received_bytes
 
     asyncio.run(scenario())
 

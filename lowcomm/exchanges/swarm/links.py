@@ -282,10 +282,7 @@ class Links:
 
     def count(self, peer: PeerId, sent: int, received: int) -> None:
         """Add to the traffic."""
-        traffic = self._traffic
-        traffic.sent_bytes += sent
-        traffic.received_bytes += received
-        traffic.by_peer[peer] = traffic.by_peer.get(peer, 0) + sent + received
+        self._traffic.count(peer, sent, received)
 
     # -- ending ------------------------------------------------------------------------------------
 
