@@ -91,10 +91,24 @@ def _learning(path: Path) -> str:
                 f"{statistics.fmean(losses.values()):.4f}",
                 ", ".join(f"{gap:+.1%}" for gap in gaps) or "-",
                 f"{int(lines[0]['tokens']):,}",
+                *(
+                    (str(lines[0]["outer_steps"]), f"{lines[0]['data_parallel_bytes'] / sent:.0f}")
+                    if (sent := max(lines[0].get("bytes_sent", [0])))
+                    else ("-", "-")
+                ),
             )
         )
-    headings = ("inner", "run", "eval loss, by seed", "mean", "against data-parallel, by seed", "tokens")
-    heading = "Learning, 1M parameters, int8, 100 outer steps or more (`lowcomm bench learning`)"
+    headings = (
+        "inner",
+        "run",
+        "eval loss, by seed",
+        "mean",
+        "against data-parallel, by seed",
+        "tokens",
+        "outer steps",
+        "times fewer bytes",
+    )
+    heading = "Learning, 1M parameters, int8 (`lowcomm bench learning`)"
     return f"{heading}:\n\n" + _table(headings, rows)
 
 
