@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.learning import read_log
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -26,6 +27,7 @@ def tables(results: Path) -> str:
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
         "codecs_learning.jsonl": _codecs_learning,
+        "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
         "wan.json": _wan,
         "codecs.json": _codecs,
@@ -113,8 +115,22 @@ def _learning(path: Path) -> str:
 
 
 def _codecs_learning(path: Path) -> str:
-    from lowcomm.bench.codecs_learning import REFERENCE, costs
+    return _costs(
+        "What compression costs in loss: Muon, four islands, 50 outer steps of 10 "
+        "(`lowcomm bench learning recipes/studies/codecs.toml`; plot: docs/img/codecs_learning.png)",
+        path,
+    )
 
+
+def _streaming(path: Path) -> str:
+    return _costs(
+        "What overlap costs in loss: Muon, four islands, 50 outer steps of 30, streaming in 4 fragments "
+        "(`lowcomm bench learning recipes/studies/streaming.toml`)",
+        path,
+    )
+
+
+def _costs(heading: str, path: Path) -> str:
     rows = [
         (
             cost.name,
@@ -125,10 +141,6 @@ def _codecs_learning(path: Path) -> str:
         for cost in costs(path)
     ]
     headings = ("exchange", "eval loss, by seed", "against fp32, by seed", "sent by each island")
-    heading = (
-        "What compression and overlap cost: Muon, four islands, 50 outer steps of 10 "
-        "(`lowcomm bench learning recipes/studies/codecs.toml`; plot: docs/img/codecs_learning.png)"
-    )
     return f"{heading}:\n\n" + _table(headings, rows)
 
 
