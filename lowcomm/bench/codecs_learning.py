@@ -71,7 +71,7 @@ def plot(found: Sequence[Cost]) -> bytes:
     axes.set_xscale("log")
     axes.set_xlabel("MB sent by each of four islands")
     axes.set_ylabel("loss on held-out text, nats per byte")
-    axes.set_title("Four islands, 50 outer steps of 10, equal tokens: mean and range of the seeds")
+    axes.set_title("Four islands, 50 outer steps of 10: mean and range of the seeds")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
