@@ -36,7 +36,7 @@ from lowcomm.exchanges.swarm.streams import PREAMBLE, Verdict
 from lowcomm.types import PeerId
 from tests.exchanges.networks import PATIENCE_S, RUN, Peer, Recorder, network
 
-ID = Identity.generate().peer_id
+ID = PeerId("12D3KooWEKo3zysvWaVHoUdcBYijJHeTG4QAD6Ku67i8Yg9qmQZv")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,11 @@ def test_an_identity_file_is_private_stable_and_locked(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 68, Identity.generate().to_bytes()[:-1] + b"\x00"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 68, Identity.generate().to_bytes()[:-1] + b"\x00"],
+    ids=["empty", "no-key", "another-end"],
+)
 def test_a_corrupt_identity_file_is_named(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_bytes(data)
