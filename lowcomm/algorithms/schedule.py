@@ -30,6 +30,7 @@ class Schedule:
         delay: tau, inner steps taken between a round's start and the use of its result; < H. "auto":
             as many as the rounds and steps measured lately need.
         merge_alpha: weight kept on the local parameters when the new anchor is merged, 0..1.
+        eager: train on from a preview of the outer step while a round is under way; with a delay only.
         fragmenting: `balanced` by bytes, or `strided` over the layout.
         mode: `fixed`, every island takes H steps; `matched`, as many as fit into the time that the fastest
             takes for H; `timed`, as many as fit into `round_s`, or into the time that all islands together
@@ -42,6 +43,7 @@ class Schedule:
     num_fragments: int = 1
     delay: int | Literal["auto"] = 0
     merge_alpha: float = 0.0
+    eager: bool = False
     fragmenting: str = "balanced"
     mode: Literal["fixed", "matched", "timed"] = "fixed"
     round_s: float = 0.0
@@ -59,6 +61,11 @@ class Schedule:
             )
         if not 0.0 <= self.merge_alpha <= 1.0:
             raise ConfigError(f"schedule.merge_alpha: expected 0..1, got {self.merge_alpha}")
+        if self.eager and self.delay == 0:
+            raise ConfigError(
+                "schedule.eager: expected false with delay = 0, got true; no steps are taken beside a round, "
+                "so there is nothing to preview. Set a delay above 0, or 'auto'"
+            )
         if self.fragmenting not in ("balanced", "strided"):
             raise ConfigError(
                 f"schedule.fragmenting: expected 'balanced' or 'strided', got {self.fragmenting!r}"

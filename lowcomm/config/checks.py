@@ -45,6 +45,12 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
             f"expected less than inner_steps = {schedule.inner_steps}, got {schedule.delay}; "
             "a result has to be used before the fragment is due again",
         )
+    if schedule.eager and schedule.delay == 0:
+        yield (
+            "shared.schedule.eager",
+            "expected false with delay = 0, got true; no steps are taken beside a round, so there is nothing "
+            "to preview. Set shared.schedule.delay above 0, or to auto",
+        )
     given = (schedule.round_s > 0.0) + (schedule.round_tokens > 0)
     if given != (schedule.mode == "timed"):
         expected = "it or round_tokens above 0" if schedule.mode == "timed" else "neither it nor round_tokens"

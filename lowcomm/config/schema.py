@@ -83,6 +83,9 @@ class ScheduleConfig:
     merge_alpha: float = setting(
         0.0, "weight kept on the local parameters when the new anchor is merged", low=0.0, high=1.0
     )
+    eager: bool = setting(
+        False, "train on from a preview of the outer step while a round is under way; with a delay only"
+    )
     fragmenting: Literal["balanced", "strided"] = setting(
         "balanced", "how tensors are put into fragments", choices=("balanced", "strided")
     )

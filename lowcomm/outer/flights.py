@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import Fragment, named_parts
 from lowcomm.algorithms.intervals import Interval
 from lowcomm.algorithms.merge import merge, rebase
@@ -33,12 +34,17 @@ STAND_BY_S = 0.05
 
 @dataclass(slots=True)
 class Flight:
-    """A round under way: what was sent, after how many inner steps, and when its result is to be used."""
+    """A round under way: what was sent, after how many inner steps, and when its result is to be used.
+
+    `shift`: what a preview of the outer step has added to the local parameters, 1-D fp32, empty on ranks
+    other than the lead; None without a preview.
+    """
 
     contribution: Contribution
     steps: int
     use_at_step: int
     outcome: Future[RoundOutcome]
+    shift: Tensor | None = None
 
 
 class Flights:
@@ -87,8 +93,11 @@ class Flights:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
         """
         values = self._island.read(fragment.tensors)
+        base = momentum = None
         if self._node is not None:
-            values = torch.sub(self._node.bases[fragment.index], values, out=values)
+            base = self._node.bases[fragment.index]
+            momentum = self._node.state.states[fragment.index].momentum
+            values = torch.sub(base, values, out=values)
         norm = float(values.norm())
         finite = norm < float("inf")
         if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it
@@ -112,7 +121,23 @@ class Flights:
             values, progress.tokens[fragment.index], norm, progress.inner_step, speed=speed
         )
         delay = self._delay(fragment.index, speed.step_s)
-        self.submit(fragment, contribution, steps, progress.inner_step + delay)
+        flight = self.submit(fragment, contribution, steps, progress.inner_step + delay)
+        if self._schedule.eager and delay:
+            flight.shift = self._run_ahead(fragment, base, momentum, values)
+
+    def _run_ahead(
+        self, fragment: Fragment, anchor: Tensor | None, momentum: Tensor | None, values: Tensor
+    ) -> Tensor:
+        """Go on from a preview of the outer step; what it has added, on the lead."""
+        ahead = None
+        if self._node is not None and anchor is not None and momentum is not None:
+            alpha = self._schedule.merge_alpha
+            ahead = run_ahead(self._node.state.optimizer, anchor, momentum, values, alpha)
+        self._island.write(fragment.tensors, ahead)
+        del ahead
+        # read back, as parameters of low precision have rounded it
+        shift = self._island.read(fragment.tensors)
+        return shift if anchor is None else shift.sub_(anchor).add_(values)
 
     def _delay(self, fragment: int, step_s: float) -> int:
         if self._schedule.delay != "auto":
@@ -121,16 +146,25 @@ class Flights:
         measured = [self._room.delay(step_s, most)] if self._node is not None else None
         return self._island.broadcast(measured, 1)[0]
 
-    def submit(self, fragment: Fragment, contribution: Contribution, steps: int, use_at_step: int) -> None:
+    def submit(
+        self,
+        fragment: Fragment,
+        contribution: Contribution,
+        steps: int,
+        use_at_step: int,
+        shift: Tensor | None = None,
+    ) -> Flight:
         """Send what was read before, anew after a restart.
 
         Args:
             steps: inner steps since the contribution before.
+            shift: of the preview that the local parameters have in them.
         """
         outcome: Future[RoundOutcome] = Future()
         if self._node is not None:
             outcome = self._thread.submit(self._node.contribute(fragment.index, contribution))
-        self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome)
+        flight = self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome, shift)
+        return flight
 
     def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
         """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
@@ -204,12 +238,12 @@ class Flights:
         )
         moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
         total_tokens, next_steps, next_us, late_steps = facts[6:]
-        if moved:
+        if moved or flight.shift is not None:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
             stood_still = self._progress.inner_step == flight.contribution.inner_step
             replaced = committed and stood_still and self._schedule.merge_alpha == 0.0
             local = None if replaced else self._island.read(fragment.tensors)
-            values = None if outcome is None else self._merged(outcome, local)
+            values = None if outcome is None else self._merged(outcome, local, flight.shift)
             self._island.write(fragment.tensors, values)
         del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
@@ -237,11 +271,14 @@ class Flights:
             fragment, flight, outcome, outer_step, bool(committed), credited, wait_s, total_tokens
         )
 
-    def _merged(self, outcome: RoundOutcome, local: Tensor | None) -> Tensor:
+    def _merged(self, outcome: RoundOutcome, local: Tensor | None, shift: Tensor | None) -> Tensor:
         """The new local parameters; `local` are those now, None where they are replaced."""
         if local is None:
             return outcome.after
-        local = rebase(outcome.before, outcome.base, local)
+        if shift is not None:
+            local = local.sub_(shift)
+        if outcome.base is not outcome.before:
+            local = rebase(outcome.before, outcome.base, local)
         if outcome.entry is None:
             return local
         return merge(outcome.after, local, outcome.base - outcome.values, self._schedule.merge_alpha)
@@ -294,7 +331,7 @@ class Flights:
     def state_dict(self) -> list[list[Any]]:
         """What was sent, to be sent again after a restart."""
         return [
-            [index, sent.values, sent.tokens, sent.inner_step, flight.steps, flight.use_at_step]
+            [index, sent.values, sent.tokens, sent.inner_step, flight.steps, flight.use_at_step, flight.shift]
             for index, flight in sorted(self._under_way.items())
             for sent in (flight.contribution,)
         ]

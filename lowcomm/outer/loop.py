@@ -95,7 +95,7 @@ class OuterLoop(Views):
         self._num_shards = num_shards
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
         self._restored = False
-        self._loaded_flights: list[tuple[int, Contribution, int, int]] = []
+        self._loaded_flights: list[tuple[int, Contribution, int, int, Tensor | None]] = []
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
@@ -230,8 +230,8 @@ class OuterLoop(Views):
         self._loaded_flights = [
             flight for flight in self._loaded_flights if not (credits[flight[0]] or skipped[flight[0]])
         ]
-        for index, contribution, steps, use_at_step in self._loaded_flights:
-            self._flights.submit(self._fragments[index], contribution, steps, use_at_step)
+        for index, contribution, steps, use_at_step, shift in self._loaded_flights:
+            self._flights.submit(self._fragments[index], contribution, steps, use_at_step, shift)
         self._loaded_flights = []
         if report is not None:
             return replace(report, tokens_credited=credited, inner_step=self._progress.inner_step)
@@ -268,9 +268,11 @@ class OuterLoop(Views):
             anchor, base = self._node.state.states[fragment.index].anchor, before[fragment.index]
             values = anchor
             if self._restored and not given_up and (credited < left or not credited):
-                sent = [flight[1] for flight in self._loaded_flights if flight[0] == fragment.index]
-                if credited and sent:
-                    base = base - sent[0].values
+                flights = [flight for flight in self._loaded_flights if flight[0] == fragment.index]
+                if credited and flights:
+                    _, sent, _, _, shift = flights[0]
+                    base = base - sent.values
+                    local = local if shift is None else local - shift
                 values = rebase(base, anchor, local)
         self._island.write(fragment.tensors, values)
 
@@ -409,8 +411,9 @@ class OuterLoop(Views):
                 Contribution(values, tokens, float(values.norm()), began_at_step, resent=True),
                 steps,
                 use_at_step,
+                shift,
             )
-            for index, values, tokens, began_at_step, steps, use_at_step in state["flights"]
+            for index, values, tokens, began_at_step, steps, use_at_step, shift in state["flights"]
         ]
         if self._node is not None:
             self._thread.call(self._node.restore(state["outer"], state["shard"]))

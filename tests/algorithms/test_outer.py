@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.merge import merge, rebase
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
@@ -77,6 +78,20 @@ def test_merge_and_rebase() -> None:
     assert torch.allclose(new - rebase(old, new, local), old - local, atol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("elements", [0, 7, 70_003])
+def test_a_preview_is_the_end_of_a_round_of_ones_own(elements: int, alpha: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    anchor, momentum, own = (torch.randn(elements, generator=generator) for _ in range(3))
+    before = [tensor.clone() for tensor in (anchor, momentum, own)]
+    optimizer = nesterov(lr=0.7, momentum=0.9)
+    ahead = run_ahead(optimizer, anchor, momentum, own, alpha)
+    after, _ = step(optimizer, anchor, momentum, own)
+    sent = anchor - own
+    assert torch.equal(ahead, merge(after, sent, sent, alpha))
+    assert all(torch.equal(a, b) for a, b in zip((anchor, momentum, own), before, strict=True))
+
+
 sizes = st.lists(st.integers(0, 500), min_size=1, max_size=30)
 
 
@@ -117,6 +132,7 @@ def test_every_fragment_is_due_once_in_inner_steps(inner_steps: int, num_fragmen
         {"num_fragments": 0},
         {"delay": 10},
         {"merge_alpha": 1.5},
+        {"eager": True},
         {"fragmenting": "random"},
     ],
     ids=lambda wrong: next(iter(wrong)),

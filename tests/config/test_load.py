@@ -206,6 +206,9 @@ def test_override_without_key_or_value(override: str) -> None:
         pytest.param(
             ["shared.schedule.delay=30"], "shared.schedule.delay", "less than inner_steps = 30", id="delay"
         ),
+        pytest.param(
+            ["shared.schedule.eager=true"], "shared.schedule.eager", "false with delay = 0", id="eager"
+        ),
         pytest.param(["data.shard=8"], "data.shard", "below shared.data.shards = 8", id="shard"),
         pytest.param(
             ["exchange.expected_peers=9"], "exchange.expected_peers", "at most", id="expected-peers"
