@@ -172,7 +172,7 @@ class Auditor:
 
         Args:
             state: built from the recipe and not stepped yet: the genesis.
-            saved: (name, `OuterState.state_dict()`) of each checkpoint.
+            saved: (name, `saved_positions`) of each checkpoint.
         """
         starts: dict[Digest, FragmentState] = {}
         self.found.fragments = len(state.fragments)

@@ -96,7 +96,7 @@ class Flights:
         base = momentum = None
         if self._node is not None:
             base = self._node.bases[fragment.index]
-            momentum = self._node.state.states[fragment.index].momentum
+            momentum = self._node.standing[fragment.index].state.momentum
             values = torch.sub(base, values, out=values)
         norm = float(values.norm())
         finite = norm < float("inf")
@@ -245,6 +245,8 @@ class Flights:
             local = None if replaced else self._island.read(fragment.tensors)
             values = None if outcome is None else self._merged(outcome, local, flight.shift)
             self._island.write(fragment.tensors, values)
+        if self._node is not None and outcome is not None:
+            self._node.standing[fragment.index] = outcome.position
         del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)

@@ -17,7 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation, Mean
-from lowcomm.algorithms.fragments import Fragment, make_fragments
+from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
 from lowcomm.algorithms.merge import rebase
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
@@ -33,7 +33,7 @@ from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.node import Node
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
-from lowcomm.outer.state import OuterState
+from lowcomm.outer.state import OuterState, saved_positions
 from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
 from lowcomm.types import Json, RoundReport, SharedSettings
@@ -386,14 +386,20 @@ class OuterLoop(Views):
     def state_dict(self) -> dict[str, Any]:
         """Everything that a restart needs to go on bit for bit; for `torch.save`.
 
-        Rounds under way are saved as what was sent, and sent again after the restart.
+        Rounds under way are saved as what was sent, and sent again after the restart; so where one has been
+        committed already and not merged yet, the outer state from before it is saved.
         """
         state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
         state["pacing"] = self._pacing.state_dict()
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
-            state["outer"] = self._node.state.state_dict()
-            state["anchor"] = self.anchor()
+            standing = self._node.standing
+            state["outer"] = saved_positions(standing)
+            state["anchor"] = {
+                name: part
+                for fragment, position in zip(self._fragments, standing, strict=True)
+                for name, part in named_parts(self._layout, fragment, position.state.anchor)
+            }
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
-from lowcomm.outer.state import OuterState
+from lowcomm.outer.state import OuterState, Position
 from lowcomm.types import Digest, Json, Layout, PeerId
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ GIVE_UP_DEADLINES = 4.0
 
 @dataclass(slots=True)
 class _Call:
-    """Commits that happen while a contribution waits."""
+    """Commits that happen while a contribution waits, and where each has led."""
 
-    commits: list[Accepted] = field(default_factory=list)
+    commits: list[tuple[Accepted, Position]] = field(default_factory=list)
 
 
 class Node:
@@ -120,8 +120,8 @@ class Node:
         self._calls: dict[int, _Call] = {}
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
-        self._late: list[list[Accepted]] = [[] for _ in state.fragments]
-        self.bases = [fragment_state.anchor for fragment_state in state.states]
+        self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in state.fragments]
+        self.rebase()
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
@@ -199,6 +199,7 @@ class Node:
         self._calls[fragment] = call
         chain = self.state.chains[fragment]
         before = base = self.bases[fragment]
+        position = self.standing[fragment]
         call.commits, self._late[fragment] = self._late[fragment], []
         height = chain.outer_step - len(call.commits)
         credited = attempts = 0
@@ -213,7 +214,7 @@ class Node:
                 attempts = max(attempts, decision.ballots)
                 moved = False
                 while call.commits and mine is None:
-                    accepted, moved = call.commits.pop(0), True
+                    (accepted, position), moved = call.commits.pop(0), True
                     own, tokens = accepted.contribution, accepted.entry.tokens_of(self.exchange.peer_id)
                     if own is contribution or (contribution.resent and tokens == contribution.tokens):
                         mine = accepted
@@ -242,7 +243,7 @@ class Node:
                     moved_on = await self.recovery.catch_up(fragment)
                     if moved_on.snapshot_bytes and not call.commits:
                         fragment_round.contribute(contribution)  # nobody has heard of it on this head
-                    base = self.state.states[fragment].anchor
+                    base, position = self.state.states[fragment].anchor, self.state.position(fragment)
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())
                 if decision.joined_s:
@@ -262,6 +263,7 @@ class Node:
             values=contribution.values,
             base=base,
             after=self.bases[fragment],
+            position=position,
             tokens=credited,
             adopted=max(chain.outer_step - height - (1 if mine else 0), int(base is not before)),
             attempts=max(attempts, 1),
@@ -303,7 +305,8 @@ class Node:
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
         call = self._calls.get(entry.fragment)
-        (self._late[entry.fragment] if call is None else call.commits).append(accepted)
+        commits = self._late[entry.fragment] if call is None else call.commits
+        commits.append((accepted, self.state.position(entry.fragment)))
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
         self.notes.committed(entry, accepted.update)
@@ -312,12 +315,13 @@ class Node:
 
     def late_tokens(self, fragment: int) -> int:
         """Tokens of this island committed after its last call gave up; the next call counts them."""
-        parts = [accepted.contribution for accepted in self._late[fragment]]
+        parts = [accepted.contribution for accepted, _ in self._late[fragment]]
         return sum(part.tokens for part in parts if part is not None)
 
     def rebase(self) -> None:
         """The island's own parameters stand on the anchors as they are now."""
         self.bases = [state.anchor for state in self.state.states]
+        self.standing = [self.state.position(index) for index in range(len(self.bases))]
         for late in self._late:
             late.clear()
 

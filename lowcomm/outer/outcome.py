@@ -11,6 +11,7 @@ from lowcomm.algorithms.intervals import Speed
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.outer.chunks import shares_of
+from lowcomm.outer.state import Position
 from lowcomm.types import Digest, PeerId
 
 
@@ -25,6 +26,7 @@ class RoundOutcome:
         values: the pseudo-gradient against `before` that was to be committed.
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
+        position: what a checkpoint has to hold of the fragment once `after` is in the local parameters.
         tokens: tokens credited to this island, in `entry` and in adopted entries.
         swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
         speeds: of the participants; none where nothing was committed, or what others had finished.
@@ -41,6 +43,7 @@ class RoundOutcome:
     values: Tensor
     base: Tensor
     after: Tensor
+    position: Position
     tokens: int
     adopted: int
     attempts: int

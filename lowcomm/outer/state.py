@@ -27,7 +27,7 @@ from lowcomm.membership.roster import chunks_of
 from lowcomm.membership.update import Update
 from lowcomm.outer.chunks import decode_mean, shares_of, take
 from lowcomm.outer.residual import Residual
-from lowcomm.types import Digest
+from lowcomm.types import Digest, Json
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
@@ -69,6 +69,15 @@ class FragmentState:
         anchor, momentum = tensor_bytes(self.anchor), tensor_bytes(self.momentum)
         end = offset + length
         return bytes(anchor[offset:end]) + bytes(momentum[max(0, offset - half) : max(0, end - half)])
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where one fragment stands: its state, what encodings have lost so far, and its place in the ledger."""
+
+    state: FragmentState
+    residual: Residual | None
+    chain: dict[str, Json]
 
 
 class OuterState:
@@ -143,17 +152,12 @@ class OuterState:
         self.chains[entry.fragment].append(entry, self.updates.put(update))
         self.states[entry.fragment] = after
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: tensors by reference, chains' positions."""
-        return {
-            "anchors": [state.anchor for state in self.states],
-            "momenta": [state.momentum for state in self.states],
-            "residuals": [kept.state_dict() if kept else None for kept in self.residuals],
-            "chains": [chain.state_dict() for chain in self.chains],
-        }
+    def position(self, fragment: int) -> Position:
+        """Where a fragment stands now; tensors by reference."""
+        return Position(self.states[fragment], self.residuals[fragment], self.chains[fragment].state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`.
+        """Restore what `saved_positions` gave.
 
         Raises:
             CheckpointError: it has other fragments, or its tensors don't match its ledger position.
@@ -172,3 +176,14 @@ class OuterState:
                 )
         self.states = states
         self.residuals = [Residual(**kept) if kept else None for kept in state["residuals"]]
+
+
+def saved_positions(positions: Sequence[Position]) -> dict[str, Any]:
+    """Of all fragments, for a checkpoint: tensors by reference."""
+    residuals = [position.residual for position in positions]
+    return {
+        "anchors": [position.state.anchor for position in positions],
+        "momenta": [position.state.momentum for position in positions],
+        "residuals": [kept.state_dict() if kept else None for kept in residuals],
+        "chains": [position.chain for position in positions],
+    }

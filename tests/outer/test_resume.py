@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule
+from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs
 from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, name, train_step
 
 
@@ -20,6 +21,7 @@ def train_part(
     until: int,
     saved: dict[tuple[int, int], bytes],
     checkpoints: list[int],
+    before_saving: Callable[[OuterLoop], None] = lambda outer: None,
     **changes: Any,
 ) -> Result:
     """Train to `until`, from the checkpoint that the islands agree on; save one at every multiple of 4."""
@@ -40,6 +42,7 @@ def train_part(
             result.losses.append(train_step(model, optimizer, inputs))
             result.reports += outer.step(tokens=len(inputs))
             if outer.inner_step % 4 == 0:
+                before_saving(outer)
                 file = io.BytesIO()
                 parts: dict[str, Any] = {
                     "model": model.state_dict(),
@@ -48,8 +51,9 @@ def train_part(
                 }
                 torch.save(parts, file)
                 saved[island, outer.inner_step] = file.getvalue()
+        outer.finish()
         result.digest, result.head = outer.digest, outer.head
-        result.tokens_trained = outer.tokens_trained
+        result.tokens_trained, result.tokens_credited = outer.tokens_trained, outer.tokens_credited
     finally:
         outer.close()
     return result
@@ -60,6 +64,7 @@ def train_part(
     [
         pytest.param(Schedule(inner_steps=4), id="plain"),
         pytest.param(Schedule(inner_steps=4, num_fragments=2, delay=1, merge_alpha=0.5), id="in-flight"),
+        pytest.param(Schedule(inner_steps=4, num_fragments=2, delay=3, eager=True), id="eager"),
     ],
 )
 def test_resumed_equals_uninterrupted(schedule: Schedule) -> None:
@@ -80,6 +85,39 @@ def test_resumed_equals_uninterrupted(schedule: Schedule) -> None:
         assert again[island].digest == whole[island].digest
         assert again[island].head == whole[island].head
         assert again[island].tokens_trained == whole[island].tokens_trained
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize(
+    "codec", [codecs.fp32, lambda: codecs.int8(error_feedback=True)], ids=["fp32", "int8"]
+)
+def test_a_round_that_ended_unseen_before_a_checkpoint_is_done_again(codec: Any, eager: bool) -> None:
+    """All rounds under way have committed when the checkpoint is written, and none has landed."""
+    schedule = Schedule(inner_steps=4, num_fragments=2, delay=3, eager=eager)
+    together = threading.Barrier(2, timeout=30)
+
+    def await_commits(outer: OuterLoop) -> None:
+        begun = outer.inner_step // 4
+        while any(min(peer.outer_steps) < begun for peer in outer.peers()):
+            time_passes.wait(0.01)
+        together.wait()  # each has seen that the other one has committed
+
+    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
+        swarm = Swarm(islands=2, schedule=schedule, codec=codec)
+        calls = [lambda i=i: train_part(swarm, i, until, saved, lists[i], await_commits) for i in range(2)]
+        in_parallel(calls, swarm.results, [0, 1])
+        assert [result.error for result in swarm.results.values()] == [None, None]
+        return swarm.results
+
+    time_passes = threading.Event()
+    saved: dict[tuple[int, int], bytes] = {}
+    whole = run(15, saved, [[], []])
+    again = run(15, saved, [[8], [8]])
+    for island in range(2):
+        assert again[island].losses == whole[island].losses[8:]
+        assert again[island].digest == whole[island].digest
+        assert again[island].head == whole[island].head
+        assert again[island].tokens_credited == whole[island].tokens_credited
 
 
 def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:

@@ -55,8 +55,12 @@ def test_the_run_folder_tells_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "setting",
-    [(), ("shared.schedule.num_fragments=3",)],
-    ids=["one-fragment", "three-fragments"],
+    [
+        (),
+        ("shared.schedule.num_fragments=3",),
+        ("shared.schedule.num_fragments=3", "shared.schedule.delay=4", "shared.schedule.eager=true"),
+    ],
+    ids=["one-fragment", "three-fragments", "eager"],
 )
 def test_a_restart_of_all_goes_on_bit_for_bit(tmp_path, setting):
     config = make_config(tmp_path, *setting)
