@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
+
 
 def merge(anchor: Tensor, local: Tensor, sent: Tensor, merge_alpha: float) -> Tensor:
     """alpha * local + (1 - alpha) * (anchor + (local - sent)) = local + (1 - alpha) * (anchor - sent).
@@ -21,9 +23,20 @@ def merge(anchor: Tensor, local: Tensor, sent: Tensor, merge_alpha: float) -> Te
     return local + (1.0 - merge_alpha) * (anchor - sent)
 
 
-def rebase(old_anchor: Tensor, new_anchor: Tensor, local: Tensor) -> Tensor:
-    """Move local parameters from one anchor to another, keeping their pseudo-gradient.
+def merge_(
+    local: Tensor, anchor: Tensor, old_anchor: Tensor, pseudo_gradient: Tensor, merge_alpha: float
+) -> Tensor:
+    """`merge` in place, with sent = old_anchor - pseudo_gradient, and no temporary of the size of these."""
+    for start in range(0, local.numel(), CACHED_ELEMENTS):
+        part = slice(start, start + CACHED_ELEMENTS)
+        sent = old_anchor[part] - pseudo_gradient[part]
+        local[part] = merge(anchor[part], local[part], sent, merge_alpha)
+    return local
+
+
+def rebase_(local: Tensor, old_anchor: Tensor, new_anchor: Tensor) -> Tensor:
+    """Move local parameters from one anchor to another, in place, keeping their pseudo-gradient.
 
     With pseudo-gradient = anchor - local: the result r has new_anchor - r = old_anchor - local.
     """
-    return new_anchor - (old_anchor - local)
+    return local.sub_(old_anchor).add_(new_anchor)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import Fragment, named_parts
 from lowcomm.algorithms.intervals import Interval
-from lowcomm.algorithms.merge import merge, rebase
+from lowcomm.algorithms.merge import merge_, rebase_
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
 from lowcomm.errors import LossError
@@ -238,6 +238,8 @@ class Flights:
         )
         moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
         total_tokens, next_steps, next_us, late_steps = facts[6:]
+        if self._node is not None and outcome is not None:
+            self._node.standing[fragment.index] = outcome.position  # first, as it frees the momentum before
         if moved or flight.shift is not None:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
             stood_still = self._progress.inner_step == flight.contribution.inner_step
@@ -245,8 +247,6 @@ class Flights:
             local = None if replaced else self._island.read(fragment.tensors)
             values = None if outcome is None else self._merged(outcome, local, flight.shift)
             self._island.write(fragment.tensors, values)
-        if self._node is not None and outcome is not None:
-            self._node.standing[fragment.index] = outcome.position
         del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
@@ -278,12 +278,12 @@ class Flights:
         if local is None:
             return outcome.after
         if shift is not None:
-            local = local.sub_(shift)
+            local.sub_(shift)
         if outcome.base is not outcome.before:
-            local = rebase(outcome.before, outcome.base, local)
+            rebase_(local, outcome.before, outcome.base)
         if outcome.entry is None:
             return local
-        return merge(outcome.after, local, outcome.base - outcome.values, self._schedule.merge_alpha)
+        return merge_(local, outcome.after, outcome.base, outcome.values, self._schedule.merge_alpha)
 
     def _report(
         self,

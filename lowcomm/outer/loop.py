@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
-from lowcomm.algorithms.merge import rebase
+from lowcomm.algorithms.merge import rebase_
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock, SystemClock
@@ -272,8 +272,8 @@ class OuterLoop(Views):
                 if credited and flights:
                     _, sent, _, _, shift = flights[0]
                     base = base - sent.values
-                    local = local if shift is None else local - shift
-                values = rebase(base, anchor, local)
+                    local = local if shift is None else local.sub_(shift)
+                values = rebase_(local, base, anchor)
         self._island.write(fragment.tensors, values)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.fragments import make_fragments
-from lowcomm.algorithms.merge import merge, rebase
+from lowcomm.algorithms.merge import merge_, rebase_
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
@@ -226,7 +226,7 @@ class SimIsland:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 
     def _merged(self, outcome: RoundOutcome, local: Tensor) -> Tensor:
-        moved = rebase(outcome.before, outcome.base, local)
+        moved = rebase_(local, outcome.before, outcome.base)
         if outcome.entry is None:
             return moved
-        return merge(outcome.after, moved, outcome.base - outcome.values, MERGE_ALPHA)
+        return merge_(moved, outcome.after, outcome.base, outcome.values, MERGE_ALPHA)

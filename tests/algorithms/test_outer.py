@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import make_fragments
-from lowcomm.algorithms.merge import merge, rebase
+from lowcomm.algorithms.merge import merge, merge_, rebase_
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.errors import ConfigError
@@ -75,7 +75,14 @@ def test_merge_and_rebase() -> None:
     sent = local - 3.0  # the steps since then are kept, whatever the weight
     for alpha in (0.0, 0.25, 1.0):
         assert torch.allclose(merge(new, local, sent, alpha), merge(new, sent, sent, alpha) + 3.0)
-    assert torch.allclose(new - rebase(old, new, local), old - local, atol=1e-6)
+    assert torch.allclose(new - rebase_(local.clone(), old, new), old - local, atol=1e-6)
+
+
+def test_merging_in_place_gives_the_same_bits() -> None:
+    old, new, local, own = (torch.randn(70_003, generator=torch.Generator().manual_seed(n)) for n in range(4))
+    expected = merge(new, local, old - own, 0.3)
+    assert merge_(local, new, old, own, 0.3) is local
+    assert torch.equal(local, expected)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
