@@ -15,4 +15,4 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step python -m pytest -q "$@"
+step python -m pytest -q -n 2 --dist loadgroup "$@"
