@@ -101,6 +101,8 @@ fi
 if [ "$nproc" = 1 ] && [ "$nnodes" = 1 ]; then
     exec lowcomm train "$recipe" "${options[@]}" "$@"
 fi
+# torchrun would start ranks that a wrong setting ends again and again
+lowcomm train "$recipe" "${options[@]}" "$@" --dry-run >/dev/null
 ranks=(--nproc-per-node "$nproc" --max-restarts "$restarts")
 if [ "$nnodes" = 1 ]; then
     ranks+=(--standalone)

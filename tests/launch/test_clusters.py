@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,20 @@ def test_skypilot_task_fits_its_schema() -> None:
 
 
 # -- torchrun ----------------------------------------------------------------------------------------
+
+
+def test_a_wrong_setting_is_said_once_and_starts_no_rank(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        ["bash", "launch/island.sh", "recipes/quickstart.toml", "--set", "island.engin=ddp"],
+        cwd=ROOT, capture_output=True, text=True,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "SETUP": "off", "NPROC": "2", "OUT": str(tmp_path / "run"),
+        },
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert ran.stderr == "lowcomm: error: --set: island.engin: unknown key; did you mean island.engine?\n"
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
