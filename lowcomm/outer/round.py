@@ -143,8 +143,9 @@ class FragmentRound:
         """Give up on this round. Training goes on; promises and an accepted update stay."""
         decision = self.decision
         await self.ballots.end()
+        if decision.ready is not None:  # else nothing was announced, maybe for lack of a name: never started
+            decision.readies.pop(self._topic.me, None)
         decision.contribution = decision.ready = None
-        decision.readies.pop(self._topic.me, None)
 
     def restart(self) -> None:
         """The chain moved by other means (catch-up, snapshot): decide what follows it."""

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import socket
 import subprocess
 import tomllib
 from pathlib import Path
@@ -185,3 +186,28 @@ def test_launch_scripts_check_what_they_need(name, arguments, environment, words
     )  # fmt: skip
     assert ran.returncode == 2
     assert words in ran.stderr
+
+
+def train(capsys, tmp_path, setting):
+    """`lowcomm train` with one setting that can't be right, on a little text."""
+    (tmp_path / "text").mkdir()
+    for number in range(4):
+        (tmp_path / "text" / f"{number}.txt").write_text("a little text, many times over. " * 100)
+    settings = [f"data.source={tmp_path / 'text'}", "shared.data.shards=2", "metrics.wandb=off", setting]
+    words = [word for one in settings for word in ("--set", one)]
+    return call(capsys, "train", RECIPE, "--out", tmp_path / "run", *words)
+
+
+def test_an_initial_peer_that_is_no_address(capsys, tmp_path):
+    assert_refused(
+        train(capsys, tmp_path, 'exchange.initial_peers=["nonsense"]'), 2, "'nonsense': expected /ip4/"
+    )
+
+
+def test_a_port_that_is_taken(capsys, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = train(capsys, tmp_path, f'exchange.listen=["/ip4/127.0.0.1/tcp/{port}"]')
+    assert_refused(result, 1, f"port {port} is taken")
