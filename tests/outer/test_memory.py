@@ -1,0 +1,69 @@
+"""What rounds take on the host beside model, gradients and inner optimizer, as the kernel counts it.
+
+At rest: anchor and momentum, and the residual where there is error feedback. A round under way adds, for
+its fragment only: the pseudo-gradient, the anchor and the momentum after it (staged, or those from before
+it until the result is merged), the encoded mean, the residual after it, and in eager mode what the preview
+has added. Chunks under way and updates that are still being written come on top.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.outer.weighed import FRAGMENTS, MALLOC
+
+FP32 = 4.0
+"""Bytes of one number; the rest is in bytes per parameter of the model, too."""
+INT8 = 1.1
+ISLANDS = 2
+
+
+def island(settings: dict[str, Any], *peers: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.outer.weighed", json.dumps(settings), *peers]
+    return subprocess.Popen(command, env={**os.environ, **MALLOC}, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error_feedback", "under_way"),
+    [
+        pytest.param({"num_fragments": 1}, False, 1.0, id="blocking"),
+        pytest.param({"num_fragments": 1}, True, 1.0, id="blocking-feedback", marks=pytest.mark.slow),
+        pytest.param(
+            {"num_fragments": FRAGMENTS, "delay": 3},
+            False,
+            2 / FRAGMENTS,
+            id="streaming",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"num_fragments": FRAGMENTS, "delay": 3}, True, 2 / FRAGMENTS, id="streaming-feedback"),
+        pytest.param(
+            {"num_fragments": FRAGMENTS, "delay": 3, "eager": True}, False, 2 / FRAGMENTS, id="eager"
+        ),
+    ],
+)
+def test_a_round_holds_no_copy_too_many(
+    schedule: dict[str, Any], error_feedback: bool, under_way: float
+) -> None:
+    settings = {"schedule": schedule, "codec": "int8", "error_feedback": error_feedback}
+    found = []
+    with island(settings) as founder:
+        assert founder.stdout is not None
+        founder.stdout.readline()  # of the warm-up
+        with island(settings, founder.stdout.readline().strip()) as joiner:
+            for process in (founder, joiner):
+                out, _ = process.communicate(timeout=120)
+                assert process.returncode == 0
+                found.append(json.loads(out.splitlines()[-1]))
+    residual = FP32 + FP32 / ISLANDS if error_feedback else 0.0
+    rest = 2 * FP32
+    fragment = 3 * FP32 + INT8 + residual + (FP32 if schedule.get("eager") else 0.0)
+    allowance = 1.5 * FP32 / FRAGMENTS
+    for weighed in found:
+        assert weighed["rest"] < rest + allowance
+        assert weighed["peak"] < rest + residual + under_way * fragment + allowance
