@@ -15,4 +15,10 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step python -m pytest -q -n 2 --dist loadgroup "$@"
+if [ $# -gt 0 ]; then
+    step python -m pytest -q "$@"
+else # those that start islands as processes have the cores to themselves
+    processes=(tests/attacks tests/bench tests/docs tests/e2e tests/islands)
+    step python -m pytest -q -n 2 --dist loadfile "${processes[@]/#/--ignore=}"
+    step python -m pytest -q "${processes[@]}"
+fi
