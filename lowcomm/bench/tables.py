@@ -26,6 +26,8 @@ def tables(results: Path) -> str:
     makers: dict[str, Callable[..., str]] = {
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
+        "few_bytes.jsonl": _few_bytes,
+        "adamw_sweep.jsonl": _adamw_sweep,
         "codecs_learning.jsonl": _codecs_learning,
         "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
@@ -72,6 +74,29 @@ def _quickstart(path: Path) -> str:
 
 
 def _learning(path: Path) -> str:
+    heading = "Learning, 1M parameters, int8 (`lowcomm bench learning`)"
+    return f"{heading}:\n\n" + _runs(path)
+
+
+def _few_bytes(path: Path) -> str:
+    heading = (
+        "Thousands of times fewer bytes: 2-bit pseudo-gradients with error feedback, every 150 steps "
+        "(`lowcomm bench learning recipes/studies/few_bytes.toml`)"
+    )
+    return f"{heading}:\n\n" + _runs(path)
+
+
+def _adamw_sweep(path: Path) -> str:
+    rows = [(str(line["name"]), f"{line['eval_loss']:.4f}") for line in read_log(path)]
+    heading = (
+        "How AdamW inside was tuned: 1,000 steps with batches of 8, one seed, outer lr and momentum "
+        "after the word outer (`lowcomm bench learning recipes/studies/adamw_sweep.toml`)"
+    )
+    return f"{heading}:\n\n" + _table(("run", "eval loss"), rows)
+
+
+def _runs(path: Path) -> str:
+    """Each run of a study over its seeds, against the data-parallel run of the same name."""
     by_name: dict[str, list[dict[str, Any]]] = {}
     for line in read_log(path):
         by_name.setdefault(str(line["name"]), []).append(line)
@@ -110,8 +135,7 @@ def _learning(path: Path) -> str:
         "outer steps",
         "times fewer bytes",
     )
-    heading = "Learning, 1M parameters, int8 (`lowcomm bench learning`)"
-    return f"{heading}:\n\n" + _table(headings, rows)
+    return _table(headings, rows)
 
 
 def _codecs_learning(path: Path) -> str:
