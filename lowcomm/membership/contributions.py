@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowcomm.membership.ledger import Entry
@@ -131,17 +131,11 @@ class Contributions:
         """Whether this peer alone has rejected another twice as often as it takes."""
         return self._strikes.get(peer, []).count(me) >= 2 * self.limits.max_rejections
 
-    def committed(
-        self, entry: Entry, members: Sequence[Participant], rejected: Set[PeerId] = frozenset()
-    ) -> None:
-        """A round has committed: its participants were fine, but for those `rejected` on the way.
-
-        Who voted falsely on an update that the others have finished is named in it.
-        """
+    def committed(self, entry: Entry, members: Sequence[Participant]) -> None:
+        """A round has committed: its participants were fine."""
         for peer, _ in entry.participants:
             self._last_step[peer] = entry.outer_step
-            if peer not in rejected:
-                self._strikes.pop(peer, None)
+            self._strikes.pop(peer, None)
         if members:
             self._norms.append(_low_median(members))
 

@@ -66,9 +66,6 @@ class Fetch:
         target: pieces that it has are not asked for.
         deadline_s: a donor that is silent for so long is given up.
         pool: hashes and writes.
-
-    Attributes:
-        liars: donors that sent what the name of the blob doesn't cover, and what that was.
     """
 
     def __init__(
@@ -88,7 +85,6 @@ class Fetch:
         self._asked: dict[int, tuple[set[PeerId], float]] = {}
         self._took_s = deadline_s
         self._failed: dict[PeerId, str] = {}
-        self.liars: dict[PeerId, str] = {}
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -143,7 +139,6 @@ class Fetch:
             try:
                 return check_manifest(reply, self._name, self._size)
             except ProtocolError as error:
-                self.liars[donor] = str(error)
                 self._fail(donor, str(error))
         return None
 
@@ -187,8 +182,7 @@ class Fetch:
         if piece is None:
             return self._fail(donor, "doesn't have it, is gone or silent", index)
         if not await loop.run_in_executor(self._pool, self._keep, index, piece, length):
-            self.liars[donor] = f"sent other bytes than piece {index}"
-            return self._fail(donor, self.liars[donor], index)
+            return self._fail(donor, f"sent other bytes than piece {index}", index)
         self._target.have.add(index)
         self._asked.pop(index, None)
         self._took_s = loop.time() - began_s

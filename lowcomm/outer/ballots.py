@@ -170,9 +170,7 @@ class Ballots:
         banned = self._topic.context.peers.banned
         out = [peer for peer in roster.peers if peer in banned]
         if out:
-            # said as an accusation, so that the others put it out, too: a liar that some still take part
-            # with calls rounds without those that don't hear it any more
-            raise BadContributionError(f"{', '.join(out)} is out of the run: {banned[out[0]]}", out)
+            raise PeerFailedError(f"{', '.join(out)} is out of the run: {banned[out[0]]}", out)
         refused = self._topic.contributions.judge(roster.participants, roster.outer_step)
         if refused:
             raise BadContributionError(

@@ -392,21 +392,16 @@ class Node:
         for fragment_round in self.rounds:
             fragment_round.on_silent(peer, reason)
 
-    def blame(self, peer: PeerId, reason: str) -> bool:
-        """Name a peer that lied in the next report; whether that was once too often, and it is out."""
-        logger.warning("peer %s: %s", peer, reason)
+    def _drop(self, peer: PeerId, error: Exception) -> None:
+        """Tell a peer that it broke the protocol, and how; end the link, after too many times for good."""
+        logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
         entry = self.peers.linked.get(peer)
         if entry is not None and entry.greeted:  # a stranger is heard in nothing, and costs nothing, anyway
             self._breaches[peer] = self._breaches.get(peer, 0) + 1
-        self._dropped = [*self._dropped[-MAX_REFUSALS:], f"{peer}: {reason}"[:500]]
-        if self._breaches.get(peer, 0) < MAX_BREACHES:
-            return False
-        self.peers.ban(peer, f"{reason} (it broke the protocol {MAX_BREACHES} times)")
-        return True
-
-    def _drop(self, peer: PeerId, error: Exception) -> None:
-        """Tell a peer that it broke the protocol, and how; end the link, after too many times for good."""
-        if not self.blame(peer, f"broke the protocol and is dropped: {error}"):
+        self._dropped = [*self._dropped[-MAX_REFUSALS:], f"{peer}: broke the protocol: {error}"[:500]]
+        if self._breaches.get(peer, 0) >= MAX_BREACHES:
+            self.peers.ban(peer, f"it broke the protocol {MAX_BREACHES} times, last: {error}")
+        else:
             self.peers.post(peer, Message("dropped", {"reason": str(error)[:500]}))
         task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())

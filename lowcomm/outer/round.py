@@ -392,6 +392,6 @@ class FragmentRound:
         if accepted.contribution is self.decision.contribution:
             self.decision.contribution = None
         self._electorate.committed_here = True
-        self._topic.contributions.committed(accepted.entry, accepted.participants, self.decision.rejected)
+        self._topic.contributions.committed(accepted.entry, accepted.participants)
         self.restart()
         self._on_commit(accepted.entry, accepted)

@@ -79,14 +79,9 @@ class Snapshots:
         if vouched:
             await self._vouch(fragment, offer, givers)
         incoming = await self._open(fragment, offer.digest)
-        fetch = Fetch(
+        await Fetch(
             node.blobs, offer.digest, incoming.size_bytes, givers, incoming, node.deadline_s, node.pool
-        )
-        try:
-            await fetch.run()
-        finally:
-            for liar, lie in fetch.liars.items():
-                node.blame(liar, f"its snapshot of fragment {fragment} is false: {lie}")
+        ).run()
         self._incoming.pop(fragment)
         node.state.states[fragment] = incoming.finish()
         node.state.chains[fragment].restart_at(offer.outer_step, offer.head, offer.last)
@@ -122,7 +117,7 @@ class Snapshots:
             try:
                 offers[peer] = parse_offer(fields, node.state.run_id, fragment)
             except ProtocolError as error:
-                node.blame(peer, f"it offers a false snapshot of fragment {fragment}: {error}")
+                logger.warning("fragment %d: %s offers a false snapshot: %s", fragment, peer, error)
         return offers
 
     async def _vouch(self, fragment: int, offer: Offer, givers: Sequence[PeerId]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
-from lowcomm.exchanges.base import Exchange, Message, Receiver
+from lowcomm.exchanges.base import Message, Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.types import PeerId, RoundReport
 
@@ -105,12 +105,8 @@ class Swarm:
         }
         if not founder:
             assert self.founded.wait(TIMEOUT_S)
-        exchange = self.exchange(island, founder=founder)
+        exchange = _Exchange(self, name(island), founder, self.lies.get(island))
         return OuterLoop(wrap_island(model, optimizer), exchange, **{**settings, **changes})
-
-    def exchange(self, island: int, *, founder: bool) -> Exchange:
-        """What an island talks through; it sets `founded` once others can join through it."""
-        return _Exchange(self, name(island), founder, self.lies.get(island))
 
     def train(
         self,
