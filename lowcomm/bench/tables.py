@@ -27,7 +27,8 @@ def tables(results: Path) -> str:
         "quickstart.json": _quickstart,
         "learning.jsonl": _learning,
         "few_bytes.jsonl": _few_bytes,
-        "adamw_sweep.jsonl": _adamw_sweep,
+        "adamw_sweep.jsonl": _sweep,
+        "muon_sweep.jsonl": _sweep,
         "codecs_learning.jsonl": _codecs_learning,
         "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
@@ -86,11 +87,12 @@ def _few_bytes(path: Path) -> str:
     return f"{heading}:\n\n" + _runs(path)
 
 
-def _adamw_sweep(path: Path) -> str:
+def _sweep(path: Path) -> str:
+    name = path.stem.removesuffix("_sweep").replace("adamw", "AdamW").replace("muon", "Muon")
     rows = [(str(line["name"]), f"{line['eval_loss']:.4f}") for line in read_log(path)]
     heading = (
-        "How AdamW inside was tuned: 1,000 steps with batches of 8, one seed, outer lr and momentum "
-        "after the word outer (`lowcomm bench learning recipes/studies/adamw_sweep.toml`)"
+        f"How {name} inside was tuned: 1,000 steps, one seed, outer lr and momentum after the word outer "
+        f"(`lowcomm bench learning recipes/studies/{path.stem}.toml`)"
     )
     return f"{heading}:\n\n" + _table(("run", "eval loss"), rows)
 
