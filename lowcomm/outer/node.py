@@ -212,7 +212,7 @@ class Node:
             while mine is None:
                 decision = fragment_round.decision
                 attempts = max(attempts, decision.ballots)
-                moved = missed = False
+                moved = False
                 while call.commits and mine is None:
                     (accepted, position), moved = call.commits.pop(0), True
                     own, tokens = accepted.contribution, accepted.entry.tokens_of(self.exchange.peer_id)
@@ -226,14 +226,7 @@ class Node:
                         credited += own.tokens
                         contribution = _remaining(contribution, own)
                         before = before - own.values
-                    else:
-                        missed = True
                 if mine is not None:
-                    break
-                if missed and not fragment_round.called:
-                    # to wait here for the next round would be to be missed in those of the other fragments
-                    reason = "the others committed without this island; it answers as soon as they are ready"
-                    await fragment_round.abandon()
                     break
                 if moved:
                     fragment_round.contribute(contribution)

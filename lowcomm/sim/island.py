@@ -155,15 +155,13 @@ class SimIsland:
         self.joined_s = loop.time()
         self.progress.inner_step = report.inner_step
         self.local = [state.anchor.clone() for state in node.state.states]
-        self.progress.realign = [report.out_of_step] * len(self._fragments)
-        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int, int]] = {}
+        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int]] = {}
         while loop.time() < until_s:
             self._pacing.step_begins()
             await asyncio.sleep(self._step_s(loop.time()))
             self._train()
             for fragment, fragment_round in enumerate(node.rounds):
-                called = self.progress.realign[fragment] and fragment_round.called
-                if fragment not in flights and (self._due(fragment) or called or fragment_round.ahead()):
+                if fragment not in flights and (self._due(fragment) or fragment_round.ahead()):
                     values, progress = node.bases[fragment] - self.local[fragment], self.progress
                     steps = self._pacing.begin(fragment, progress.inner_step)
                     self.intervals.append((fragment, loop.time(), steps))
@@ -175,15 +173,15 @@ class SimIsland:
                         speed=self._pacing.speed(steps),
                     )
                     task = loop.create_task(node.contribute(fragment, contribution))
-                    flights[fragment] = task, progress.inner_step, progress.inner_step + self._settings.delay
-            for fragment, (task, began_step, use_at_step) in list(flights.items()):
+                    flights[fragment] = task, self.progress.inner_step + self._settings.delay
+            for fragment, (task, use_at_step) in list(flights.items()):
                 if use_at_step <= self.progress.inner_step:
                     began_s = loop.time()
-                    self._land(fragment, began_step, await task)
+                    self._land(fragment, await task)
                     self.waited_s += loop.time() - began_s
                     del flights[fragment]
-        for fragment, (task, began_step, _) in flights.items():
-            self._land(fragment, began_step, await task)
+        for fragment, (task, _) in flights.items():
+            self._land(fragment, await task)
         self.phase = "leaving"
         await node.close()
         self.phase = "left"
@@ -214,7 +212,7 @@ class SimIsland:
         self._pacing.step_ends(10 + self.number)
         self.node.peers.state.inner_step = self.progress.inner_step
 
-    def _land(self, fragment: int, began_step: int, outcome: RoundOutcome) -> None:
+    def _land(self, fragment: int, outcome: RoundOutcome) -> None:
         self.rounds.append((fragment, outcome))
         self.credited[fragment] += outcome.tokens
         self.progress.credit(fragment, outcome.tokens)
@@ -224,15 +222,6 @@ class SimIsland:
             step_s = outcome.speeds[self.node.exchange.peer_id].step_s
             late_steps = self._pacing.late_steps(fragment, outcome.late_s, step_s)
             self._pacing.put_off(late_steps, fragment)
-        self._pacing.shift(
-            self.progress.fall_in(
-                fragment,
-                began_step,
-                0 if interval is not None else outcome.swarm_step,
-                missed=outcome.adopted > 0,
-                committed=outcome.entry is not None,
-            )
-        )
         if outcome.entry is not None or outcome.adopted:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 
