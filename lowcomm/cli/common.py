@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def check_writable(file: str | None) -> None:
     """Find out before hours of work that `--json FILE` can't be written.
 
     Raises:
-        ConfigError: the folder isn't there, or FILE is a folder.
+        ConfigError: the folder isn't there or can't be written to, or FILE is a folder.
     """
     if file is None or file == "-":
         return
@@ -107,6 +108,10 @@ def check_writable(file: str | None) -> None:
         raise ConfigError(f"--json {file}: expected a file, got a folder")
     if not path.parent.is_dir():
         raise ConfigError(f"--json {file}: expected a file in a folder that exists; make {path.parent} first")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(
+            f"--json {file}: expected a file that can be written, got no permission; name another"
+        )
 
 
 def write_json(file: str, value: Mapping[str, Json]) -> None:

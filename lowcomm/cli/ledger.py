@@ -17,7 +17,7 @@ from lowcomm.cli.common import (
     print_error,
     write_json,
 )
-from lowcomm.errors import StorageError
+from lowcomm.errors import ConfigError, LowcommError, StorageError
 
 if TYPE_CHECKING:
     from lowcomm.outer.audit import Audit
@@ -42,54 +42,101 @@ def run(args: argparse.Namespace) -> int:
     """Verify, say what was verified; exit code 1 if something is wrong."""
     check_writable(args.json)
     found = verify(args.run_dir)
+    if not found.valid:
+        print_error(found.problem)
+    else:
+        torn = (
+            f" The last line is half written ({found.torn_bytes} bytes) and was left out: a killed island "
+            "leaves it so and cuts it off when it goes on."
+        )
+        print(
+            f"lowcomm: {found.entries} entries, head {(found.head or 'unknown')[:12]}. Verified: the hash of "
+            f"each entry and that it follows another; {found.replayed} states replayed from kept updates, "
+            f"{found.states} states in checkpoints; the genesis is {found.genesis}. "
+            f"{found.snapshots} states were taken from other peers, {found.rewound} entries rewound by "
+            f"restarts.{torn if found.torn_bytes else ''}",
+            file=sys.stderr,
+        )
     if args.json:
         write_json(args.json, found.to_json())
-    print(
-        f"lowcomm: {found.entries} entries, head {(found.head or 'unknown')[:12]}. Verified: the hash of "
-        f"each entry and that it follows another; {found.replayed} states replayed from kept updates, "
-        f"{found.states} states in checkpoints; the genesis is {found.genesis}. "
-        f"{found.snapshots} states were taken from other peers, {found.rewound} entries rewound by restarts.",
-        file=sys.stderr,
-    )
-    if not found.valid:
-        print_error(f"{args.run_dir}: {found.problem}")
-        return EXIT_FAILED
-    return EXIT_DONE
+    return EXIT_DONE if found.valid else EXIT_FAILED
 
 
 def verify(run_dir: Path) -> Audit:
-    """Audit one run folder as far as its files go.
+    """Audit one run folder as far as its files go; what can't be read is a `problem`, too."""
+    from lowcomm.outer.audit import Audit
+
+    found = Audit()
+    try:
+        _audit(run_dir, find_ledger(run_dir), found)
+    except LowcommError as error:
+        found.problem = str(error)
+    except OSError as error:
+        found.problem = (
+            f"{error.filename or run_dir}: expected a file or folder that can be read, got: "
+            f"{error.strerror or error}; run this as the user who trains"
+        )
+    return found
+
+
+def find_ledger(run_dir: Path) -> Path:
+    """The ledger file of a run folder.
 
     Raises:
-        StorageError: there is no ledger in it.
-        ConfigError: its config.toml is damaged.
+        StorageError: it is no run folder, or has no ledger.
+        OSError: it can't be looked into.
     """
+    if not run_dir.is_dir():
+        got = "a file; name the folder that it is in" if run_dir.exists() else "nothing of that name"
+        raise StorageError(f"{run_dir}: expected the run folder of an island, got {got}")
+    ledger = run_dir / LEDGER
+    if ledger.is_file():
+        return ledger
+    if ledger.exists():
+        raise StorageError(f"{ledger}: expected the ledger of a run, got no regular file; restore it")
+    islands = sorted(run_dir.glob(f"*/{LEDGER}"))
+    if islands:
+        raise StorageError(
+            f"{run_dir}: expected the run folder of one island, got that of {len(islands)}; name one, such "
+            f"as {islands[0].parent}"
+        )
+    raise StorageError(
+        f"{run_dir}: expected the run folder of an island, got one without a {LEDGER}: there is nothing to "
+        "verify; an island writes it when its first round commits"
+    )
+
+
+def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
+    """Fill in what the files tell.
+
+    Raises:
+        LowcommError: a checkpoint or config.toml is damaged.
+        OSError: a file can't be read.
+    """
+    from lowcomm.config.load import load_config
     from lowcomm.outer.audit import Auditor
 
-    if not run_dir.is_dir():
-        raise StorageError(f"{run_dir}: expected the run folder of an island, found no folder")
     recipe = run_dir / "config.toml"
     if not recipe.is_file():
-        return Auditor(run_dir / LEDGER).found
+        Auditor(found, ledger)
+        return
+    try:
+        config = load_config(recipe)
+    except ConfigError:
+        Auditor(found, ledger)
+        if found.valid:
+            raise
+        return
 
     from lowcomm.build import build_outer_state
-    from lowcomm.config.load import load_config
-    from lowcomm.errors import CheckpointError
     from lowcomm.storage.checkpoint import Checkpoints
 
-    config = load_config(recipe)
-    auditor = Auditor(run_dir / LEDGER, config.shared.run_id)
-    if not auditor.found.valid:
-        return auditor.found
+    auditor = Auditor(found, ledger, config.shared.run_id, config.shared.schedule.num_fragments)
+    if not found.valid:
+        return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
     saved = []
     for step in checkpoints.steps():
-        try:
-            saved.append(
-                (checkpoints.folder(step).name, checkpoints.load(step, only=("outer",))["outer"]["outer"])
-            )
-        except CheckpointError as error:
-            auditor.found.problem = str(error)
-            return auditor.found
+        outer = checkpoints.load(step, only=("outer",))["outer"]["outer"]
+        saved.append((str(checkpoints.folder(step)), outer))
     auditor.check_states(build_outer_state(config), saved)
-    return auditor.found

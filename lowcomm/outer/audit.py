@@ -7,7 +7,8 @@ there: the digest of anchor and momentum against the entry of their outer step. 
 updates are there (`train.keep_updates`): the whole state after each entry, replayed from the
 genesis or a checkpoint, bit for bit.
 
-What it cannot show: that the file is complete at its end, and what happened before a snapshot.
+What it cannot show: that the file is complete at its end, what happened before a snapshot, and in which
+order entries of different fragments came, since each has a chain of its own.
 """
 
 from __future__ import annotations
@@ -18,12 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowcomm.errors import ProtocolError, StorageError
+from lowcomm.errors import ProtocolError
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry, run_head, update_path
 from lowcomm.membership.update import Update
 from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.types import Digest, Json
+
+SHOWN = 40
+"""Characters of a damaged line that an error quotes."""
+
+ADVICE = "the run itself doesn't read this file: compare it with that of another island, or restore it"
 
 
 @dataclass(slots=True)
@@ -31,14 +37,17 @@ class Audit:
     """What was found.
 
     Attributes:
-        problem: the first thing that is wrong, with its line; empty if nothing is.
-        entries: lines that hold an entry.
+        problem: the first thing that is wrong, as `file:line: ...` where it is a line; empty if nothing is.
+        entries: lines that hold an entry, up to the problem.
         heads: of each fragment that has a line.
         snapshots: states taken from other peers; what came before them is not in the file.
         rewound: entries that a restart left behind, or applied again.
         replayed: entries whose state was recomputed from the encoded update.
         states: states in checkpoints that equal the digest in their entry.
         genesis: `recomputed` from the recipe and equal, `differs` from it, or `unknown`.
+        fragments: of the run, as far as they are known.
+        torn_bytes: of a last line without an end, as a killed process leaves it; the island cuts it off when
+            it writes again, so it is no damage and no entry.
     """
 
     problem: str = ""
@@ -50,6 +59,7 @@ class Audit:
     states: int = 0
     genesis: str = "unknown"
     fragments: int = 0
+    torn_bytes: int = 0
 
     @property
     def valid(self) -> bool:
@@ -74,6 +84,7 @@ class Audit:
             "rewound": self.rewound,
             "states_replayed": self.replayed,
             "states_in_checkpoints": self.states,
+            "torn_bytes": self.torn_bytes,
         }
 
 
@@ -82,41 +93,54 @@ class _BadLineError(Exception):
 
 
 class Auditor:
-    """Reads one ledger file, then compares what else is there with it.
+    """Reads one ledger file, then compares what else is there with it; what is wrong is in `found.problem`.
 
     Args:
+        found: what was found before an error stays in it.
         ledger: `ledger.jsonl`.
         run_id: of the run, or None to take that of the first entry.
+        fragments: of the run; 0 where it isn't known.
 
     Raises:
-        StorageError: the file can't be read.
+        OSError: the file can't be read.
     """
 
-    def __init__(self, ledger: Path, run_id: str | None = None) -> None:
+    def __init__(self, found: Audit, ledger: Path, run_id: str | None = None, fragments: int = 0) -> None:
         self._ledger, self._run_id = ledger, run_id
-        self.found = Audit()
+        self.found = found
         self._steps: dict[int, dict[Digest, int]] = {}
         self._entries: dict[Digest, Entry] = {}
         self._first: dict[int, Digest] = {}
+        whole, _, torn = ledger.read_bytes().rpartition(b"\n")
+        self.found.torn_bytes = len(torn)
         try:
-            text = ledger.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise StorageError(
-                f"{ledger}: expected the ledger of a run: {error.strerror}; name an island's run folder"
-            ) from error
-        whole = text.rpartition("\n")[0]  # a killed process may leave its last line half written
-        try:
-            for number, line in enumerate(whole.split("\n") if whole else [], start=1):
+            for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
                 try:
                     self._read(line)
-                except (ProtocolError, _BadLineError, ValueError, RecursionError) as error:
-                    raise _BadLineError(f"{ledger.name}, line {number}: {error}") from error
+                except (ProtocolError, _BadLineError) as error:
+                    raise _BadLineError(f"{ledger}:{number}: {error}; {ADVICE}") from error
+            if not self.found.entries:
+                raise _BadLineError(
+                    f"{ledger}: expected entries, got {self._no_entries()}: there is nothing to verify; an "
+                    "island writes its first entry when its first round commits"
+                )
         except _BadLineError as error:
             self.found.problem = str(error)
-        self.found.fragments = max(self.found.heads, default=-1) + 1
+        self.found.fragments = max(fragments, max(self.found.heads, default=-1) + 1)
 
-    def _read(self, line: str) -> None:
-        value: Any = json.loads(line)
+    def _no_entries(self) -> str:
+        if self.found.snapshots:
+            return f"only {self.found.snapshots} states taken from other peers"
+        return "one half-written line" if self.found.torn_bytes else "an empty file"
+
+    def _read(self, line: bytes) -> None:
+        try:
+            value: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or nested beyond measure
+            quoted = ascii(line[:SHOWN].decode(errors="replace")) + ("..." if len(line) > SHOWN else "")
+            raise _BadLineError(
+                f"expected an entry as one JSON object, got {quoted}: it is damaged"
+            ) from error
         fields = Fields("entry", value)
         fragment = fields.integer("fragment", 0, 1 << 20)
         known = self._steps.setdefault(fragment, {})
@@ -127,10 +151,14 @@ class Auditor:
             self.found.snapshots += 1
             return
         entry = parse_entry(fields)
-        if entry.hash != fields.digest("hash"):
+        try:
+            recomputed = entry.hash
+        except UnicodeEncodeError as error:  # half a surrogate pair is JSON, but has no bytes to hash
+            raise _BadLineError(f"expected names in Unicode, got {ascii(error.object)[:SHOWN]}") from error
+        if recomputed != fields.digest("hash"):
             raise _BadLineError(
-                f"outer step {entry.outer_step} of fragment {fragment} hashes to {entry.hash[:12]}, but the "
-                f"line says {fields.digest('hash')[:12]}: it was changed"
+                f"outer step {entry.outer_step} of fragment {fragment}: expected the hash of the line, "
+                f"{recomputed[:12]}, got {fields.digest('hash')[:12]}: it was changed"
             )
         self._run_id = self._run_id or entry.run_id
         if entry.run_id != self._run_id:
@@ -239,5 +267,5 @@ class Auditor:
             try:
                 before = state.apply(entry, update)
             except ProtocolError as error:
-                raise _BadLineError(f"{file.name}: {error}") from error
+                raise _BadLineError(f"{file}: {error}") from error
             self.found.replayed += 1

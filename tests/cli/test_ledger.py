@@ -1,8 +1,11 @@
 """`lowcomm ledger verify` on run folders of the real trainer: sound ones, and each way to tamper."""
 
+import ctypes
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,8 @@ import pytest
 
 from lowcomm.cli.main import main
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import parse_entry
+from lowcomm.membership.ledger import LedgerFile, parse_entry
+from lowcomm.types import Digest
 from tests.train.islands import finished, make_config, train_islands
 
 
@@ -63,20 +67,37 @@ def set_field(name: str, value: object) -> Callable[[list[str]], list[str]]:
     return change
 
 
+def of_another_run(found: list[str]) -> list[str]:
+    entry = replace(parse_entry(Fields("entry", json.loads(found[2]))), run_id="other")
+    return [*found[:2], json.dumps({**entry.to_json(), "hash": entry.hash}), *found[3:]]
+
+
 @pytest.mark.parametrize(
     ("tamper", "says"),
     [
-        (set_field("participants", [["island-0", 1]]), "line 3: .*it was changed"),
-        (set_field("state_digest", "0" * 64), "line 3: .*it was changed"),
-        (set_field("hash", "0" * 64), "line 3: .*it was changed"),
-        (set_field("outer_step", -1), "line 3: entry.outer_step"),
-        (set_field("run_id", "other"), "line 3: "),
-        (lambda found: [*found[:2], *found[3:]], "line 4: .*one is missing"),
-        (lambda found: [*found[:2], "{nonsense", *found[3:]], "line 3: "),
-        (lambda found: [*found[:2], "[]", *found[3:]], "line 3: "),
-        (lambda found: [found[3], *found[:3], *found[4:]], "line 1: .*one is missing"),
+        (set_field("participants", [["island-0", 1]]), "ledger.jsonl:3: .*it was changed"),
+        (set_field("state_digest", "0" * 64), "ledger.jsonl:3: .*it was changed"),
+        (set_field("hash", "0" * 64), "ledger.jsonl:3: .*it was changed"),
+        (set_field("outer_step", -1), "ledger.jsonl:3: entry.outer_step"),
+        (set_field("run_id", "other"), "ledger.jsonl:3: .*it was changed"),
+        (of_another_run, "ledger.jsonl:3: expected an entry of run 'small', got one of 'other'"),
+        (lambda found: [*found[:2], *found[3:]], "ledger.jsonl:4: .*one is missing"),
+        (lambda found: [*found[:2], "{nonsense", *found[3:]], "ledger.jsonl:3: "),
+        (lambda found: [*found[:2], "[]", *found[3:]], "ledger.jsonl:3: "),
+        (lambda found: [found[3], *found[:3], *found[4:]], "ledger.jsonl:1: .*one is missing"),
     ],
-    ids=["weights", "digest", "hash", "range", "run", "removed", "no-json", "no-object", "reordered"],
+    ids=[
+        "weights",
+        "digest",
+        "hash",
+        "range",
+        "run",
+        "other-run",
+        "removed",
+        "no-json",
+        "no-object",
+        "reordered",
+    ],
 )
 def test_the_first_bad_entry_is_named(
     run: Path,
@@ -89,7 +110,112 @@ def test_the_first_bad_entry_is_named(
     assert code == 1
     assert found["valid"] is False
     assert re.search(says, str(found["problem"]))
-    assert str(found["problem"])[:40] in capsys.readouterr().err
+    assert "compare it with that of another island" in str(found["problem"])
+    assert_one_error(capsys, str(found["problem"]))
+
+
+def damage(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    return lambda run: write_ledger(run, change((run / "ledger.jsonl").read_bytes()))
+
+
+def write_ledger(run: Path, data: bytes) -> None:
+    (run / "ledger.jsonl").write_bytes(data)
+
+
+def flip(data: bytes, line: int, column: int) -> bytes:
+    at = data.index(b"\n", sum(len(x) + 1 for x in data.split(b"\n")[: line - 1])) - column
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
+def swap(run: Path) -> None:
+    found = lines(run)
+    write_lines(run, [*found[:2], found[4], found[3], found[2], *found[5:]])
+
+
+def folder_for_file(run: Path) -> None:
+    (run / "ledger.jsonl").unlink()
+    (run / "ledger.jsonl").mkdir()
+
+
+def move_down(run: Path) -> None:
+    shutil.copytree(run.rename(run.parent / "moved"), run / "island-0")
+
+
+@pytest.mark.parametrize(
+    ("do", "says", "entries"),
+    [
+        (damage(lambda data: flip(data, 3, 5)), r"ledger\.jsonl:3: .*it was changed", 2),
+        (damage(lambda data: flip(data, 3, 0)), r"ledger\.jsonl:3: expected an entry as one JSON object", 2),
+        (damage(lambda data: data[:900] + data[901:]), r"ledger\.jsonl:\d: ", 1),
+        (damage(lambda data: bytes(range(256)) * 20), r"ledger\.jsonl:1: .*got '\\x00\\x01", 0),
+        (damage(lambda data: b"\xff\xfe" + data), r"ledger\.jsonl:1: .*it is damaged", 0),
+        (damage(lambda data: b"[" * 100_000 + b"\n" + data), r"ledger\.jsonl:1: .*it is damaged", 0),
+        (damage(lambda data: data.replace(b'"island-1"', b'"\\ud800"')), r"ledger\.jsonl:1: .*Unicode", 0),
+        (damage(lambda data: b""), "got an empty file: there is nothing to verify", 0),
+        (damage(lambda data: data[:100]), "got one half-written line: there is nothing to verify", 0),
+        (swap, r"ledger\.jsonl:3: .*one is missing", 2),
+        (folder_for_file, "expected the ledger of a run, got no regular file", 0),
+        (lambda run: (run / "ledger.jsonl").unlink(), r"got one without a ledger\.jsonl", 0),
+        (lambda run: shutil.rmtree(run), "expected the run folder of an island, got nothing", 0),
+        (move_down, "expected the run folder of one island, got that of 1; name one, such as .*island-0", 0),
+        (lambda run: (run / "config.toml").write_text("[shared\n"), r"config\.toml", 9),
+    ],
+    ids=["bit", "newline", "byte", "binary", "mark", "nested", "surrogate", "empty", "torn", "swapped",
+         "folder", "none", "no-run", "parent", "config"],
+)  # fmt: skip
+def test_damage_is_one_clear_line(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    do: Callable[[Path], None],
+    says: str,
+    entries: int,
+) -> None:
+    do(run)
+    code, found = verify(run)
+    assert code == 1
+    assert re.search(says, str(found["problem"]))
+    assert (found["valid"], found["entries"]) == (False, entries)
+    assert "head" in found
+    assert_one_error(capsys, str(found["problem"]))
+
+
+def assert_one_error(capsys: pytest.CaptureFixture[str], problem: str) -> None:
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == f"lowcomm: error: {' '.join(problem.split())}\n"
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", ".", "config.toml", "checkpoints"])
+def test_what_may_not_be_read_is_named(run: Path, name: str) -> None:
+    (run / name).chmod(0)
+    figures = run.parent / "figures.json"
+    command = [sys.executable, "-m", "lowcomm", "ledger", "verify", str(run), "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=drop_powers, check=False)
+    (run / name).chmod(0o755)
+    assert done.returncode == 1
+    assert re.fullmatch(rf"lowcomm: error: {re.escape(str(run))}.*Permission denied.*\n", done.stderr)
+    assert json.loads(figures.read_text())["valid"] is False
+
+
+def drop_powers() -> None:
+    """Give up root's right to read everything, where the tests run as root; others have none."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability)  # PR_CAPBSET_DROP: gone with the exec
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "says"),
+    [
+        ("none/figures.json", 2, "expected a file in a folder that exists"),
+        (".", 2, "expected a file, got a folder"),
+        ("/dev/full", 1, "/dev/full: can't be written: No space left on device"),
+    ],
+)
+def test_figures_that_can_not_be_written_are_an_error(
+    run: Path, capsys: pytest.CaptureFixture[str], target: str, code: int, says: str
+) -> None:
+    assert main(["ledger", "verify", str(run), "--json", str(run.parent / target)]) == code
+    assert says in capsys.readouterr().err
 
 
 def test_tokens_that_do_not_add_up_are_named(run: Path) -> None:
@@ -130,12 +256,16 @@ def test_without_updates_and_checkpoints_the_chain_alone_is_verified(run: Path) 
     assert found["head"] == (run / "expected_head").read_text()
 
 
-def test_a_half_written_last_line_is_no_entry(run: Path) -> None:
+def test_a_half_written_last_line_is_no_entry(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = len(lines(run))
     with (run / "ledger.jsonl").open("a") as file:
         file.write(lines(run)[-1][:50])
     code, found = verify(run)
-    assert (code, found["entries"]) == (0, whole)
+    assert (code, found["entries"], found["torn_bytes"]) == (0, whole, 50)
+    assert "The last line is half written (50 bytes) and was left out" in capsys.readouterr().err
+    LedgerFile(run / "ledger.jsonl").note_snapshot(0, 99, Digest("0" * 64), Digest("0" * 64))
+    assert len(lines(run)) == whole + 1  # the island that goes on has cut it off
+    assert verify(run)[1]["torn_bytes"] == 0
 
 
 def test_replayed_entries_after_a_restart_are_counted(run: Path) -> None:
@@ -160,4 +290,4 @@ def test_a_folder_without_a_ledger_is_named(tmp_path: Path, capsys: pytest.Captu
     assert main(["ledger", "verify", str(tmp_path)]) == 1
     assert "ledger" in capsys.readouterr().err
     assert main(["ledger", "verify", str(tmp_path / "none")]) == 1
-    assert "found no folder" in capsys.readouterr().err
+    assert "got nothing of that name" in capsys.readouterr().err
