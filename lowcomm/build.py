@@ -101,6 +101,7 @@ def build_limits(config: Config) -> Limits:
         clip_norm=rule.clip_norm,
         max_tokens=rule.max_tokens,
         max_rejections=rule.max_rejections,
+        ban_s=rule.ban_s,
     )
 
 

@@ -139,6 +139,9 @@ class AggregationConfig:
         0, "tokens that one island can train between two rounds; more is rejected; 0 = any number", low=0
     )
     max_rejections: int = setting(3, "after so many rejections in a row a peer is out", low=1, high=1_000)
+    ban_s: float = setting(
+        3_600.0, "so long it is out; twice as long each further time; 0 = until the others restart", low=0.0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

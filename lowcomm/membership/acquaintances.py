@@ -70,11 +70,15 @@ class Acquaintances:
         )
 
     def refuse(self, peer: PeerId) -> bool:
-        """Never dial a peer (again); returns whether that is new."""
+        """Don't dial a peer (again); returns whether that is new."""
         new = peer not in self._refused
         self._refused.add(peer)
         self._known.pop(peer, None)
         return new
+
+    def pardon(self, peer: PeerId) -> None:
+        """A peer may be dialled again, once it is heard of."""
+        self._refused.discard(peer)
 
     def lost(self, peer: PeerId) -> None:
         """A link broke: it is dialled again, a little later."""

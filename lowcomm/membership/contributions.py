@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowcomm.membership.bans import BAN_S
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.types import PeerId
@@ -49,12 +50,14 @@ class Limits:
         clip_norm: contributions are scaled down to this many median norms; 0 = never.
         max_tokens: one island's tokens between two commits of a fragment; 0 = any number.
         max_rejections: after so many rejections in a row a peer is out.
+        ban_s: seconds that it is out; twice as long each further time; 0 = for good.
     """
 
     norm_limit: float = 0.0
     clip_norm: float = 0.0
     max_tokens: int = 0
     max_rejections: int = 3
+    ban_s: float = BAN_S
 
 
 class Contributions:

@@ -9,6 +9,7 @@ through the initial ones, through what peers tell of each other, and through the
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -18,11 +19,14 @@ import msgpack
 from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
+from lowcomm.membership.bans import BAN_S, Bans
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
 from lowcomm.membership.peer import BURST_MESSAGES, MAX_FRAGMENTS, Peer, State, parse_state
 from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL = 2
 RECORD_TTL_S = 60.0
@@ -64,6 +68,7 @@ class Peers:
         on_change: called after anything changed that a round could care about.
         on_silent: called when a peer has been silent for longer than it ever is; it may come back.
         on_refused: called with the reasons when a peer and this one don't fit together.
+        ban_s: seconds that a peer is out for the first time; 0 = for good.
 
     Attributes:
         departed: peers that have said goodbye, and have not come back.
@@ -81,6 +86,7 @@ class Peers:
         on_change: Callable[[], None],
         on_silent: Callable[[PeerId, str], None] = lambda peer, reason: None,
         on_refused: Callable[[PeerId, list[str]], None],
+        ban_s: float = BAN_S,
     ) -> None:
         self._exchange = exchange
         self._shared = dict(shared)
@@ -89,7 +95,7 @@ class Peers:
         self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
-        self.banned: dict[PeerId, str] = {}
+        self.banned = Bans(ban_s)
         self.departed: set[PeerId] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(exchange, self.linked.__contains__, self._spawn)
@@ -176,7 +182,8 @@ class Peers:
     def on_peer_up(self, peer: PeerId) -> None:
         """A link came up: greet."""
         if peer in self.banned:
-            self._spawn(self._put_out(peer, self.banned[peer]))
+            reason = self.banned.reason(peer, asyncio.get_running_loop().time())
+            self._spawn(self._put_out(peer, reason))
             return
         now = asyncio.get_running_loop().time()
         self.linked[peer] = Peer(
@@ -238,19 +245,20 @@ class Peers:
         return entry.greeted and peer not in self.banned
 
     def ban(self, peer: PeerId, reason: str) -> None:
-        """Put a peer out for as long as this process lives, and tell it why.
+        """Put a peer out for a while, and tell it why.
 
         The link stays until the peer leaves or its lease runs out, and nothing on it is heard: a
         link that breaks in a ballot would look to others as if either side had failed.
         """
         if peer not in self.banned:
-            self.banned[peer] = reason
+            now = asyncio.get_running_loop().time()
+            self.banned.add(peer, reason[:800], now)
             self.known.refuse(peer)
-            self.post(peer, Message("refuse", {"reasons": [reason[:1_000]]}))
+            self.post(peer, Message("refuse", {"reasons": [self.banned.reason(peer, now)]}))
             self._on_change()
 
     async def _put_out(self, peer: PeerId, reason: str) -> None:
-        await self._send(peer, Message("refuse", {"reasons": [reason[:1_000]]}))
+        await self._send(peer, Message("refuse", {"reasons": [reason]}))
         await self._exchange.disconnect(peer)
 
     def on_peer_down(self, peer: PeerId) -> None:
@@ -361,13 +369,16 @@ class Peers:
             self.known.dial_due()
 
     async def _listen(self) -> None:
-        """Notice who has fallen silent, and who makes no steps any more."""
+        """Notice who has fallen silent, who makes no steps any more, and who may come back."""
         step_s = self._heartbeat_s / LOOKS
         came: dict[PeerId, int] = {}
         while True:
             await asyncio.sleep(step_s)
             now = asyncio.get_running_loop().time()
             before, came = came, dict(self._exchange.traffic.from_peer)
+            for name in self.banned.expire(now):
+                logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
+                self.known.pardon(name)
             for peer in list(self.linked.values()):
                 if peer.pulse is not None and came.get(peer.id, 0) > before.get(peer.id, 0):
                     peer.pulse.resume(now)  # a long message of which a part came is no silence

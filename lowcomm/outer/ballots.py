@@ -170,7 +170,8 @@ class Ballots:
         banned = self._topic.context.peers.banned
         out = [peer for peer in roster.peers if peer in banned]
         if out:
-            raise PeerFailedError(f"{', '.join(out)} is out of the run: {banned[out[0]]}", out)
+            why = banned.reason(out[0], self._topic.now_s())
+            raise PeerFailedError(f"{', '.join(out)} is out of the run: {why}", out)
         refused = self._topic.contributions.judge(roster.participants, roster.outer_step)
         if refused:
             raise BadContributionError(

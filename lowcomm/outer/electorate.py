@@ -37,10 +37,11 @@ class Electorate:
         Where nobody has, but the history has forked at this height: those on the winning side, if this
         peer is on another one.
         """
-        fragment, doubted = self._fragment, self._doubted()
+        fragment, peers = self._fragment, self._context.peers
+        doubted = self._doubted() | peers.banned.probation
         training = [
             peer
-            for peer in self._context.peers.live()
+            for peer in peers.live()
             if peer.state.phase == "training"
             and fragment < min(len(peer.state.outer_steps), len(peer.state.heads))
             and peer.id not in doubted

@@ -104,6 +104,7 @@ class Node:
             on_change=self._look,
             on_silent=self._on_silent,
             on_refused=self._on_refused,
+            ban_s=policy.limits.ban_s,
         )
         self.blobs = Blobs(exchange, self._find_blob, self.pool, Pace(snapshot_mbit_s))
         self.questions = Questions(exchange, lambda: self.deadline_s)
@@ -309,6 +310,7 @@ class Node:
         commits.append((accepted, self.state.position(entry.fragment)))
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
+        self.peers.banned.proven(peer for peer, _ in entry.participants)
         self.notes.committed(entry, accepted.update)
         self.publish_position()
         self.changed.notify()

@@ -1,0 +1,111 @@
+"""A peer that was put out comes back: after a while, as one that nobody follows. On a virtual clock."""
+
+import asyncio
+from collections.abc import Callable
+
+from lowcomm.exchanges.base import Message
+from lowcomm.membership.bans import Bans
+from lowcomm.membership.contributions import Limits
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.swarm import Outcome, SimSwarm, name
+from lowcomm.sim.tapes import PeerFault, Tape
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import PeerId, TensorSpec
+
+ANN, BOB = PeerId("ann"), PeerId("bob")
+BROKEN = 2
+LIES_S, BAN_S = (20.0, 40.0), 30.0
+
+
+def test_each_ban_is_twice_as_long_as_the_one_before() -> None:
+    bans = Bans(10.0)
+    bans.add(ANN, "it lied", 0.0)
+    assert ANN in bans
+    assert BOB not in bans
+    assert bans.reason(ANN, 4.0) == "it lied; it is out for 6 s more"
+    assert bans.expire(9.9) == []
+    assert bans.expire(10.0) == [ANN]
+    assert ANN not in bans
+    bans.add(ANN, "again", 10.0)
+    assert bans.expire(29.9) == []
+    assert bans.expire(30.0) == [ANN]
+
+
+def test_who_comes_back_is_on_probation_until_a_round_with_it_commits() -> None:
+    bans = Bans(10.0)
+    bans.add(ANN, "it lied", 0.0)
+    bans.expire(10.0)
+    assert bans.probation == {ANN}
+    bans.proven([BOB])
+    assert bans.probation == {ANN}
+    bans.proven([ANN, BOB])
+    assert bans.probation == set()
+
+
+def test_without_a_length_a_ban_is_for_good() -> None:
+    bans = Bans(0.0)
+    bans.add(ANN, "it lied", 0.0)
+    assert bans.expire(1e12) == []
+    assert bans.reason(ANN, 1e12) == "it lied; it is out until this island restarts"
+
+
+def settings(step_s: float | Callable[[int, float], float] = 0.4) -> IslandSettings:
+    limits = Limits(max_tokens=1_000, max_rejections=1, ban_s=BAN_S)
+    return IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0, limits=limits),
+        layout=(TensorSpec("weights", (64,)),),
+        num_fragments=1,
+        step_s=step_s,
+    )
+
+
+def test_an_island_that_was_mended_takes_part_again() -> None:
+    """It claims tokens that nobody can have trained, is put out, dies, and comes back sound."""
+    faults = (PeerFault("crash", (BROKEN,), LIES_S[1], BAN_S + 5.0),)
+    swarm = SimSwarm(4, Tape(1, (), faults, quiet_s=100.0), settings())
+
+    def lie(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        now_s = asyncio.get_running_loop().time()
+        if sender == name(BROKEN) and message.kind == "ready" and LIES_S[0] < now_s < LIES_S[1]:
+            return Message("ready", {**message.body, "tokens": 10**9}, message.payload)
+        return True
+
+    swarm._hub.filter = lie
+    outcome = run_virtually(swarm.run(), 300.0)
+    assert not outcome.errors
+    assert len({outcome.final_heads[number] for number in range(4)}) == 1
+    entries = outcome.final[0].record.entries
+    with_it = [entry.tokens_of(name(BROKEN)) is not None for entry in entries]
+    assert not any(with_it[18:30])
+    assert all(with_it[-15:])
+    assert not outcome.final[0].node.peers.banned.probation
+
+
+def test_an_island_that_went_on_alone_leads_nobody_away() -> None:
+    """It is put out by all others, goes on alone and gets ahead; then they link to it again."""
+
+    def step_s(number: int, now_s: float) -> float:
+        return 0.2 if number == BROKEN else 0.4
+
+    swarm = SimSwarm(4, Tape(1, (), (), quiet_s=100.0), settings(step_s))
+
+    async def scenario() -> Outcome:
+        running = asyncio.create_task(swarm.run())
+        await asyncio.sleep(20.0)
+        for island in swarm.outcome.lives:
+            if island.number != BROKEN:
+                island.node.peers.ban(name(BROKEN), "for the test")
+        return await running
+
+    outcome = run_virtually(scenario(), 300.0)
+    assert not outcome.errors
+    others = [outcome.final[number] for number in range(4) if number != BROKEN]
+    assert outcome.final_heights[BROKEN] > outcome.final_heights[others[0].number]
+    assert len({outcome.final_heads[island.number] for island in others}) == 1
+    for island in others:
+        entries = island.record.entries
+        assert [entry.outer_step for entry in entries] == list(range(1, len(entries) + 1))
+        assert all(len(entry.participants) >= 3 for entry in entries)
+        assert island.node.peers.banned.probation == {name(BROKEN)}
+        assert not island.record.snapshots
