@@ -99,6 +99,32 @@ class Children:
         self._seen |= _session(self._processes[number].pid)
         return event
 
+    def ask(self, number: int, kind: str) -> dict[str, Any]:
+        """Send a peer a line, and return the event of this kind that it answers with.
+
+        Raises:
+            ExchangeError: see `wait_for`.
+        """
+        process = self._processes[number]
+        assert process.stdin is not None
+        try:
+            process.stdin.write(kind + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died; what it said last is read below
+        return self.wait_for(number, kind)
+
+    def wait_for_end(self, number: int) -> None:
+        """Wait until a peer that ends by itself is gone.
+
+        Raises:
+            ExchangeError: it still lives at the deadline.
+        """
+        try:
+            self._processes[number].wait(self._deadline_s)
+        except subprocess.TimeoutExpired:
+            raise ExchangeError(f"{self._module}: peer {number} did not end") from None
+
     def _last_message(self, number: int) -> str:
         messages = self._messages[number]
         messages.seek(0)

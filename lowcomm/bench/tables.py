@@ -14,6 +14,7 @@ from typing import Any
 
 from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.learning import read_log
+from lowcomm.bench.snapshots import Cut
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,7 @@ def tables(results: Path) -> str:
         "codecs.json": _codecs,
         "overhead.json": _overhead,
         "speeds.json": _speeds,
+        "snapshot.json": _snapshot,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -326,6 +328,13 @@ def _speeds(path: Path) -> str:
         "all (`lowcomm bench speeds`)"
     )
     return f"{heading}:\n\n" + _table(("", "fixed", "matched"), rows)
+
+
+def _snapshot(path: Path) -> str:
+    one = json.loads(path.read_text(encoding="utf-8"))["snapshot"]
+    cuts = [Cut(**{key: value for key, value in cut.items() if key != "ratio"}) for cut in one["cuts"]]
+    heading = f"A snapshot from {one['donors']} donors that is cut (`lowcomm bench snapshot`)"
+    return f"{heading}:\n\n" + _table(Cut.HEADINGS, [cut.row() for cut in cuts])
 
 
 def main() -> None:
