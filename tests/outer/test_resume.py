@@ -196,3 +196,45 @@ def test_what_may_have_been_credited_is_not_sent_again() -> None:
     trained = swarm.results[0].tokens_trained + sum(life["trained"] for life in lives)
     assert lives[1]["dropped"] == 8
     assert sum(report.round_tokens for report in swarm.results[0].committed) == trained
+
+
+def test_an_island_that_went_on_alone_comes_back_to_the_run() -> None:
+    """Its checkpoint is of a history that nobody else has, and further ahead than theirs."""
+    alone = Swarm(islands=1, schedule=Schedule(inner_steps=2))
+    saved = io.BytesIO()
+
+    def save(inner_step: int, outer: OuterLoop) -> None:
+        if inner_step == 40:
+            torch.save(outer.state_dict(), saved)
+
+    assert alone.train(0, 42, each=save).error is None
+    swarm = Swarm(islands=2, schedule=Schedule(inner_steps=2))
+    here, back = threading.Event(), threading.Event()
+
+    def wait_for_the_third(inner_step: int, outer: OuterLoop) -> None:
+        if inner_step == 10:
+            here.set()
+            assert back.wait(30)
+
+    def come_back() -> None:
+        assert here.wait(30)
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr)
+        outer = swarm.loop(2, model, optimizer, founder=False, expected_peers=1)
+        outer.connect()
+        outer.load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
+        assert outer.outer_step == 20
+        try:
+            assert outer.join().how == "snapshot"
+            assert outer.outer_step == 5
+            assert outer.tokens_uncommitted == 0
+        finally:
+            back.set()
+            outer.close()
+
+    trainers = [lambda i=i: swarm.train(i, 14, each=wait_for_the_third) for i in range(2)]
+    in_parallel([*trainers, come_back], swarm.results, [0, 1, 2])
+    assert [swarm.results[island].error for island in range(2)] == [None, None]
+    assert 2 not in swarm.results, swarm.results[2].error
+    assert swarm.results[0].head == swarm.results[1].head
+    assert [report.outer_step for report in swarm.results[0].reports] == list(range(1, 8))
