@@ -214,7 +214,7 @@ class Flights:
         if self._node is not None:
             outcome = flight.outcome.result()
             moved, credited = int(outcome.entry is not None or outcome.adopted > 0), outcome.tokens
-            outer_step = self._node.state.chains[fragment.index].outer_step
+            outer_step = outcome.outer_step
             interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
             if interval is not None:
                 step_s = flight.contribution.speed.step_s
@@ -259,11 +259,16 @@ class Flights:
         if next_steps:
             self._pacing.take(fragment.index, Interval(next_steps, 1e-6 * next_us))
             self._pacing.put_off(late_steps, fragment.index)
-        elif swarm_step and (missed or self._progress.realign[fragment.index]):
-            # in step again: due when the others are, with the learning rate that they have
-            self._progress.jump(swarm_step - flight.contribution.inner_step)
-            self._pacing.shift(swarm_step - flight.contribution.inner_step)
-        self._progress.realign[fragment.index] = bool(missed) and not committed
+            swarm_step = 0  # it counts its own steps
+        self._pacing.shift(
+            self._progress.fall_in(
+                fragment.index,
+                flight.contribution.inner_step,
+                swarm_step,
+                missed=bool(missed),
+                committed=bool(committed),
+            )
+        )
         self._progress.wait_s += wait_s
         if outcome is not None:
             self._progress.transfer_s += outcome.transfer_s

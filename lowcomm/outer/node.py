@@ -208,12 +208,13 @@ class Node:
         mine: Accepted | None = None
         reason = ""
         late_s = fragment_round.waiting_s
-        fragment_round.contribute(contribution)
+        if not call.commits:  # else what is left of it is announced below
+            fragment_round.contribute(contribution)
         try:
             while mine is None:
                 decision = fragment_round.decision
                 attempts = max(attempts, decision.ballots)
-                moved = False
+                moved = missed = False
                 while call.commits and mine is None:
                     (accepted, position), moved = call.commits.pop(0), True
                     own, tokens = accepted.contribution, accepted.entry.tokens_of(self.exchange.peer_id)
@@ -227,7 +228,14 @@ class Node:
                         credited += own.tokens
                         contribution = _remaining(contribution, own)
                         before = before - own.values
+                    else:
+                        missed = True
                 if mine is not None:
+                    break
+                if missed and len(self.rounds) > 1 and not fragment_round.called:
+                    # to wait here for the next round would be to be missed in those of the other fragments
+                    reason = "the others committed without this island; it answers as soon as they are ready"
+                    await fragment_round.abandon()
                     break
                 if moved:
                     fragment_round.contribute(contribution)
@@ -260,6 +268,7 @@ class Node:
         return RoundOutcome(
             entry=mine.entry if mine else None,
             reason=reason,
+            outer_step=mine.entry.outer_step if mine else chain.outer_step,
             before=before,
             values=contribution.values,
             base=base,
@@ -280,7 +289,7 @@ class Node:
             bytes_sent=traffic.sent_bytes - sent,
             bytes_received=traffic.received_bytes - received,
             digest=mine.after.digest if mine else state.digest,
-            head=chain.head,
+            head=mine.entry.hash if mine else chain.head,
             rejected=(*fragment_round.take_rejected(), *self._take_dropped()),
             residual_before=residual_before,
             residual_norm=await self._residual_norm(fragment),

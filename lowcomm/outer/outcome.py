@@ -22,6 +22,7 @@ class RoundOutcome:
     Attributes:
         entry: the entry that holds this island's contribution; None if nothing was committed.
         reason: why not.
+        outer_step, digest, head: of the fragment after it; others may have gone further in the meantime.
         before: the anchor when the call began.
         values: the pseudo-gradient against `before` that was to be committed.
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
@@ -39,6 +40,7 @@ class RoundOutcome:
 
     entry: Entry | None
     reason: str
+    outer_step: int
     before: Tensor
     values: Tensor
     base: Tensor

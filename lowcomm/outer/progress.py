@@ -74,10 +74,25 @@ class Progress:
             self.counted_step = began_step
         self.totals[fragment] = total_tokens
 
-    def jump(self, steps: int) -> None:
-        """The swarm's count of inner steps is `steps` further than this island's; take it over."""
+    def fall_in(
+        self, fragment: int, began_step: int, swarm_step: int, *, missed: bool, committed: bool
+    ) -> int:
+        """Be in step with the others again, due when they are, once a round that was missed is made up for.
+
+        Args:
+            began_step: the inner step of the contribution to the round that has ended.
+            swarm_step: where its participants stand, see `furthest`; 0 if that is not known.
+            missed: others committed outer steps without this contribution.
+            committed: it was committed in the end.
+
+        Returns:
+            How many inner steps the swarm's count was further than this island's; taken over.
+        """
+        steps = swarm_step - began_step if swarm_step and (missed or self.realign[fragment]) else 0
         self.inner_step += steps
         self.counted_step += steps
+        self.realign[fragment] = missed and not committed
+        return steps
 
     @property
     def swarm_tokens(self) -> int:

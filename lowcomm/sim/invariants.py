@@ -100,17 +100,8 @@ def _together_again(outcome: Outcome) -> list[str]:
         if any(len(heads) > 1 for heads in by_step.values()):
             problems.append(f"fragment {fragment}: forked at the end, at {sorted(by_step)}")
     last = [max((o.entry.outer_step for _, o in i.rounds if o.entry), default=0) for i in outcome.final]
-    # with `continue`, who is in another phase is not waited for: there it must have been one swarm since
-    recent = 4 if outcome.settings.policy.partition == "majority" else 0
-    since = max(max(heights) for heights in outcome.heights_when_quiet.values())
     biggest = max(
-        (
-            len(o.entry.participants)
-            for i in outcome.final
-            for _, o in i.rounds[-recent:]
-            if o.entry and o.entry.outer_step > since
-        ),
-        default=0,
+        (len(o.entry.participants) for i in outcome.final for _, o in i.rounds[-4:] if o.entry), default=0
     )
     if biggest < len(outcome.final):
         problems.append(f"the last rounds had at most {biggest} of {len(outcome.final)} islands ({last})")

@@ -135,7 +135,9 @@ class SimIsland:
         self.joined_s = -1.0
         self.waited_s = 0.0
         self.intervals: list[tuple[int, float, int]] = []
-        schedule = settings.pace or Schedule(inner_steps=settings.inner_steps)
+        schedule = settings.pace or Schedule(
+            inner_steps=settings.inner_steps, num_fragments=settings.num_fragments, delay=settings.delay
+        )
         self._pacing = Pacing(schedule, len(sizes), 1, LoopClock())
         self.phase = "starting"
 
@@ -155,13 +157,15 @@ class SimIsland:
         self.joined_s = loop.time()
         self.progress.inner_step = report.inner_step
         self.local = [state.anchor.clone() for state in node.state.states]
-        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int]] = {}
+        self.progress.realign = [report.out_of_step] * len(self._fragments)
+        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int, int]] = {}
         while loop.time() < until_s:
             self._pacing.step_begins()
             await asyncio.sleep(self._step_s(loop.time()))
             self._train()
             for fragment, fragment_round in enumerate(node.rounds):
-                if fragment not in flights and (self._due(fragment) or fragment_round.ahead()):
+                called = self.progress.realign[fragment] and fragment_round.called
+                if fragment not in flights and (self._due(fragment) or called or fragment_round.ahead()):
                     values, progress = node.bases[fragment] - self.local[fragment], self.progress
                     steps = self._pacing.begin(fragment, progress.inner_step)
                     self.intervals.append((fragment, loop.time(), steps))
@@ -173,15 +177,15 @@ class SimIsland:
                         speed=self._pacing.speed(steps),
                     )
                     task = loop.create_task(node.contribute(fragment, contribution))
-                    flights[fragment] = task, self.progress.inner_step + self._settings.delay
-            for fragment, (task, use_at_step) in list(flights.items()):
+                    flights[fragment] = task, progress.inner_step, progress.inner_step + self._settings.delay
+            for fragment, (task, began_step, use_at_step) in list(flights.items()):
                 if use_at_step <= self.progress.inner_step:
                     began_s = loop.time()
-                    self._land(fragment, await task)
+                    self._land(fragment, began_step, await task)
                     self.waited_s += loop.time() - began_s
                     del flights[fragment]
-        for fragment, (task, _) in flights.items():
-            self._land(fragment, await task)
+        for fragment, (task, began_step, _) in flights.items():
+            self._land(fragment, began_step, await task)
         self.phase = "leaving"
         await node.close()
         self.phase = "left"
@@ -200,8 +204,6 @@ class SimIsland:
 
     def _due(self, fragment: int) -> bool:
         step = self.progress.inner_step
-        if self._settings.pace is None:
-            return (step + fragment) % self._settings.inner_steps == 0
         called = self.node.rounds[fragment].called
         return fragment in self._pacing.due(step) or self._pacing.early(fragment, called=called)
 
@@ -212,7 +214,7 @@ class SimIsland:
         self._pacing.step_ends(10 + self.number)
         self.node.peers.state.inner_step = self.progress.inner_step
 
-    def _land(self, fragment: int, outcome: RoundOutcome) -> None:
+    def _land(self, fragment: int, began_step: int, outcome: RoundOutcome) -> None:
         self.rounds.append((fragment, outcome))
         self.credited[fragment] += outcome.tokens
         self.progress.credit(fragment, outcome.tokens)
@@ -222,6 +224,15 @@ class SimIsland:
             step_s = outcome.speeds[self.node.exchange.peer_id].step_s
             late_steps = self._pacing.late_steps(fragment, outcome.late_s, step_s)
             self._pacing.put_off(late_steps, fragment)
+        self._pacing.shift(
+            self.progress.fall_in(
+                fragment,
+                began_step,
+                0 if interval is not None else outcome.swarm_step,
+                missed=outcome.adopted > 0,
+                committed=outcome.entry is not None,
+            )
+        )
         if outcome.entry is not None or outcome.adopted:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 
