@@ -145,15 +145,18 @@ class Joining:
                 node.peers.announce()
             for fragment in range(len(node.state.fragments)):
                 moved = await self._come_up(fragment, give_up_s)
-                entries += len(moved.entries)
                 snapshot_bytes += moved.snapshot_bytes
                 skipped[fragment] = moved.snapshot_bytes > 0
-                own = [entry.tokens_of(node.exchange.peer_id) or 0 for entry in moved.entries]
-                credits[fragment] = sum(own)
-            if snapshot_bytes:
-                report_how = "snapshot"
-            elif entries:
-                report_how = "replayed"
+        for fragment in range(len(node.state.fragments)):
+            # what was replayed, and what a vote of this island's earlier process has committed
+            found = node.take_late(fragment)
+            entries += len(found)
+            credits[fragment] = sum(entry.tokens_of(node.exchange.peer_id) or 0 for entry in found)
+        if snapshot_bytes:
+            report_how = "snapshot"
+        elif entries:
+            report_how = "replayed"
+        if running:
             out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
             if out_of_step:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
@@ -257,12 +260,11 @@ class Joining:
         Raises:
             PeerUnreachableError: nobody handed the state over in time.
         """
-        loop, moved = asyncio.get_running_loop(), Moved([], 0)
+        loop, moved = asyncio.get_running_loop(), Moved()
         while True:
             reason = "the islands that train have gone"
             try:
                 part = await self._node.recovery.catch_up(fragment, joining=True)
-                moved.entries += part.entries
                 moved.snapshot_bytes += part.snapshot_bytes
                 if self._caught_up(fragment):
                     return moved

@@ -329,6 +329,11 @@ class Node:
         parts = [accepted.contribution for accepted, _ in self._late[fragment]]
         return sum(part.tokens for part in parts if part is not None)
 
+    def take_late(self, fragment: int) -> list[Entry]:
+        """The entries committed since the last call, which no call is to count any more."""
+        late, self._late[fragment] = self._late[fragment], []
+        return [accepted.entry for accepted, _ in late]
+
     def rebase(self) -> None:
         """The island's own parameters stand on the anchors as they are now."""
         self.bases = [state.anchor for state in self.state.states]

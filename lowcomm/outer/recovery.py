@@ -36,8 +36,7 @@ PAUSE_S = 0.2
 class Moved:
     """What one catch-up did."""
 
-    entries: list[Entry]
-    snapshot_bytes: int
+    snapshot_bytes: int = 0
     failed: int = 0
 
 
@@ -56,7 +55,7 @@ class Recovery:
         Raises:
             PeerUnreachableError: for a joiner, if no donor could help.
         """
-        node, moved = self._node, Moved([], 0)
+        node, moved = self._node, Moved()
         before = node.state.chains[fragment].head
         donors = self._donors(fragment, joining=joining)
         for donor in donors:
@@ -68,7 +67,7 @@ class Recovery:
                         fragment, [donor.id, *others], vouched=joining
                     )
                 else:
-                    await self._replay(fragment, entries, [donor.id, *others], moved)
+                    await self._replay(fragment, entries, [donor.id, *others])
             except (PeerUnreachableError, ProtocolError) as error:
                 logger.warning("catching up from %s failed: %s", donor.id, error)
                 moved.failed += 1
@@ -150,9 +149,7 @@ class Recovery:
             raise ProtocolError("the entries lead to a head that no live island has")
         return list(entries[: known[-1] + 1]) if known else []
 
-    async def _replay(
-        self, fragment: int, entries: Sequence[Entry], donors: list[PeerId], moved: Moved
-    ) -> None:
+    async def _replay(self, fragment: int, entries: Sequence[Entry], donors: list[PeerId]) -> None:
         node = self._node
         for entry in entries:
             if node.state.chains[fragment].outer_step >= entry.outer_step:
@@ -160,4 +157,3 @@ class Recovery:
             accepted = await node.rounds[fragment].fetch(entry, donors, NO_BALLOT)
             if node.state.chains[fragment].outer_step + 1 == entry.outer_step:
                 node.adopt(accepted)
-                moved.entries.append(entry)

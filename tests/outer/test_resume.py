@@ -238,3 +238,52 @@ def test_an_island_that_went_on_alone_comes_back_to_the_run() -> None:
     assert 2 not in swarm.results, swarm.results[2].error
     assert swarm.results[0].head == swarm.results[1].head
     assert [report.outer_step for report in swarm.results[0].reports] == list(range(1, 8))
+
+
+def test_what_an_earlier_vote_has_committed_is_counted(tmp_path: Path) -> None:
+    """Killed after its vote, with a checkpoint from before it: it commits that entry as it comes back."""
+    policy = RoundPolicy(deadline_s=20.0, partition="majority")
+    swarm = Swarm(islands=2, schedule=Schedule(inner_steps=2), policy=policy)
+    back = threading.Event()
+    saved = io.BytesIO()
+
+    def wait_for_the_other(inner_step: int, outer: OuterLoop) -> None:
+        if inner_step == 7:
+            assert back.wait(30)
+
+    def train_twice() -> None:
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr)
+        outer = swarm.loop(1, model, optimizer, folder=tmp_path)
+        outer.start()
+        for step in range(6):
+            train_step(model, optimizer, batch(1, step))
+            outer.step(tokens=8)
+            if step == 4:
+                torch.save({"model": model.state_dict(), "outer": outer.state_dict()}, saved)
+        anchor = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        swarm.hub.kill(name(1))
+        outer.close()
+        state = torch.load(io.BytesIO(saved.getvalue()), weights_only=True)
+        model = make_model()
+        model.load_state_dict(state["model"])
+        optimizer = torch.optim.SGD(model.parameters(), lr=swarm.lr)
+        outer = swarm.loop(1, model, optimizer, founder=False, expected_peers=1, folder=tmp_path)
+        outer.connect([5])
+        outer.load_state_dict(state["outer"])
+        report = outer.join()
+        assert (report.how, report.entries, report.credits) == ("replayed", 1, (16,))
+        assert outer.tokens_trained == outer.tokens_credited == 48
+        local = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        torch.testing.assert_close(local, anchor, rtol=0, atol=1e-6)
+        back.set()
+        while outer.inner_step < 12:
+            train_step(model, optimizer, batch(1, outer.inner_step))
+            outer.step(tokens=8)
+        outer.finish()
+        assert outer.tokens_trained == outer.tokens_credited
+        outer.close()
+
+    trainers: list[Any] = [lambda: swarm.train(0, 12, each=wait_for_the_other), train_twice]
+    in_parallel(trainers, swarm.results, [0, 1])
+    assert [result.error for result in swarm.results.values()] == [None] * len(swarm.results)
