@@ -223,7 +223,7 @@ def train_islands(config: Config, islands: int) -> tuple[list[dict[str, Any]], l
         Their summaries, and the curve: [tokens of all islands, mean training loss] at each log line.
 
     Raises:
-        LowcommError: an island failed; it says what `launch` printed.
+        LowcommError: an island failed, and it says what `launch` printed; or a signal stopped one.
     """
     with tempfile.TemporaryDirectory(prefix="lowcomm-study-") as folder:
         recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
@@ -235,6 +235,12 @@ def train_islands(config: Config, islands: int) -> tuple[list[dict[str, Any]], l
             raise LowcommError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2_000:]}")
         folders = [out / f"island-{island}" for island in range(islands)]
         summaries = [json.loads((one / "summary.json").read_text("utf-8")) for one in folders]
+        for one, summary in zip(folders, summaries, strict=True):
+            if summary["interrupted"]:
+                raise LowcommError(
+                    f"{one.name} was stopped by a signal after {summary['inner_steps']} inner steps; "
+                    "nothing was logged for this run, start the study again to repeat it"
+                )
         curves = [_train_lines(one) for one in folders]
     curve: list[Json] = [
         [sum(line["tokens"] for line in lines), statistics.fmean(line["loss"] for line in lines)]

@@ -210,12 +210,16 @@ class _View:
 
 @contextlib.contextmanager
 def _signals_as_interrupts() -> Any:
-    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing is left behind."""
+    """SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing is left behind.
+
+    SIGINT is among them because a shell that starts a command in the background has it ignored.
+    """
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:

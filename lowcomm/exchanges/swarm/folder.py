@@ -14,10 +14,15 @@ from lowcomm.errors import StorageError
 _PREFIX = "lowcomm-p2p-"
 _NEW_S = 60.0
 """A folder younger than this may not be locked yet by who made it."""
+_LONGEST_PARENT = 55
+"""Bytes; the path of a socket below it, `/lowcomm-p2p-XXXXXXXX/p2pclient-XXXXXXXXXXX.sock`, may have 103."""
+_SHORT_PARENT = Path("/tmp")
 
 
 class PrivateFolder:
     """A new folder in the system's temporary one, mode 0700, locked as long as it is in use.
+
+    Where TMPDIR is too long for the path of a socket, as batch systems like to have it, it is in /tmp.
 
     Raises:
         StorageError: it can't be made.
@@ -25,6 +30,8 @@ class PrivateFolder:
 
     def __init__(self, clock: Clock) -> None:
         parent = Path(tempfile.gettempdir())
+        if len(os.fsencode(parent)) > _LONGEST_PARENT:
+            parent = _SHORT_PARENT
         _sweep(parent, clock.wall_s() - _NEW_S)
         try:
             self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
