@@ -32,7 +32,7 @@ def add_joining(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--address-file", metavar="F", type=Path, help="write this island's address to F")
     group.add_argument(
-        "--payload-mib", metavar="MIB", type=seconds, default=25.0, help="MiB of fp32 before encoding (25)"
+        "--payload-mib", metavar="MIB", type=mib, default=25.0, help="MiB of fp32 before encoding (25)"
     )
 
 

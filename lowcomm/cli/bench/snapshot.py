@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from lowcomm.cli.bench.arguments import seconds, tell
+from lowcomm.cli.bench.arguments import mib, seconds, tell
 from lowcomm.cli.common import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -28,7 +28,7 @@ def add(parts: Subparsers) -> None:
         example="lowcomm bench snapshot --payload-mib 400 --json snapshot.json",
     )
     parser.add_argument(
-        "--payload-mib", metavar="MIB", type=seconds, default=400.0, help="MiB of the state (400)"
+        "--payload-mib", metavar="MIB", type=mib, default=400.0, help="MiB of the state (400)"
     )
     parser.add_argument("--donors", metavar="N", type=positive, default=2, help="islands that have it (2)")
     parser.add_argument(
