@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import struct
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -357,20 +358,36 @@ def test_forged_directory_records_are_refused(stage: Stage) -> None:
     stage.run(scenario())
 
 
-def test_folders_of_killed_processes_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    live = PrivateFolder(SystemClock())
-    (tmp_path / "lowcomm-p2p-stale").mkdir()
-    (tmp_path / "lowcomm-p2p-fresh").mkdir()
-    for folder in (live.path, tmp_path / "lowcomm-p2p-stale"):
-        os.utime(folder, (0, 0))
-    second = PrivateFolder(SystemClock())
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {live.path.name, second.path.name, "lowcomm-p2p-fresh"}
-    for folder in (live, second):
-        folder.remove()
-        folder.remove()
-    assert [path.name for path in tmp_path.iterdir()] == ["lowcomm-p2p-fresh"]
+def test_folders_of_killed_processes_are_swept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as parent:  # a shorter path than pytest's
+        monkeypatch.setattr("tempfile.tempdir", parent)
+        live = PrivateFolder(SystemClock())
+        stale, fresh = Path(parent, "lowcomm-p2p-stale"), Path(parent, "lowcomm-p2p-fresh")
+        stale.mkdir()
+        fresh.mkdir()
+        for folder in (live.path, stale):
+            os.utime(folder, (0, 0))
+        second = PrivateFolder(SystemClock())
+        assert set(Path(parent).iterdir()) == {live.path, second.path, fresh}
+        for one in (live, second):
+            one.remove()
+            one.remove()
+        assert list(Path(parent).iterdir()) == [fresh]
+
+
+@pytest.mark.parametrize("length", [30, 55, 56, 200])
+def test_a_socket_fits_below_any_temporary_folder(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch systems make long ones; the path of a socket has 103 bytes on all systems."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        parent = Path(short, "x" * (length - len(short) - 1))
+        parent.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(parent))
+        folder = PrivateFolder(SystemClock())
+        try:
+            assert len(str(folder.path / "p2pclient-0123456789A.sock")) <= 103
+            assert (folder.path.parent == parent) == (length <= 55)
+        finally:
+            folder.remove()
 
 
 # -- identities ------------------------------------------------------------------------------------
