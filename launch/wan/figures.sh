@@ -9,7 +9,7 @@ mkdir -p "$1"; out=$(cd "$1" && pwd); shift
 python=${PYTHON:-python}
 [ $# -gt 0 ] || set -- bytes rounds stock utilisation sweep
 bench() { echo "== $1"; "$here/bench.sh" "$out/$1" "${@:2}" >/dev/null; }
-steps=(--step-s 0.1 --inner-steps 30 --payload-mib 25)
+steps=(--step-s 0.1 --inner-steps 30)
 streaming=(--mode streaming --codec int4 --num-fragments 4 --delay auto)
 many=(--mode streaming --codec int4 --num-fragments 24 --delay 5)
 for part in "$@"; do
@@ -44,10 +44,13 @@ for part in "$@"; do
       "$here/wan" down
     done ;;
   utilisation)
-    for n in 2 4; do
-      bench "blocking-$n-100" "$n" 50 100 utilisation "${steps[@]}" --steps 150 --codec fp32 --mode blocking
+    for n in 2 4; do  # payloads for which rounds that are waited for take about half of the time
+      payload=(--payload-mib "$((n == 2 ? 25 : 10))")
+      bench "blocking-$n-100" "$n" 50 100 utilisation "${steps[@]}" "${payload[@]}" \
+        --steps 150 --codec fp32 --mode blocking
       for rate in 100 20; do
-        bench "streaming-$n-$rate" "$n" 50 "$rate" utilisation "${steps[@]}" --steps 300 "${streaming[@]}"
+        bench "streaming-$n-$rate" "$n" 50 "$rate" utilisation "${steps[@]}" "${payload[@]}" \
+          --steps 300 "${streaming[@]}"
       done
     done ;;
   sweep)

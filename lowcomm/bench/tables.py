@@ -228,6 +228,7 @@ def _wan(path: Path) -> str:
         (
             wan.CURVES["four" if kind == "streaming" else kind],
             str(run["setup"]["islands"]),
+            f"{wan.option(run, 'payload-mib')} MiB",
             f"{run['setup']['mbit_s']:g} Mbit/s",
             f"{wan.floor_mbit_s(run):.1f} Mbit/s",
             f"{wan.utilisation(run):.1%}",
@@ -243,11 +244,11 @@ def _wan(path: Path) -> str:
         "slowest",
         "committed and equal",
     )
-    second = ("exchange", "islands", "bandwidth", "floor", "time spent training")
+    second = ("exchange", "islands", "fp32 parameters", "bandwidth", "floor", "time spent training")
     return counted + (
         "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
         + _table(first, rounds)
-        + "\n\nUtilisation on it, 25 MiB of fp32 parameters, of the island that waits most:\n\n"
+        + "\n\nUtilisation on it, of the island that waits most:\n\n"
         + _table(second, used)
     )
 
