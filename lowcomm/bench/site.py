@@ -88,7 +88,7 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
     clock = SystemClock()
     elements = max(schedule.num_fragments, int(site.payload_mib * 2**20) // FLOAT_BYTES)
     sizes = [len(part) for part in torch.empty(elements).tensor_split(schedule.num_fragments)]
-    model = nn.ParameterDict({f"part_{i}": nn.Parameter(torch.zeros(n)) for i, n in enumerate(sizes)})
+    model = nn.ParameterList(torch.zeros(n) for n in sizes)
     outer = OuterLoop(
         wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
         exchanges.swarm(

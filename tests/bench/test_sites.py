@@ -50,20 +50,10 @@ def test_rounds_commit_and_agree(tmp_path) -> None:
 
 @pytest.mark.parametrize("mode", ["blocking", "streaming"])
 def test_utilisation_adds_up(tmp_path, mode) -> None:
-    schedule = [
-        "--step-s",
-        "0.01",
-        "--steps",
-        "12",
-        "--inner-steps",
-        "4",
-        "--num-fragments",
-        "2",
-        "--delay",
-        "2",
-    ]
+    # more than ten fragments, of unequal sizes
+    schedule = "--step-s 0.01 --steps 24 --inner-steps 12 --num-fragments 11 --delay 2".split()
     for result in run_two(tmp_path, "utilisation", *schedule, "--codec", "int8", "--mode", mode):
-        assert result["compute_s"] == pytest.approx(0.12)
+        assert result["compute_s"] == pytest.approx(0.24)
         assert result["wall_s"] == pytest.approx(result["compute_s"] + result["wait_s"])
         assert result["utilisation"] == pytest.approx(result["compute_s"] / result["wall_s"])
         assert 0 < result["utilisation"] <= 1
