@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,19 @@ def _wan(path: Path) -> str:
             f"network interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
             f"{whole / sent:.0f} times as much. Loss {run['islands'][0]['eval_loss']:.4f}.\n\n"
         )
+
+    def order(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+        """Rows of one schedule together, by bandwidth."""
+        kind, run = item
+        setup = run["setup"]
+        step_s = float(wan.option(run, "step-s"))
+        return kind == "many", kind != "blocking", step_s, setup["islands"], setup["mbit_s"]
+
+    timed = [
+        (kind, run)
+        for name, run in runs.items()
+        if (kind := name.split("-")[0]) in ("blocking", "streaming", "four", "many")
+    ]
     used = [
         (
             wan.CURVES["four" if kind == "streaming" else kind],
@@ -233,8 +246,7 @@ def _wan(path: Path) -> str:
             f"{wan.floor_mbit_s(run):.1f} Mbit/s",
             f"{wan.utilisation(run):.1%}",
         )
-        for name, run in runs.items()
-        if (kind := name.split("-")[0]) in ("blocking", "streaming", "four", "many")
+        for kind, run in sorted(timed, key=order)
     ]
     first = (
         "25 MiB of fp32, 100 Mbit/s, 100 ms",
