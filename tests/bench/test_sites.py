@@ -51,7 +51,8 @@ def test_rounds_commit_and_agree(tmp_path) -> None:
 @pytest.mark.parametrize("mode", ["blocking", "streaming"])
 def test_utilisation_adds_up(tmp_path, mode) -> None:
     # more than ten fragments, of unequal sizes
-    schedule = "--step-s 0.01 --steps 24 --inner-steps 12 --num-fragments 11 --delay 2".split()
+    schedule = ["--step-s", "0.01", "--steps", "24", "--inner-steps", "12", "--num-fragments", "12"]
+    schedule += ["--delay", "2"]
     for result in run_two(tmp_path, "utilisation", *schedule, "--codec", "int8", "--mode", mode):
         assert result["compute_s"] == pytest.approx(0.24)
         assert result["wall_s"] == pytest.approx(result["compute_s"] + result["wait_s"])

@@ -68,4 +68,4 @@ def test_a_sweep_is_drawn_and_stands_in_the_tables(tmp_path: Path) -> None:
     (tmp_path / "wan.json").write_text(json.dumps(runs))
     text = tables(tmp_path)
     assert "| lowcomm, 2 islands | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
-    assert "| int4, 24 fragments, delay 5 | 2 | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
+    assert "| int4, 24 fragments, delay 5 | 2 | 25 MiB | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
