@@ -61,8 +61,9 @@ class RoundReport:
         digest: of the fragment's anchor and outer-optimizer state after the round.
         head: of the fragment's chain after the round.
         rejected: contributions of others that this island did not accept, as `peer: reason`.
-        residual_before, residual_norm: L2 norm of what the encodings have lost and the next round sends,
-            before and after; None without error feedback.
+        residual_before, residual_norm: L2 norm of what encodings of means have lost on this island and its
+            next round adds, before and after; None without error feedback. What the encoding of its own
+            pseudo-gradient lost is in its local parameters.
         inner_steps: of this island since its contribution before this one.
         next_inner_steps: planned until its next one.
         total_tokens: credited to all islands in the fragment's chain, this round included.

@@ -158,7 +158,7 @@ class Ballots:
         decision, state = self._topic.decision, self._topic.context.state
         decision.promised = decision.seen = promise.ballot
         after = state.apply(promise.entry, promise.update)
-        accepted = Accepted(promise.ballot, promise.entry, promise.update, after, None, None, None, ())
+        accepted = Accepted(promise.ballot, promise.entry, promise.update, after, None, None, None, None, ())
         decision.accepted = decision.voted[promise.entry.hash] = accepted
 
     def _check_claims(self, roster: Roster) -> None:

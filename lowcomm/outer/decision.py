@@ -160,7 +160,8 @@ def _parse_rates(fields: Fields) -> dict[PeerId, int]:
 class Accepted:
     """An update that this peer holds whole and has voted for.
 
-    `contribution` is what this peer put into it; None if it was finalised without this peer's.
+    `contribution` is what this peer put into it; None if it was finalised without this peer's. `unsent`: what
+    of it stays in the local parameters, as encoding lost it, 1-D fp32; None for nothing.
     """
 
     ballot: Ballot
@@ -168,9 +169,14 @@ class Accepted:
     update: Update
     after: FragmentState
     residual: Residual | None
+    unsent: Tensor | None
     mean_norm: float | None
     contribution: Contribution | None
     participants: tuple[Participant, ...]
+
+    def sent(self, contribution: Contribution) -> Tensor:
+        """What of `contribution`, this peer's part of the entry, has arrived: without what encoding lost."""
+        return contribution.values if self.unsent is None else contribution.values - self.unsent
 
 
 @dataclass(slots=True)

@@ -231,19 +231,20 @@ class Flights:
                 interval.steps if interval else 0,
                 round(1e6 * interval.seconds) if interval else 0,
                 late_steps,
+                int(outcome is not None and outcome.whole),
             ]
             if self._node
             else None,
-            10,
+            11,
         )
         moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
-        total_tokens, next_steps, next_us, late_steps = facts[6:]
+        total_tokens, next_steps, next_us, late_steps, whole = facts[6:]
         if self._node is not None and outcome is not None:
             self._node.standing[fragment.index] = outcome.position  # first, as it frees the momentum before
         if moved or flight.shift is not None:
             # what was committed replaces the local parameters, or they are read on all ranks and merged
             stood_still = self._progress.inner_step == flight.contribution.inner_step
-            replaced = committed and stood_still and self._schedule.merge_alpha == 0.0
+            replaced = committed and whole and stood_still and self._schedule.merge_alpha == 0.0
             local = None if replaced else self._island.read(fragment.tensors)
             values = None if outcome is None else self._merged(outcome, local, flight.shift)
             self._island.write(fragment.tensors, values)

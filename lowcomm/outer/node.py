@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blob, Blobs
@@ -226,8 +228,9 @@ class Node:
                     if own is not None:
                         # what was sent in an earlier call has been committed after all
                         credited += own.tokens
-                        contribution = _remaining(contribution, own)
-                        before = before - own.values
+                        arrived = accepted.sent(own)
+                        contribution = _remaining(contribution, own, arrived)
+                        before = before - arrived
                     else:
                         missed = True
                 if mine is not None:
@@ -263,6 +266,9 @@ class Node:
         finally:
             del self._calls[fragment]
             self._late[fragment] = call.commits
+        values = contribution.values
+        if mine is not None and mine.unsent is not None:
+            values = await loop.run_in_executor(self.pool, mine.sent, contribution)
         state = self.state.states[fragment]
         self.bases[fragment] = mine.after.anchor if mine else base
         return RoundOutcome(
@@ -270,7 +276,8 @@ class Node:
             reason=reason,
             outer_step=mine.entry.outer_step if mine else chain.outer_step,
             before=before,
-            values=contribution.values,
+            values=values,
+            whole=values is contribution.values,
             base=base,
             after=self.bases[fragment],
             position=position,
@@ -305,7 +312,7 @@ class Node:
         logger.warning("%s drops the link to this island: %s", peer, fields.text("reason", 500))
 
     async def _residual_norm(self, fragment: int) -> float | None:
-        """The L2 norm of what this peer's encodings have lost; None without error feedback."""
+        """The L2 norm of what encodings of means have lost here; None without error feedback."""
         if not self.state.codec.error_feedback:
             return None
         kept = self.state.residuals[fragment]
@@ -463,8 +470,8 @@ class Node:
         return self._donor.find(name)
 
 
-def _remaining(whole: Contribution, credited: Contribution) -> Contribution:
-    """What is left of a pseudo-gradient after an earlier part of it was committed late."""
-    values = whole.values - credited.values
+def _remaining(whole: Contribution, credited: Contribution, sent: Tensor) -> Contribution:
+    """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
+    values = whole.values - sent
     tokens = max(0, whole.tokens - credited.tokens)
     return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)

@@ -24,7 +24,8 @@ class RoundOutcome:
         reason: why not.
         outer_step, digest, head: of the fragment after it; others may have gone further in the meantime.
         before: the anchor when the call began.
-        values: the pseudo-gradient against `before` that was to be committed.
+        values: the pseudo-gradient against `before` that was to be committed; without what its encoding lost.
+        whole: whether it lost nothing.
         base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
         after: the anchor now.
         position: what a checkpoint has to hold of the fragment once `after` is in the local parameters.
@@ -35,7 +36,8 @@ class RoundOutcome:
         late_s: others had been ready for so long when this island was.
         adopted: outer steps taken over from others, without this contribution.
         rejected: contributions of others that were not accepted, as `peer: reason`.
-        residual_before, residual_norm: L2 norm of the residual before and after; None without error feedback.
+        residual_before, residual_norm: L2 norm of the residual before and after; None without error
+            feedback.
     """
 
     entry: Entry | None
@@ -43,6 +45,7 @@ class RoundOutcome:
     outer_step: int
     before: Tensor
     values: Tensor
+    whole: bool
     base: Tensor
     after: Tensor
     position: Position

@@ -160,8 +160,14 @@ class OuterState:
         """Restore what `saved_positions` gave.
 
         Raises:
-            CheckpointError: it has other fragments, or its tensors don't match its ledger position.
+            CheckpointError: it has other fragments, or its tensors don't match its ledger position, or its
+                residuals are those of an earlier version.
         """
+        if any(kept and "sent" in kept for kept in state["residuals"]):
+            raise CheckpointError(
+                "the checkpoint keeps what pseudo-gradients lost apart from the parameters, as earlier "
+                "versions did; start anew from its export, or go on with the version that wrote it"
+            )
         sizes = [anchor.numel() for anchor in state["anchors"]]
         expected = [fragment.elements for fragment in self.fragments]
         if sizes != expected:

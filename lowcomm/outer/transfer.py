@@ -72,12 +72,17 @@ class BadContributionError(PeerFailedError):
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """What a finished transfer leaves: the encoded mean, the state after it, the sender's residual."""
+    """What a finished transfer leaves: the encoded mean, the state after it, and what encodings lost.
+
+    `residual` is of the means that were reduced here; `unsent` of this peer's pseudo-gradient, times the
+    decay.
+    """
 
     update: Update
     update_hash: Digest
     after: FragmentState
     residual: Residual | None
+    unsent: Tensor | None
     mean_norm: float
 
 
@@ -86,7 +91,7 @@ class Transfer:
 
     Args:
         values: this peer's pseudo-gradient, 1-D fp32.
-        residual: what earlier encodings lost; None without error feedback, or before the first round.
+        residual: what encodings of means lost here; None without error feedback, or before the first round.
         before: anchor and momentum that the mean will step.
         on_progress: called whenever something arrived.
         rates: told how fast the others' parts came.
@@ -113,12 +118,13 @@ class Transfer:
         self._pool, self._on_progress, self._rates = pool, on_progress, rates
         self._before = before
         self._values, self._before_lost = values, residual
+        self._unsent = torch.empty_like(values) if codec.error_feedback else None
         self._gathers = codec.topology == "all_gather"
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
         self._shares = shares_of([member.tokens for member in roster.participants])
         self._place = roster.peers.index(exchange.peer_id)
         self._range = (0, 0) if self._gathers else range_of(roster.stops, self._place)
-        self._lost = Residual.zero(values.numel(), *self._range) if codec.error_feedback else None
+        self._lost = Residual.zero(*self._range) if codec.error_feedback else None
         self._scales = contributions.scales(roster.participants)
         self._bounds = contributions.bounds(roster.participants, residual=codec.error_feedback)
         self._squares = [0.0] * len(roster.participants)
@@ -260,13 +266,13 @@ class Transfer:
 
     def _encode(self, start: int, stop: int) -> Buffer:
         values = self._values[start:stop]
-        if self._lost is None:
+        if self._unsent is None:
             return self._codec.encode(values)
         if self._before_lost is not None:
             share = self._shares[self._place]
-            added = self._before_lost.for_part(start, stop, self._range, share)
-            values = added.mul_(self._codec.decay).add_(values)
-        return self._codec.encode(values, self._lost.sent[start:stop])
+            added = self._before_lost.handed_over(start, stop, self._range, share)
+            values = values if added is None else added.mul_(self._codec.decay).add_(values)
+        return self._codec.encode(values, self._unsent[start:stop])
 
     async def _reduce(self, chunk: int) -> None:
         _, start, stop = self._chunks[chunk]
@@ -346,7 +352,9 @@ class Transfer:
             pieces += with_length(mean)
         after = FragmentState.of(self._anchor, self._momentum)
         update = Update(pieces)
-        return Staged(update, update.digest, after, self._lost, self._mean_square**0.5)
+        if self._unsent is not None:
+            self._unsent.mul_(self._codec.decay)
+        return Staged(update, update.digest, after, self._lost, self._unsent, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body = {**self._address(chunk), "sum": checksum(kind, self._address(chunk), payload)}

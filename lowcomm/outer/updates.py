@@ -69,6 +69,7 @@ async def reduce_update(
         staged.update,
         staged.after,
         staged.residual,
+        staged.unsent,
         staged.mean_norm,
         contribution,
         roster.participants,
@@ -110,13 +111,13 @@ async def fetch_update(
     update = Update([data])
     loop = asyncio.get_running_loop()
     after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
-    return Accepted(ballot, entry, update, after, None, None, None, ())
+    return Accepted(ballot, entry, update, after, None, None, None, None, ())
 
 
 async def fetch_own(topic: Topic, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
     """`fetch_update`, with what this peer has put into the entry before it lost touch, if anything.
 
-    The residual that its sending left is gone, and the one before it has been sent, so there is none.
+    What the encodings lost is gone, and the residual before it has been sent, so there is none.
     """
     accepted = await fetch_update(topic.context, topic.fragment, entry, donors, ballot)
     return replace(accepted, contribution=topic.decision.sent_in(entry, topic.me))
