@@ -1,9 +1,7 @@
 """Inner optimizers: AdamW for everything, or Muon for hidden matrices and AdamW for the rest.
 
-AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon orthogonalises the momentum of a matrix by
-Newton-Schulz iterations (Jordan et al. 2024, kellerjordan.github.io/posts/muon); with
-`match_rms_adamw` (Liu et al. 2025, arXiv:2502.16982) its learning rate has AdamW's scale. Muon
-inside DiLoCo: Therien et al. 2025, arXiv:2505.23725.
+AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101. Muon (muon.py) orthogonalises the momentum of a
+matrix; its learning rate has AdamW's scale. Muon inside DiLoCo: Therien et al. 2025, arXiv:2505.23725.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lowcomm.algorithms.muon import Muon
 from lowcomm.errors import ConfigError
 
 
@@ -51,13 +50,7 @@ def make_inner_optimizers(
             raise ConfigError("shared.inner.name = muon: this model has no hidden matrices; use adamw")
         chosen = {id(parameter) for parameter in hidden}
         rest = [p for p in trainable if id(p) not in chosen]
-        muon = torch.optim.Muon(
-            hidden,
-            lr=lr,
-            momentum=muon_momentum,
-            weight_decay=weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(hidden, lr=lr, momentum=muon_momentum, weight_decay=weight_decay)
         optimizers = [muon, *([_adamw(rest, adamw_lr, betas, weight_decay)] if rest else [])]
     else:
         raise ConfigError(f"shared.inner.name: expected adamw or muon, got {name!r}")

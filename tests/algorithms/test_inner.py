@@ -10,6 +10,7 @@ from torch import nn
 
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.algorithms.muon import Muon, orthogonalised
 from lowcomm.errors import ConfigError
 from lowcomm.models.gpt import GPT, GPTShape
 
@@ -70,6 +71,36 @@ def test_muon_finds_the_hidden_matrices_of_any_module() -> None:
     model = Plain()
     muon, _ = make(model, "muon")
     assert members(muon) == {id(model.first.weight)}
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 8), (8, 24)])
+def test_muon_makes_the_update_of_torchs(shape: tuple[int, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(shape, generator=draw), torch.randn(3, *shape, generator=draw)
+
+    def after(optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        (weight,) = optimizer.param_groups[0]["params"]
+        for gradient in gradients:
+            weight.grad = gradient
+            optimizer.step()
+        return weight.detach()
+
+    settings = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    mine = after(Muon([nn.Parameter(start.clone())], **settings))
+    torchs = torch.optim.Muon([nn.Parameter(start.clone())], adjust_lr_fn="match_rms_adamw", **settings)
+    torch.testing.assert_close(mine, after(torchs), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 8), (8, 24)])
+def test_muon_loses_nothing_to_bfloat16_on_the_cpu(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    a, b, c = 3.4445, -4.775, 2.0315
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    s /= s.norm()
+    for _ in range(5):
+        s = a * s + b * s**3 + c * s**5
+    found = orthogonalised(matrix, (a, b, c), 5, 1e-7)
+    torch.testing.assert_close(found, (u * s @ v).float())
 
 
 def test_only_matrices_decay() -> None:
