@@ -13,7 +13,10 @@ from lowcomm.types import Json
 
 
 def measure_site_rounds(site: Site, rounds: int) -> dict[str, Json]:
-    """`join_s`, and per round `seconds`, `bytes_sent`, `bytes_received` (sockets), `committed`, `digest`.
+    """What the rounds took.
+
+    `join_s`, `heartbeat_round_trips_s` (over all links), and per round `seconds`,
+    `bytes_sent`, `bytes_received` (sockets), `committed`, `digest`.
 
     Raises:
         ExchangeError, StorageError: see `joined`.
@@ -37,4 +40,9 @@ def measure_site_rounds(site: Site, rounds: int) -> dict[str, Json]:
                     "reason": report.reason,
                 }
             )
-        return {"peer": member.outer.peer_id, "join_s": member.join_s, "rounds": done}
+        return {
+            "peer": member.outer.peer_id,
+            "join_s": member.join_s,
+            "heartbeat_round_trips_s": list(member.outer.round_trips_s),
+            "rounds": done,
+        }

@@ -56,6 +56,7 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
         wall_s = clock.monotonic_s() - began_s
         bytes_sent = member.outer.traffic.sent_bytes - sent_before
         blocked_s = sum(report.wait_s for report in reports)
+        round_trips_s = member.outer.round_trips_s
         member.outer.finish()
         compute_s = work.steps * work.step_s
         return {
@@ -67,6 +68,7 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
             "bytes_sent": bytes_sent,
             "blocked_s": blocked_s,
             "join_s": member.join_s,
+            "heartbeat_round_trips_s": list(round_trips_s),
             "rounds": len(reports),
             "committed": sum(report.committed for report in reports),
             "slowest_round_s": max((report.round_s for report in reports), default=0.0),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -28,9 +29,10 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 2
+PROTOCOL = 3
 RECORD_TTL_S = 60.0
 REFUSED_KEYS_SHOWN = 8
+ROUND_TRIPS_KEPT = 1_000
 LOOKS = 4
 """A heartbeat is so many looks at who is silent."""
 SILENT_BEATS = 2.5
@@ -72,6 +74,7 @@ class Peers:
 
     Attributes:
         departed: peers that have said goodbye, and have not come back.
+        round_trips_s: what the latest heartbeats took to other islands and back, the newest last.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Peers:
         self.linked: dict[PeerId, Peer] = {}
         self.banned = Bans(ban_s)
         self.departed: set[PeerId] = set()
+        self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(exchange, self.linked.__contains__, self._spawn)
 
@@ -358,11 +362,29 @@ class Peers:
             reasons = [f"model: here tensor {here!r}, there {there!r}"]
         return [reason[:1_000] for reason in reasons]
 
+    def on_ping(self, peer: PeerId, fields: Fields) -> None:
+        """A heartbeat that is timed: give the peer its stamp back."""
+        self.post(peer, Message("pong", {"sent_s": fields.number("sent_s")}))
+
+    def on_pong(self, peer: PeerId, fields: Fields) -> None:
+        """A heartbeat has gone to the peer and back; what a peer makes up misleads nobody but readers.
+
+        Raises:
+            ProtocolError: its stamp is of the future.
+        """
+        round_trip_s = asyncio.get_running_loop().time() - fields.number("sent_s")
+        if round_trip_s < 0.0:
+            raise ProtocolError(f"pong.sent_s: expected no time to come, got one in {-round_trip_s:.3g} s")
+        self.round_trips_s.append(round_trip_s)
+
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
             self.announce()
             now = asyncio.get_running_loop().time()
+            if self.state.role == "island":
+                for island in self.live():
+                    self.post(island.id, Message("ping", {"sent_s": now}))
             for peer in list(self.linked.values()):
                 if now - peer.seen_at_s > self._lease_s:
                     await self._exchange.disconnect(peer.id)

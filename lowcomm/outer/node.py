@@ -129,6 +129,8 @@ class Node:
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
             "state": self.peers.on_state,
+            "ping": self.peers.on_ping,
+            "pong": self.peers.on_pong,
             "refuse": self.peers.on_refuse,
             "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,

@@ -137,6 +137,11 @@ class Views:
         return self._lead.exchange.traffic
 
     @property
+    def round_trips_s(self) -> tuple[float, ...]:
+        """What the latest heartbeats took to other islands and back, the newest last. Lead only."""
+        return tuple(self._lead.peers.round_trips_s)
+
+    @property
     def num_peers(self) -> int:
         """Live islands, this one included. Lead only."""
         return 1 + len(self._lead.peers.live())

@@ -44,6 +44,7 @@ def test_rounds_commit_and_agree(tmp_path) -> None:
     for result in results:
         assert result["join_s"] > 0
         assert [x["committed"] for x in result["rounds"]] == [True] * 3
+        assert all(seconds > 0 for seconds in result["heartbeat_round_trips_s"])
         assert all(x["seconds"] > 0 and x["bytes_received"] > 50_000 for x in result["rounds"])
     assert [x["digest"] for x in results[0]["rounds"]] == [x["digest"] for x in results[1]["rounds"]]
 
@@ -60,3 +61,4 @@ def test_utilisation_adds_up(tmp_path, mode) -> None:
         assert 0 < result["utilisation"] <= 1
         assert result["committed"] == result["rounds"] > 0
         assert result["bytes_sent"] > 0
+        assert all(seconds > 0 for seconds in result["heartbeat_round_trips_s"])

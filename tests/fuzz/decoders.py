@@ -228,6 +228,8 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "link.open": (read_opening, pack(OPENING)),
     "hello": (of_body(greet(lambda peers, fields: peers.on_hello(STRANGER, fields))), pack(HELLO)),
     "peers": (of_body(greet(lambda peers, fields: peers.on_peers(STRANGER, fields))), pack(PEERS)),
+    "ping": (of_body(greet(lambda peers, fields: peers.on_ping(STRANGER, fields))), pack({"sent_s": 12.5})),
+    "pong": (of_body(greet(lambda peers, fields: peers.on_pong(STRANGER, fields))), pack({"sent_s": 0.0})),
     "refuse": (
         of_body(greet(lambda peers, fields: peers.on_refuse(STRANGER, fields))),
         pack({"reasons": ["model: here 1, there 2"]}),

@@ -1,8 +1,19 @@
-"""Who is known when: a joiner decides nothing before it has heard of everybody."""
+"""Who is known when, and how far away: a joiner decides nothing before it has heard of everybody."""
 
 import asyncio
 
+import pytest
+
+from lowcomm import exchanges
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.loopback import LoopbackExchange
+from lowcomm.exchanges.shaped import Fate, ShapedExchange
 from lowcomm.membership.fields import Fields
+from lowcomm.membership.promises import MemoryPromises
+from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.swarm import name
+from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 from tests.attacks.test_greeting import hello, member
 
@@ -25,6 +36,47 @@ def test_links_are_being_made_until_every_peer_has_introduced_its_own() -> None:
         await asyncio.sleep(0)
         assert not peers.dialing()
         assert {peer.id for peer in peers.live()} == {FIRST, OTHER}
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
+class Distant:
+    """Every message takes 50 ms."""
+
+    def fate(self, sender: PeerId, receiver: PeerId, message: Message, now_s: float) -> Fate:
+        return Fate((0.05,))
+
+
+def test_heartbeats_are_timed_there_and_back() -> None:
+    async def scenario() -> None:
+        hub = exchanges.hub()
+        islands = [
+            SimIsland(
+                number,
+                ShapedExchange(LoopbackExchange(hub, "run", name(number), founder=number == 0), Distant()),
+                IslandSettings(heartbeat_s=1.0),
+                MemoryPromises(),
+            )
+            for number in range(2)
+        ]
+        for island in islands:
+            await island.node.start()
+        await asyncio.sleep(10.5)
+        for island in islands:
+            assert list(island.node.peers.round_trips_s) == pytest.approx([0.1] * 10, abs=0.001)
+            await island.node.close()
+
+    run_virtually(scenario(), 60.0)
+
+
+def test_a_round_trip_that_has_not_begun_is_a_broken_protocol() -> None:
+    async def scenario() -> None:
+        peers = member()
+        peers.on_peer_up(FIRST)
+        peers.on_hello(FIRST, hello())
+        with pytest.raises(ProtocolError, match="expected no time to come"):
+            peers.on_pong(FIRST, Fields("pong", {"sent_s": asyncio.get_running_loop().time() + 1.0}))
         await peers.stop()
 
     asyncio.run(scenario())
