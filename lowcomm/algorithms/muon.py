@@ -13,7 +13,6 @@ is made in fp32 on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,10 +23,10 @@ class Muon(torch.optim.Muon):
     """`torch.optim.Muon` with `match_rms_adamw`; Newton-Schulz in fp32 on the CPU, in bfloat16 elsewhere."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One step for all parameters with a gradient; takes no closure."""
-        if closure is not None:
-            raise ValueError("Muon.step: expected no closure")
+    def step(self, closure: Any = None) -> Any:
+        """One step for all parameters with a gradient; returns what `closure`, if given, returns."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient, momentum = parameter.grad, group["momentum"]
@@ -42,6 +41,7 @@ class Muon(torch.optim.Muon):
                 )
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)
+        return loss
 
 
 def orthogonalised(
