@@ -136,7 +136,10 @@ def _round(report: RoundReport, at_s: float) -> dict[str, Json]:
         "inner_steps": report.inner_steps,
         "next_inner_steps": report.next_inner_steps,
         "total_tokens": report.total_tokens,
+        "attempts": report.attempts,
         "wait_s": report.wait_s,
+        "form_s": report.form_s,
+        "transfer_s": report.transfer_s,
         "digest": report.digest,
     }
 

@@ -51,8 +51,8 @@ class SpeedBench:
     """
 
     steps_s: tuple[float, ...] = (0.15, 0.3, 0.6)
-    inner_steps: int = 48
-    rounds: int = 40
+    inner_steps: int = 24
+    rounds: int = 64
     slow_rounds: int = 12
     slow_island: int = 0
     slow_by: float = 4.0

@@ -36,7 +36,7 @@ def tables(results: Path) -> str:
         "wan.json": _wan,
         "codecs.json": _codecs,
         "overhead.json": _overhead,
-        "speeds.json": _speeds,
+        "speeds_*.json": _speeds,
         "snapshot.json": _snapshot,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
@@ -304,18 +304,23 @@ def _overhead(path: Path) -> str:
     return f"{heading}\n\n" + _table(("", ""), rows)
 
 
-def _speeds(path: Path) -> str:
-    one = json.loads(path.read_text(encoding="utf-8"))["speeds"]
-    bench, (time, tokens) = one["bench"], (one["equal_time"], one["equal_tokens"])
+def _speeds(*paths: Path) -> str:
+    runs = [json.loads(path.read_text(encoding="utf-8"))["speeds"] for path in paths]
+    bench, modes = runs[0]["bench"], ("fixed", "matched")
 
-    def both(losses: dict[str, float]) -> tuple[str, str]:
-        change = losses["matched"] / losses["fixed"] - 1
-        return f"{losses['fixed']:.4f}", f"{losses['matched']:.4f} ({change:+.1%})"
+    def by_seed(texts: Iterable[str]) -> str:
+        return ", ".join(texts)
+
+    def losses(kind: str) -> tuple[str, str]:
+        pairs = [run[kind]["loss"] for run in runs]
+        fixed, matched = (by_seed(f"{pair[mode]:.4f}" for pair in pairs) for mode in modes)
+        changes = by_seed(f"{pair['matched'] / pair['fixed'] - 1:+.1%}" for pair in pairs)
+        return fixed, f"{matched} ({changes})"
 
     rows = [
         (
             f"idle share of the island with {1e3 * step_s:.0f} ms steps",
-            *(f"{one['idle_share'][mode][island]:.1%}" for mode in ("fixed", "matched")),
+            *(by_seed(f"{run['idle_share'][mode][island]:.1%}" for run in runs) for mode in modes),
         )
         for island, step_s in enumerate(bench["steps_s"])
     ]
@@ -323,21 +328,27 @@ def _speeds(path: Path) -> str:
         (
             "inner steps between rounds, by island",
             *(
-                ", ".join(f"{statistics.median(steps):g}" for steps in one["intervals"][mode])
-                for mode in ("fixed", "matched")
+                ", ".join(f"{statistics.median(steps):g}" for steps in runs[0]["intervals"][mode])
+                for mode in modes
             ),
         ),
-        (f"loss after {time['seconds']:.0f} s", *both(time["loss"])),
-        (f"loss after {tokens['tokens']:,} tokens of all islands", *both(tokens["loss"])),
+        (
+            "loss after " + by_seed(f"{run['equal_time']['seconds']:.0f} s" for run in runs),
+            *losses("equal_time"),
+        ),
+        (
+            f"loss after {runs[0]['equal_tokens']['tokens']:,} tokens of all islands",
+            *losses("equal_tokens"),
+        ),
         (
             f"rounds until an island that slows down {bench['slow_by']:g} times is followed",
             "not run",
-            str(one["followed_after_rounds"]),
+            by_seed(str(run["followed_after_rounds"]) for run in runs),
         ),
     ]
-    equal = "equal" if all(one["equal_digests"].values()) else "NOT equal"
+    equal = "equal" if all(all(run["equal_digests"].values()) for run in runs) else "NOT equal"
     heading = (
-        f"Islands of unlike speed, H = {bench['inner_steps']}, small GPT, 1 seed, outer states {equal} on "
+        f"Islands of unlike speed, H = {bench['inner_steps']}, small GPT, by seed, outer states {equal} on "
         "all (`lowcomm bench speeds`)"
     )
     return f"{heading}:\n\n" + _table(("", "fixed", "matched"), rows)

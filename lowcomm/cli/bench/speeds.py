@@ -32,13 +32,13 @@ def add(parts: Subparsers) -> None:
         default=(0.15, 0.3, 0.6),
         help="seconds of an inner step of each island (0.15,0.3,0.6)",
     )
-    parser.add_argument("--inner-steps", metavar="H", type=positive, default=48, help="of the fastest (48)")
+    parser.add_argument("--inner-steps", metavar="H", type=positive, default=24, help="of the fastest (24)")
     parser.add_argument(
         "--rounds",
         metavar="N",
         type=positive,
-        default=40,
-        help="of the matched run; fixed trains equal tokens (40)",
+        default=64,
+        help="of the matched run; fixed trains equal tokens (64)",
     )
     parser.add_argument(
         "--slow-rounds", metavar="N", type=positive, default=12, help="of the run in which one slows (12)"
