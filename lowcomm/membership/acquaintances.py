@@ -24,10 +24,14 @@ FORGET_AFTER_S = 600.0
 
 @dataclass(slots=True)
 class _Known:
-    """A peer that was heard of; `next_dial_s` in loop time, 0 = never tried; `met` = it was linked."""
+    """A peer that was heard of; `next_dial_s` in loop time, 0 = never tried; `met` = it was linked.
+
+    `lives`: who has a link to it says so, and no dial has failed since; the directory also names the dead.
+    """
 
     addresses: tuple[str, ...]
     heard_at_s: float
+    lives: bool
     backoff_s: float = REDIAL_S
     next_dial_s: float = 0.0
     dialing: bool = False
@@ -63,9 +67,9 @@ class Acquaintances:
 
     @property
     def dialing(self) -> bool:
-        """Whether a link is being made, or about to be tried for the first time."""
+        """Whether a link to a peer that lives is being made, or about to be tried for the first time."""
         return any(
-            known.dialing or not (known.next_dial_s or self._linked(peer))
+            known.lives and (known.dialing or not (known.next_dial_s or self._linked(peer)))
             for peer, known in self._known.items()
         )
 
@@ -83,27 +87,33 @@ class Acquaintances:
     def lost(self, peer: PeerId) -> None:
         """A link broke: it is dialled again, a little later."""
         if peer in self._known:
+            self._known[peer].lives = False
             self._known[peer].next_dial_s = asyncio.get_running_loop().time() + REDIAL_S
 
     def to_json(self) -> list[Json]:
-        """Those that this peer has had a link to; what it has only heard of may be junk."""
-        return [[name, list(known.addresses)] for name, known in self._known.items() if known.met]
+        """Those that this peer has a link to; what it has only heard of may be junk, who is gone be dead."""
+        return [[name, list(known.addresses)] for name, known in self._known.items() if self._linked(name)]
 
-    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """A peer was heard of; it is dialled at the next `dial_due`."""
+    def learn(self, peer: PeerId, addresses: Sequence[str], *, lives: bool) -> None:
+        """A peer was heard of; it is dialled at the next `dial_due`.
+
+        Args:
+            lives: it is linked, here or to the peer that tells of it.
+        """
         if peer == self._exchange.peer_id or peer in self._refused:
             return
         now, addresses = asyncio.get_running_loop().time(), tuple(addresses[:MAX_ADDRESSES])
         known = self._known.get(peer)
         if known is not None:
             known.addresses, known.heard_at_s = addresses or known.addresses, now
+            known.lives = known.lives or lives
             return
         if len(self._known) >= MAX_KNOWN and not self._linked(peer):
             least = max(self._known, key=lambda name: self._known[name].worth)
             if self._known[least].met:
                 return
             del self._known[least]
-        self._known[peer] = _Known(addresses, now)
+        self._known[peer] = _Known(addresses, now, lives)
 
     def dial_due(self) -> None:
         """Dial those whose time has come, a few at a time, first those that were never tried."""
@@ -124,6 +134,7 @@ class Acquaintances:
         try:
             await self._exchange.connect(peer, known.addresses)
         except ExchangeError:
+            known.lives = False
             known.next_dial_s = asyncio.get_running_loop().time() + known.backoff_s
             known.backoff_s = min(REDIAL_LONGEST_S, 2 * known.backoff_s)
         finally:

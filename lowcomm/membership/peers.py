@@ -290,7 +290,7 @@ class Peers:
         self._exchange.admit(peer)
         self.post(peer, Message("peers", {"peers": self.known.to_json()}))
         if entry.state.role != "observer":
-            self.known.learn(peer, entry.addresses)
+            self.known.learn(peer, entry.addresses, lives=True)
             self.known.dial_due()
             news: list[Json] = [[peer, list(entry.addresses)]]
             for other in self.linked.values():
@@ -299,7 +299,7 @@ class Peers:
         self._on_change()
 
     def on_peers(self, peer: PeerId, fields: Fields) -> None:
-        """Peers that another one has met: link to them, too."""
+        """Peers that another one is linked to: link to them, too."""
         entry = self.linked.get(peer)
         if entry is None or not entry.greeted:
             return
@@ -307,7 +307,8 @@ class Peers:
             if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list):
                 raise ProtocolError("peers: expected [peer, addresses]")
             name = PeerId(checked_text("peers.peer", item[0], 128))
-            self.known.learn(name, tuple(checked_text("peers.address", a, 512) for a in item[1][:64]))
+            addresses = tuple(checked_text("peers.address", a, 512) for a in item[1][:64])
+            self.known.learn(name, addresses, lives=True)
         self.known.dial_due()
         entry.introduced = True
         self._on_change()
@@ -420,7 +421,7 @@ class Peers:
                 if self.state.role != "observer":
                     await self._exchange.publish(record, RECORD_TTL_S)
                 for peer, found in (await self._exchange.discover()).items():
-                    self.known.learn(peer, record_addresses(found))
+                    self.known.learn(peer, record_addresses(found), lives=False)
                 self.known.dial_due()
             except (ExchangeError, ProtocolError):
                 pass  # the directory is a help, not a need; the next turn tries again

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgpack
 import pytest
 
 from lowcomm import exchanges
@@ -77,6 +78,48 @@ def test_a_round_trip_that_has_not_begun_is_a_broken_protocol() -> None:
         peers.on_hello(FIRST, hello())
         with pytest.raises(ProtocolError, match="expected no time to come"):
             peers.on_pong(FIRST, Fields("pong", {"sent_s": asyncio.get_running_loop().time() + 1.0}))
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
+class DeafExchange(LoopbackExchange):
+    """Dials never end, as to a host that is off; the directory still has what it has published."""
+
+    async def connect(self, peer: PeerId, addresses: object) -> None:
+        await asyncio.Event().wait()
+
+    async def discover(self) -> dict[PeerId, bytes]:
+        return {OTHER: msgpack.packb({"addresses": ["/ip4/192.0.2.1/tcp/9"]})}
+
+
+def test_a_name_from_the_directory_is_dialled_but_not_waited_for() -> None:
+    async def scenario() -> None:
+        peers = member(DeafExchange(exchanges.hub(), "run", PeerId("me"), founder=True))
+        peers.start()
+        peers.on_peer_up(FIRST)
+        peers.on_hello(FIRST, hello())
+        peers.on_peers(FIRST, Fields("peers", {"peers": []}))
+        while len(peers.known) < 2:
+            await asyncio.sleep(0)
+        assert not peers.dialing()
+        peers.on_peers(FIRST, Fields("peers", {"peers": [[OTHER, []]]}))
+        assert peers.dialing(), "the first has a link to it, so it lives"
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
+def test_who_is_gone_is_told_of_no_more_and_dialled_again() -> None:
+    async def scenario() -> None:
+        peers = member()
+        for peer in (FIRST, OTHER):
+            peers.on_peer_up(peer)
+            peers.on_hello(peer, hello())
+        assert {name for name, _ in peers.known.to_json()} == {FIRST, OTHER}
+        peers.on_peer_down(OTHER)
+        assert [name for name, _ in peers.known.to_json()] == [FIRST]
+        assert len(peers.known) == 2
         await peers.stop()
 
     asyncio.run(scenario())
