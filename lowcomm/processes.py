@@ -215,13 +215,13 @@ def start_process(
             stderr=subprocess.STDOUT,
             env=variables,
             start_new_session=True,  # the terminal's Ctrl-C must reach an island once, through us
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(signal.SIGTERM),  # it saves and leaves
         )
     return IslandProcess(index=index, folder=folder, process=process)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
-    """What the child runs before it starts: it gets SIGTERM (save and leave) when this process dies."""
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before it starts: it gets this signal when this process dies."""
     if not sys.platform.startswith("linux"):
         return None
     # looked up here, since between fork and exec nothing may be loaded
@@ -229,7 +229,7 @@ def _die_with_parent() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def set_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it died before the call
             os._exit(1)
 

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from lowcomm.errors import ExchangeError
+from lowcomm.processes import die_with_parent
 from lowcomm.types import Json
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -35,10 +36,18 @@ class Children:
             prints one JSON line per event; ends when the input does.
         prefix: put before each command, with {number} replaced, e.g. to enter a network namespace.
         deadline_s: longest wait for an event.
+        dies: the signal that a peer gets if this process ends without a word; else its input ends.
     """
 
-    def __init__(self, module: str, *, prefix: Sequence[str] = (), deadline_s: float) -> None:
-        self._module, self._prefix, self._deadline_s = module, prefix, deadline_s
+    def __init__(
+        self,
+        module: str,
+        *,
+        prefix: Sequence[str] = (),
+        deadline_s: float,
+        dies: signal.Signals | None = None,
+    ) -> None:
+        self._module, self._prefix, self._deadline_s, self._dies = module, prefix, deadline_s, dies
         self._processes: list[subprocess.Popen[str]] = []
         self._events: list[queue.Queue[str | None]] = []
         self._messages: list[IO[str]] = []
@@ -66,6 +75,7 @@ class Children:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
+            preexec_fn=None if self._dies is None else die_with_parent(self._dies),
         )
         events: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(process, events), daemon=True).start()
@@ -105,14 +115,22 @@ class Children:
         Raises:
             ExchangeError: see `wait_for`.
         """
+        self.say(number, kind)
+        return self.wait_for(number, kind)
+
+    def say(self, number: int, line: str) -> None:
+        """Send a peer a line."""
         process = self._processes[number]
         assert process.stdin is not None
         try:
-            process.stdin.write(kind + "\n")
+            process.stdin.write(line + "\n")
             process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died; what it said last is read below
-        return self.wait_for(number, kind)
+            pass  # it has died; what it said last is still to be read
+
+    def kill(self, number: int) -> None:
+        """SIGKILL, also of one that stands still."""
+        self._processes[number].kill()
 
     def wait_for_end(self, number: int) -> None:
         """Wait until a peer that ends by itself is gone.
@@ -134,13 +152,8 @@ class Children:
 
     def round(self) -> list[dict[str, Any]]:
         """Let all peers go at once, and collect what each of them says about the round."""
-        for process in self._processes:
-            assert process.stdin is not None
-            try:
-                process.stdin.write("go\n")
-                process.stdin.flush()
-            except BrokenPipeError:
-                pass  # it has died; what it said last is read below
+        for number in range(len(self._processes)):
+            self.say(number, "go")
         return [self.wait_for(number, "round") for number in range(len(self._processes))]
 
     def close(self, *, patient: bool) -> None:

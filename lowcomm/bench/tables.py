@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lowcomm.bench.codecs_learning import REFERENCE, costs
+from lowcomm.bench.deaths import Death
 from lowcomm.bench.learning import read_log
 from lowcomm.bench.snapshots import Cut
 
@@ -38,6 +39,7 @@ def tables(results: Path) -> str:
         "overhead.json": _overhead,
         "speeds_*.json": _speeds,
         "snapshot.json": _snapshot,
+        "deaths.json": _deaths,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -359,6 +361,15 @@ def _snapshot(path: Path) -> str:
     cuts = [Cut(**{key: value for key, value in cut.items() if key != "ratio"}) for cut in one["cuts"]]
     heading = f"A snapshot from {one['donors']} donors that is cut (`lowcomm bench snapshot`)"
     return f"{heading}:\n\n" + _table(Cut.HEADINGS, [cut.row() for cut in cuts])
+
+
+def _deaths(path: Path) -> str:
+    log = json.loads(path.read_text(encoding="utf-8"))["deaths"]
+    heading = (
+        "One of three islands stops in the middle of a round; each reduces a third "
+        f"(`lowcomm bench deaths`; deadline {log['bench']['deadline_s']:g} s)"
+    )
+    return f"{heading}:\n\n" + _table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]])
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ RUN_BY = {
     "lowcomm bench codecs": "tests/bench/test_codecs.py::test_command_writes_what_scripts_read",
     "lowcomm bench speeds": "tests/bench/test_speeds.py::test_islands_of_unlike_speed_train_one_model",
     "lowcomm bench snapshot": "tests/bench/test_snapshots.py::test_a_cut_snapshot_does_not_start_over",
+    "lowcomm bench deaths": "tests/bench/test_deaths.py::test_the_others_commit_the_round_in_which_one_stops",
     "lowcomm bench learning": "tests/bench/test_learning.py::test_what_is_logged_is_not_trained_again",
     "lowcomm invite": "tests/membership/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm chaos": "tests/e2e/test_chaos.py::test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies",

@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from lowcomm.cli.bench import codecs, learning, overhead, round, snapshot, speeds, utilisation
+from lowcomm.cli.bench import (
+    codecs,
+    deaths,
+    learning,
+    overhead,
+    round,
+    snapshot,
+    speeds,
+    utilisation,
+)
 from lowcomm.cli.common import Subparsers, add_command, check_writable
 
 
@@ -26,6 +35,7 @@ PARTS: dict[str, Part] = {
     "overhead": overhead,
     "speeds": speeds,
     "snapshot": snapshot,
+    "deaths": deaths,
     "learning": learning,
 }
 
@@ -35,7 +45,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure codecs, round time, overhead, islands of unlike speed, cut snapshots, and learning",
+        about="measure codecs, round time, overhead, islands of unlike speed, deaths, churn, and learning",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
