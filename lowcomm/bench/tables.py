@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowcomm.bench.churn_figures import Churn, ChurnBench
 from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.deaths import Death
+from lowcomm.bench.donors import DonorBench, Donors
 from lowcomm.bench.learning import read_log
 from lowcomm.bench.snapshots import Cut
 
@@ -40,6 +42,8 @@ def tables(results: Path) -> str:
         "speeds_*.json": _speeds,
         "snapshot.json": _snapshot,
         "deaths.json": _deaths,
+        "churn.json": _churn,
+        "donors.json": _donors,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -370,6 +374,22 @@ def _deaths(path: Path) -> str:
         f"(`lowcomm bench deaths`; deadline {log['bench']['deadline_s']:g} s)"
     )
     return f"{heading}:\n\n" + _table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]])
+
+
+def _churn(path: Path) -> str:
+    log = json.loads(path.read_text(encoding="utf-8"))["churn"]
+    bench = ChurnBench(**log["bench"])
+    churn = Churn(**{**{key: value for key, value in log.items() if key != "within"}, "bench": bench})
+    heading = f"At most {bench.islands} islands, {bench.events} joins and leaves (`lowcomm bench churn`)"
+    return f"{heading}:\n\n{_table(Churn.HEADINGS, churn.rows())}"
+
+
+def _donors(path: Path) -> str:
+    log = json.loads(path.read_text(encoding="utf-8"))["donors"]
+    bench = DonorBench(**log["bench"])
+    donors = Donors(**{**{key: value for key, value in log.items() if key != "slower"}, "bench": bench})
+    heading = "Islands that train while another one takes a snapshot from them (`lowcomm bench donors`)"
+    return f"{heading}:\n\n{_table(Donors.HEADINGS, [donors.row()])}"
 
 
 def main() -> None:

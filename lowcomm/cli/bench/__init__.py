@@ -6,8 +6,10 @@ import argparse
 from typing import Protocol
 
 from lowcomm.cli.bench import (
+    churn,
     codecs,
     deaths,
+    donors,
     learning,
     overhead,
     round,
@@ -35,7 +37,9 @@ PARTS: dict[str, Part] = {
     "overhead": overhead,
     "speeds": speeds,
     "snapshot": snapshot,
+    "donors": donors,
     "deaths": deaths,
+    "churn": churn,
     "learning": learning,
 }
 
@@ -45,7 +49,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure codecs, round time, overhead, islands of unlike speed, deaths, churn, and learning",
+        about="measure codecs, rounds, overhead, unlike speeds, snapshots, deaths, churn, and learning",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
