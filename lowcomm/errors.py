@@ -14,6 +14,7 @@ LowcommError
 |   |-- PortInUseError
 |   |-- JoinRefusedError   the swarm runs with other shared settings or another model
 |   `-- ProtocolError      a message that breaks the protocol
+|-- IslandError            the ranks of an island lost each other
 |-- LossError              the training loss is not a finite number
 `-- OutOfMemoryError       the device's memory does not hold what training needs
 """
@@ -75,6 +76,10 @@ class JoinRefusedError(ExchangeError):
 
 class ProtocolError(ExchangeError):
     """A message breaks the protocol: unknown, malformed, too large."""
+
+
+class IslandError(LowcommError):
+    """A rank of this island is gone, or can't be reached."""
 
 
 class LossError(LowcommError):

@@ -10,7 +10,9 @@ import os
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +44,7 @@ from lowcomm.islands.group import process_group
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.storage.checkpoint import Checkpoints
+from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.rng import rng_state, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
 from lowcomm.summary import Counts, Summary, data_parallel_bytes
@@ -130,9 +132,10 @@ class Trainer:
         )
         loader_state = None
         if chosen is not None:
-            parts = checkpoints.load(chosen)
+            parts = checkpoints.load(chosen, only=("island", "outer", "counts", "ranks"))
             island.load_state_dict(parts["island"])
-            outer.load_state_dict(parts["outer"])
+            fragments = saved_fragments(checkpoints, chosen, outer.num_fragments)
+            outer.load_state_dict({**parts["outer"], "fragments": fragments})
             self._earlier = Counts(**parts["counts"])
             self._saved_step = chosen
             rank_state = parts["ranks"][self._rank]
@@ -315,15 +318,17 @@ class Trainer:
 
     def _save(self, run: _Run) -> None:
         """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""
-        parts = {
+        parts: dict[str, Any] = {
             "island": run.island.state_dict(),
-            "outer": run.outer.state_dict(),
+            "outer": run.outer.state_dict(fragments=False),
             "counts": asdict(self._totals(run.outer)),
             "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
         }
         self._saved_step = run.outer.swarm_step
         if not run.outer.is_lead:
             return
+        for index in range(run.outer.num_fragments):
+            parts[fragment_part(index)] = partial(run.outer.fragment_state, index)
         try:
             run.checkpoints.save(run.outer.swarm_step, parts)
         except StorageError as error:

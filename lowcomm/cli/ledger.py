@@ -129,14 +129,15 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
         return
 
     from lowcomm.build import build_outer_state
-    from lowcomm.storage.checkpoint import Checkpoints
+    from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 
     auditor = Auditor(found, ledger, config.shared.run_id, config.shared.schedule.num_fragments)
     if not found.valid:
         return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
-    saved = []
-    for step in checkpoints.steps():
-        outer = checkpoints.load(step, only=("outer",))["outer"]["outer"]
-        saved.append((str(checkpoints.folder(step)), outer))
+    count = config.shared.schedule.num_fragments
+    saved = [
+        (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count))
+        for step in checkpoints.steps()
+    ]
     auditor.check_states(build_outer_state(config), saved)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lowcomm.islands.vectors import Vectors
 from lowcomm.types import Layout
 
 
@@ -87,6 +88,16 @@ class Island(Protocol):
 
     def any_rank(self, flag: bool) -> bool:
         """Whether `flag` is true on any rank. Collective."""
+        ...
+
+    def open_vectors(self) -> Vectors | None:
+        """On the lead a place for vectors of which each rank keeps its part; None elsewhere. Collective.
+
+        What the other ranks keep goes when the lead closes it, or dies.
+
+        Raises:
+            IslandError: the ranks can't connect.
+        """
         ...
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:

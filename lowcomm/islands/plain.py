@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowcomm.errors import CheckpointError, ModelError
+from lowcomm.islands.vectors import HostVectors, Vectors
 from lowcomm.types import Layout, TensorSpec
 
 COMPILED = "_orig_mod"
@@ -172,6 +173,10 @@ class PlainIsland:
     def any_rank(self, flag: bool) -> bool:
         """One rank agrees with itself."""
         return flag
+
+    def open_vectors(self) -> Vectors | None:
+        """All on this rank."""
+        return HostVectors()
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """One rank's state."""

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowcomm.islands.plain import PlainIsland
+from lowcomm.islands.sharded import open_vectors
+from lowcomm.islands.vectors import Vectors
 
 
 class RanksIsland(PlainIsland):
@@ -78,6 +80,12 @@ class RanksIsland(PlainIsland):
         box = torch.tensor([int(flag)], device=self._link_device)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return bool(box.item())
+
+    def open_vectors(self) -> Vectors | None:
+        """On the lead a place for vectors of which each rank keeps its part. Collective."""
+        if self._world_size == 1:
+            return super().open_vectors()
+        return open_vectors(self._rank, self._world_size, self.broadcast)
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Each rank's state, on the lead; empty elsewhere. Collective."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lowcomm.errors import ProtocolError
+from lowcomm.islands.vectors import HostVector
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry, parse_entry, run_head, update_path
 from lowcomm.membership.update import Update
@@ -195,12 +196,14 @@ class Auditor:
 
     # -- states ------------------------------------------------------------------------------------
 
-    def check_states(self, state: OuterState, saved: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    def check_states(
+        self, state: OuterState, saved: Iterable[tuple[str, Iterable[Mapping[str, Any]]]]
+    ) -> None:
         """Compare checkpoints with the entries, and replay the updates that were kept.
 
         Args:
             state: built from the recipe and not stepped yet: the genesis.
-            saved: (name, `saved_positions`) of each checkpoint.
+            saved: (name, `saved_position` of each fragment) of each checkpoint; taken one at a time.
         """
         starts: dict[Digest, FragmentState] = {}
         self.found.fragments = len(state.fragments)
@@ -222,11 +225,12 @@ class Auditor:
             self.found.problem = self.found.problem or str(error)
 
     def _check_checkpoint(
-        self, name: str, saved: Mapping[str, Any], starts: dict[Digest, FragmentState]
+        self, name: str, fragments: Iterable[Mapping[str, Any]], starts: dict[Digest, FragmentState]
     ) -> None:
-        for fragment, chain in enumerate(saved["chains"]):
+        for fragment, saved in enumerate(fragments):
+            chain = saved["chain"]
             head, last = chain["head"], self._entries.get(chain["head"])
-            state = FragmentState.of(saved["anchors"][fragment], saved["momenta"][fragment])
+            state = FragmentState.of(HostVector(saved["anchor"]), HostVector(saved["momentum"]))
             if chain["outer_step"] and head not in self._steps.get(fragment, {}):
                 raise _BadLineError(
                     f"{name}: stands at outer step {chain['outer_step']} of fragment {fragment}, head "

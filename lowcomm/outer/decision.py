@@ -13,6 +13,7 @@ from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
+from lowcomm.islands.vectors import HostVector, Less, Vector
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.contributions import Limits
 from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_text
@@ -161,7 +162,7 @@ class Accepted:
     """An update that this peer holds whole and has voted for.
 
     `contribution` is what this peer put into it; None if it was finalised without this peer's. `unsent`: what
-    of it stays in the local parameters, as encoding lost it, 1-D fp32; None for nothing.
+    of it stays in the local parameters, as encoding lost it; None for nothing.
     """
 
     ballot: Ballot
@@ -169,14 +170,15 @@ class Accepted:
     update: Update
     after: FragmentState
     residual: Residual | None
-    unsent: Tensor | None
+    unsent: Vector | None
     mean_norm: float | None
     contribution: Contribution | None
     participants: tuple[Participant, ...]
 
-    def sent(self, contribution: Contribution) -> Tensor:
+    def sent(self, contribution: Contribution) -> Vector:
         """What of `contribution`, this peer's part of the entry, has arrived: without what encoding lost."""
-        return contribution.values if self.unsent is None else contribution.values - self.unsent
+        values = HostVector(contribution.values)
+        return values if self.unsent is None else Less(values, self.unsent)
 
 
 @dataclass(slots=True)

@@ -58,11 +58,14 @@ def spool(state: FragmentState, folder: Path | None) -> SpooledState:
     """Write a state into a file.
 
     Raises:
-        OSError: the disk is full.
+        OSError: the disk is full, or a rank of this island is gone.
     """
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the blob
     for offset in range(0, state.size_bytes, PIECE_BYTES):
-        file.write(state.read(offset, PIECE_BYTES))
+        piece = state.read(offset, PIECE_BYTES)
+        if piece is None:
+            raise OSError("another rank of this island is gone")
+        file.write(piece)
     file.flush()
     return SpooledState(file, state.manifest)
 

@@ -19,6 +19,7 @@ from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
 from lowcomm.errors import LossError
 from lowcomm.islands.base import Island
+from lowcomm.islands.vectors import Vector, spans
 from lowcomm.outer.decision import Contribution
 from lowcomm.outer.node import Node
 from lowcomm.outer.outcome import RoundOutcome
@@ -93,11 +94,12 @@ class Flights:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
         """
         values = self._island.read(fragment.tensors)
-        base = momentum = None
+        base: Vector | None = None
         if self._node is not None:
             base = self._node.bases[fragment.index]
-            momentum = self._node.standing[fragment.index].state.momentum
-            values = torch.sub(base, values, out=values)
+            for start, stop in spans(fragment.elements):
+                part = values[start:stop]
+                torch.sub(base.load(start, stop), part, out=part)
         norm = float(values.norm())
         finite = norm < float("inf")
         if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it
@@ -123,21 +125,32 @@ class Flights:
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay)
         if self._schedule.eager and delay:
+            momentum = self._node.standing[fragment.index].state.momentum if self._node else None
             flight.shift = self._run_ahead(fragment, base, momentum, values)
 
     def _run_ahead(
-        self, fragment: Fragment, anchor: Tensor | None, momentum: Tensor | None, values: Tensor
+        self, fragment: Fragment, anchor: Vector | None, momentum: Vector | None, values: Tensor
     ) -> Tensor:
         """Go on from a preview of the outer step; what it has added, on the lead."""
         ahead = None
         if self._node is not None and anchor is not None and momentum is not None:
-            alpha = self._schedule.merge_alpha
-            ahead = run_ahead(self._node.state.optimizer, anchor, momentum, values, alpha)
+            ahead = torch.empty_like(values)
+            for start, stop in spans(fragment.elements):
+                ahead[start:stop] = run_ahead(
+                    self._node.state.optimizer,
+                    anchor.load(start, stop),
+                    momentum.load(start, stop),
+                    values[start:stop],
+                    self._schedule.merge_alpha,
+                )
         self._island.write(fragment.tensors, ahead)
         del ahead
         # read back, as parameters of low precision have rounded it
         shift = self._island.read(fragment.tensors)
-        return shift if anchor is None else shift.sub_(anchor).add_(values)
+        if anchor is not None:
+            for start, stop in spans(fragment.elements):
+                shift[start:stop].sub_(anchor.load(start, stop)).add_(values[start:stop])
+        return shift
 
     def _delay(self, fragment: int, step_s: float) -> int:
         if self._schedule.delay != "auto":
@@ -282,14 +295,19 @@ class Flights:
     def _merged(self, outcome: RoundOutcome, local: Tensor | None, shift: Tensor | None) -> Tensor:
         """The new local parameters; `local` are those now, None where they are replaced."""
         if local is None:
-            return outcome.after
+            return outcome.after.load()
         if shift is not None:
             local.sub_(shift)
-        if outcome.base is not outcome.before:
-            rebase_(local, outcome.before, outcome.base)
-        if outcome.entry is None:
-            return local
-        return merge_(local, outcome.after, outcome.base, outcome.values, self._schedule.merge_alpha)
+        alpha = self._schedule.merge_alpha
+        for start, stop in spans(local.numel()):
+            part = local[start:stop]
+            base = outcome.base.load(start, stop)
+            if outcome.base is not outcome.before:
+                rebase_(part, outcome.before.load(start, stop), base)
+            if outcome.entry is not None:
+                sent = outcome.values.load(start, stop)
+                merge_(part, outcome.after.load(start, stop), base, sent, alpha)
+        return local
 
     def _report(
         self,
@@ -337,9 +355,22 @@ class Flights:
         )
 
     def state_dict(self) -> list[list[Any]]:
-        """What was sent, to be sent again after a restart."""
+        """What was sent, to be sent again after a restart; without the tensors, which are the lead's."""
         return [
-            [index, sent.values, sent.tokens, sent.inner_step, flight.steps, flight.use_at_step, flight.shift]
+            [
+                index,
+                sent.tokens,
+                sent.norm,
+                sent.inner_step,
+                flight.steps,
+                flight.use_at_step,
+                flight.shift is not None,
+            ]
             for index, flight in sorted(self._under_way.items())
             for sent in (flight.contribution,)
         ]
+
+    def sent(self, fragment: int) -> tuple[Tensor | None, Tensor | None]:
+        """The pseudo-gradient of a round under way, and the shift of its preview; on the lead."""
+        flight = self._under_way.get(fragment)
+        return (flight.contribution.values, flight.shift) if flight else (None, None)

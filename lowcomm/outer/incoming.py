@@ -1,6 +1,6 @@
 """A snapshot on its way in: what has come stays, in the run folder also over a restart.
 
-Pieces that fit the manifest go into the tensors that will be the state, and into
+Pieces that fit the manifest go into the vectors that will be the state, and into
 `incoming/FRAGMENT-DIGEST.state` beside `....manifest`. After a restart the file is read and each piece
 compared with the manifest again, so nothing has to be said of what it holds.
 """
@@ -12,11 +12,10 @@ import os
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from lowcomm.errors import ProtocolError
+from lowcomm.islands.vectors import HostVectors, Vectors
 from lowcomm.membership.pieces import PIECE_BYTES, check_manifest, count_pieces, fits
-from lowcomm.outer.state import FragmentState, tensor_bytes
+from lowcomm.outer.state import FP32_BYTES, FragmentState, tensor_bytes
 from lowcomm.storage.files import write_atomically
 from lowcomm.types import Digest
 
@@ -29,13 +28,22 @@ class Incoming:
     Args:
         elements: of the fragment.
         folder: the run folder; None = in memory only.
+        vectors: where the state is made; None = in this process.
     """
 
-    def __init__(self, fragment: int, digest: Digest, elements: int, folder: Path | None) -> None:
-        self.digest, self.size_bytes = digest, 8 * elements
+    def __init__(
+        self,
+        fragment: int,
+        digest: Digest,
+        elements: int,
+        folder: Path | None,
+        vectors: Vectors | None = None,
+    ) -> None:
+        self.digest, self.size_bytes = digest, 2 * FP32_BYTES * elements
         self.have: set[int] = set()
         self._manifest: bytes | None = None
-        self._anchor, self._momentum = torch.zeros(elements), torch.zeros(elements)
+        vectors = vectors or HostVectors()
+        self._anchor, self._momentum = vectors.empty(elements), vectors.empty(elements)
         self._file: IO[bytes] | None = None
         self._path = folder / "incoming" / f"{fragment}-{digest}.state" if folder else None
         if self._path is not None:
@@ -94,13 +102,15 @@ class Incoming:
 
     def _place(self, start: int, piece: bytes) -> None:
         """Copy a piece of `anchor || momentum` to where it belongs."""
-        anchor, momentum = tensor_bytes(self._anchor), tensor_bytes(self._momentum)
-        half = len(anchor)
+        half = self.size_bytes // 2
         first = max(0, min(len(piece), half - start))
-        anchor[start : start + first] = piece[:first]
-        if first < len(piece):
-            at = start + first - half
-            momentum[at : at + len(piece) - first] = piece[first:]
+        for vector, at, part in (
+            (self._anchor, start, piece[:first]),
+            (self._momentum, start + first - half, piece[first:]),
+        ):
+            if part:
+                with vector.filling(at // FP32_BYTES, (at + len(part)) // FP32_BYTES) as values:
+                    tensor_bytes(values)[:] = part
 
     def _give_up_file(self, error: OSError) -> None:
         logger.warning(

@@ -147,6 +147,7 @@ class Joining:
                 moved = await self._come_up(fragment, give_up_s)
                 snapshot_bytes += moved.snapshot_bytes
                 skipped[fragment] = moved.snapshot_bytes > 0
+                node.stand(fragment)  # what it stood on before goes
         for fragment in range(len(node.state.fragments)):
             # what was replayed, and what a vote of this island's earlier process has committed
             found = node.take_late(fragment)

@@ -7,13 +7,14 @@ takes the pseudo-gradient (anchor - local), lets the node exchange it, and merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation, Mean
@@ -23,9 +24,10 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import ConfigError
+from lowcomm.errors import CheckpointError, ConfigError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
+from lowcomm.islands.vectors import HostVector, Less, Vector, spans
 from lowcomm.membership.ledger import LedgerFile
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.flights import Flights
@@ -33,7 +35,7 @@ from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.node import Node
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
-from lowcomm.outer.state import OuterState, saved_positions
+from lowcomm.outer.state import OuterState, saved_position
 from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
 from lowcomm.types import Json, RoundReport, SharedSettings
@@ -99,8 +101,12 @@ class OuterLoop(Views):
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
-        anchors = [island.read(fragment.tensors) for fragment in fragments]
-        if exchange is not None:
+        self._vectors = island.open_vectors()
+        anchors = (island.read(fragment.tensors) for fragment in fragments)
+        if exchange is None:
+            for _ in anchors:
+                pass  # the other ranks' part in reading, one fragment at a time
+        else:
             state = OuterState(
                 exchange.run_id,
                 fragments,
@@ -108,6 +114,7 @@ class OuterLoop(Views):
                 outer_optimizer,
                 codec,
                 aggregation,
+                self._vectors,
             )
             node = Node(
                 exchange,
@@ -190,10 +197,11 @@ class OuterLoop(Views):
         """
         report: JoinReport | None = None
         changed = False
-        before: list[Tensor] = []
+        before: list[Vector] = []
         if self._node is not None:
             node = self._node
-            before = [state.anchor for state in node.state.states]
+            if self._restored:
+                before = [state.anchor for state in node.state.states]
             node.peers.state.inner_step = self.swarm_step
             report = self._thread.call(
                 node.joining.join(
@@ -250,12 +258,12 @@ class OuterLoop(Views):
         )
 
     def _take_over(
-        self, fragment: Fragment, before: Sequence[Tensor], credited: int, left: int, *, given_up: bool
+        self, fragment: Fragment, before: Sequence[Vector], credited: int, left: int, *, given_up: bool
     ) -> None:
         """Bring the state that was taken over into the local parameters of all ranks.
 
         Args:
-            before: the anchors of the checkpoint, on the lead.
+            before: the anchors of the checkpoint, on the lead; none without one.
             credited: tokens of this island in the entries that were replayed.
             left: tokens that the checkpoint's own progress stands for. A contribution holds all progress
                 since the last one that was committed, so it is in the anchor where any was credited; but
@@ -265,15 +273,19 @@ class OuterLoop(Views):
         local = self._island.read(fragment.tensors)
         values = None
         if self._node is not None:
-            anchor, base = self._node.state.states[fragment.index].anchor, before[fragment.index]
-            values = anchor
+            anchor = self._node.state.states[fragment.index].anchor
             if self._restored and not given_up and (credited < left or not credited):
+                base = before[fragment.index]
                 flights = [flight for flight in self._loaded_flights if flight[0] == fragment.index]
                 if credited and flights:
                     _, sent, _, _, shift = flights[0]
-                    base = base - sent.values
+                    base = Less(base, HostVector(sent.values))
                     local = local if shift is None else local.sub_(shift)
-                values = rebase_(local, base, anchor)
+                for start, stop in spans(fragment.elements):
+                    rebase_(local[start:stop], base.load(start, stop), anchor.load(start, stop))
+                values = local
+            else:
+                values = anchor.load()
         self._island.write(fragment.tensors, values)
 
     def close(self) -> None:
@@ -283,6 +295,8 @@ class OuterLoop(Views):
                 self._thread.call(self._node.close())
             finally:
                 self._thread.stop()
+        if self._vectors is not None:
+            self._vectors.close()
 
     # -- training ----------------------------------------------------------------------------------
 
@@ -371,39 +385,57 @@ class OuterLoop(Views):
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:
         """The island's model holds the anchor inside, its own parameters again after. Collective."""
-        local = [self._island.read(fragment.tensors) for fragment in self._fragments]
+        local: list[Vector] = []
+        for fragment in self._fragments:
+            values = self._island.read(fragment.tensors)
+            if self._vectors is not None:
+                local.append(self._vectors.hold(values))
         try:
             for fragment in self._fragments:
-                anchor = self._node.state.states[fragment.index].anchor if self._node else None
+                anchor = self._node.state.states[fragment.index].anchor.load() if self._node else None
                 self._island.write(fragment.tensors, anchor)
             yield
         finally:
-            for fragment, values in zip(self._fragments, local, strict=True):
-                self._island.write(fragment.tensors, values if self._node else None)
+            for fragment in self._fragments:
+                own = local[fragment.index].load() if local else None
+                self._island.write(fragment.tensors, own)
 
     # -- saving and restoring ----------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, fragments: bool = True) -> dict[str, Any]:
         """Everything that a restart needs to go on bit for bit; for `torch.save`.
 
         Rounds under way are saved as what was sent, and sent again after the restart; so where one has been
         committed already and not merged yet, the outer state from before it is saved.
+
+        Args:
+            fragments: with `fragment_state` of each under that name, all in this rank's memory; without
+                them whoever saves asks for one after the other.
         """
         state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
         state["pacing"] = self._pacing.state_dict()
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
-            standing = self._node.standing
-            state["outer"] = saved_positions(standing)
-            state["anchor"] = {
-                name: part
-                for fragment, position in zip(self._fragments, standing, strict=True)
-                for name, part in named_parts(self._layout, fragment, position.state.anchor)
-            }
+            if fragments:
+                state["fragments"] = [self.fragment_state(index) for index in range(self.num_fragments)]
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def fragment_state(self, index: int) -> dict[str, Any]:
+        """What a restart needs of one fragment; as long as no step is taken it fits `state_dict`. Lead only.
+
+        Under `tensors` the anchor as named fp32 tensors of their own shapes.
+        """
+        saved = saved_position(self._lead.standing[index])
+        sent, shift = self._flights.sent(index)
+        named = dict(named_parts(self._layout, self._fragments[index], saved["anchor"]))
+        return {**saved, "sent": sent, "shift": shift, "tensors": named}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`, between `connect` and `join`.
+
+        Args:
+            state: `fragments` in it may be any iterable; the lead alone goes through it, once, and keeps
+                nothing whole.
 
         Raises:
             CheckpointError: it belongs to another model or is damaged.
@@ -411,18 +443,26 @@ class OuterLoop(Views):
         self._progress.load_state_dict(state)
         self._pacing.load_state_dict(state["pacing"])
         self._restored = True
-        self._loaded_flights = [
-            (
-                index,
-                Contribution(values, tokens, float(values.norm()), began_at_step, resent=True),
-                steps,
-                use_at_step,
-                shift,
-            )
-            for index, values, tokens, began_at_step, steps, use_at_step, shift in state["flights"]
-        ]
+        self._loaded_flights = []
+        tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
         if self._node is not None:
-            self._thread.call(self._node.restore(state["outer"], state["shard"]))
+            saved_fragments = iter(state["fragments"])
+            for index in range(self.num_fragments):
+                saved = next(saved_fragments, None)
+                if saved is None:
+                    raise CheckpointError(
+                        f"expected {self.num_fragments} fragments, the checkpoint has {index}"
+                    )
+                self._thread.call(self._node.restore(index, saved))
+                if saved["sent"] is not None:
+                    tensors[index] = saved["sent"], saved["shift"]
+            if self._node.peers.state.shard < 0:
+                self._node.peers.state.shard = state["shard"]
+        for index, tokens, norm, began_at_step, steps, use_at_step, previewed in state["flights"]:
+            elsewhere = torch.empty(0)
+            values, shift = tensors.get(index, (elsewhere, elsewhere if previewed else None))
+            sent = Contribution(values, tokens, norm, began_at_step, resent=True)
+            self._loaded_flights.append((index, sent, steps, use_at_step, shift))
 
     def _agree(self, step: int | None) -> int | None:
         """The lead's answer on all ranks."""

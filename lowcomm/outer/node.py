@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.islands.vectors import HostVector, Less, Vector
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
@@ -124,7 +123,8 @@ class Node:
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
         self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in state.fragments]
-        self.rebase()
+        self.bases: list[Vector] = [kept.anchor for kept in state.states]
+        self.standing = [state.position(f.index) for f in state.fragments]
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
@@ -174,17 +174,15 @@ class Node:
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.state.updates.close()
 
-    async def restore(self, saved: dict[str, Any], shard: int) -> None:
-        """Load a checkpoint's outer state, between `start` and `Recovery.join`.
+    async def restore(self, fragment: int, saved: Mapping[str, Any]) -> None:
+        """Load a fragment's outer state from a checkpoint, between `start` and `Joining.join`.
 
         Raises:
             CheckpointError: it belongs to another model or is damaged.
         """
-        self.state.load_state_dict(saved)
-        for fragment_round in self.rounds:
-            fragment_round.restart()
-        if self.peers.state.shard < 0:
-            self.peers.state.shard = shard
+        self.state.load(fragment, saved)
+        self.stand(fragment)
+        self.rounds[fragment].restart()
 
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
@@ -203,7 +201,8 @@ class Node:
         residual_before = await self._residual_norm(fragment)
         self._calls[fragment] = call
         chain = self.state.chains[fragment]
-        before = base = self.bases[fragment]
+        before: Vector = self.bases[fragment]
+        base = before
         position = self.standing[fragment]
         call.commits, self._late[fragment] = self._late[fragment], []
         height = chain.outer_step - len(call.commits)
@@ -232,7 +231,7 @@ class Node:
                         credited += own.tokens
                         arrived = accepted.sent(own)
                         contribution = _remaining(contribution, own, arrived)
-                        before = before - arrived
+                        before = Less(before, arrived)
                     else:
                         missed = True
                 if mine is not None:
@@ -268,9 +267,6 @@ class Node:
         finally:
             del self._calls[fragment]
             self._late[fragment] = call.commits
-        values = contribution.values
-        if mine is not None and mine.unsent is not None:
-            values = await loop.run_in_executor(self.pool, mine.sent, contribution)
         state = self.state.states[fragment]
         self.bases[fragment] = mine.after.anchor if mine else base
         return RoundOutcome(
@@ -278,8 +274,8 @@ class Node:
             reason=reason,
             outer_step=mine.entry.outer_step if mine else chain.outer_step,
             before=before,
-            values=values,
-            whole=values is contribution.values,
+            values=mine.sent(contribution) if mine else HostVector(contribution.values),
+            whole=mine is None or mine.unsent is None,
             base=base,
             after=self.bases[fragment],
             position=position,
@@ -345,10 +341,14 @@ class Node:
 
     def rebase(self) -> None:
         """The island's own parameters stand on the anchors as they are now."""
-        self.bases = [state.anchor for state in self.state.states]
-        self.standing = [self.state.position(index) for index in range(len(self.bases))]
-        for late in self._late:
+        for fragment, late in enumerate(self._late):
+            self.stand(fragment)
             late.clear()
+
+    def stand(self, fragment: int) -> None:
+        """The island's own parameters stand, or are going to, on a fragment's anchor as it is now."""
+        self.bases[fragment] = self.state.states[fragment].anchor
+        self.standing[fragment] = self.state.position(fragment)
 
     def adopt(self, accepted: Accepted) -> None:
         """Commit an entry that another peer has committed."""
@@ -472,8 +472,8 @@ class Node:
         return self._donor.find(name)
 
 
-def _remaining(whole: Contribution, credited: Contribution, sent: Tensor) -> Contribution:
+def _remaining(whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
     """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
-    values = whole.values - sent
+    values = whole.values - sent.load()
     tokens = max(0, whole.tokens - credited.tokens)
     return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)

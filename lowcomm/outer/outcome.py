@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lowcomm.algorithms.intervals import Speed
+from lowcomm.islands.vectors import Vector
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.outer.chunks import shares_of
@@ -43,11 +42,11 @@ class RoundOutcome:
     entry: Entry | None
     reason: str
     outer_step: int
-    before: Tensor
-    values: Tensor
+    before: Vector
+    values: Vector
     whole: bool
-    base: Tensor
-    after: Tensor
+    base: Vector
+    after: Vector
     position: Position
     tokens: int
     adopted: int

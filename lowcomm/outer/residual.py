@@ -9,31 +9,40 @@ divided by its share, so that nothing is lost when ranges move. `decay` multipli
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowcomm.islands.vectors import Blank, Vectors
+
 
 @dataclass(frozen=True, slots=True)
 class Residual:
-    """What the encodings of means have lost on the peer that reduced them; 1-D fp32 on the host.
+    """What the encodings of means have lost on the peer that reduced them; on the ranks' hosts.
 
     Attributes:
         mean: of the range of a fragment that was reduced here, which starts at `start`.
     """
 
-    mean: Tensor
+    mean: Blank
     start: int
 
     @staticmethod
-    def zero(start: int, stop: int) -> Residual:
-        """Nothing lost yet."""
-        return Residual(torch.zeros(stop - start), start)
+    def blank(start: int, stop: int, vectors: Vectors) -> Residual:
+        """To be filled with what the encodings of a round's means lose."""
+        return Residual(vectors.empty(stop - start), start)
+
+    @staticmethod
+    def of(saved: Mapping[str, Any], vectors: Vectors) -> Residual:
+        """What `state_dict` gave."""
+        return Residual(vectors.hold(saved["mean"]), saved["start"])
 
     @property
     def stop(self) -> int:
-        return self.start + self.mean.numel()
+        return self.start + self.mean.elements
 
     def handed_over(self, start: int, stop: int, reduced: tuple[int, int], share: float) -> Tensor | None:
         """What to add to this peer's own pseudo-gradient in start..stop; None for nothing.
@@ -52,7 +61,7 @@ class Residual:
             low, high = max(low, start), min(high, stop)
             if low < high:
                 added = torch.zeros(stop - start) if added is None else added
-                lost = self.mean[low - self.start : high - self.start]
+                lost = self.mean.load(low - self.start, high - self.start)
                 added[low - start : high - start].add_(lost / share)
         return added
 
@@ -62,13 +71,13 @@ class Residual:
         if low >= high:
             return None
         added = torch.zeros(stop - start)
-        added[low - start : high - start] = self.mean[low - self.start : high - self.start]
+        added[low - start : high - start] = self.mean.load(low - self.start, high - self.start)
         return added
 
     def norm(self) -> float:
         """L2 norm."""
-        return float(self.mean.norm())
+        return float(self.mean.load().norm())
 
     def state_dict(self) -> dict[str, Tensor | int]:
         """For a checkpoint."""
-        return {"mean": self.mean, "start": self.start}
+        return {"mean": self.mean.load(), "start": self.start}

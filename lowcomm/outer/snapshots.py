@@ -146,7 +146,13 @@ class Snapshots:
         elements = self._node.state.fragments[fragment].elements
         loop = asyncio.get_running_loop()
         incoming = await loop.run_in_executor(
-            self._node.pool, Incoming, fragment, digest, elements, self._node.folder
+            self._node.pool,
+            Incoming,
+            fragment,
+            digest,
+            elements,
+            self._node.folder,
+            self._node.state.vectors,
         )
         if incoming.have:
             logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))

@@ -1,12 +1,14 @@
 """The outer state of a run: anchor, outer momentum and residual of each fragment, and the chains.
 
-Tensors in here are replaced, never changed in place: a donor that serves a snapshot, or the loop
-that reads an anchor, holds one consistent version for as long as it keeps the reference.
+Vectors in here are replaced, never changed in place: a donor that serves a snapshot, or the loop
+that reads an anchor, holds one consistent version for as long as it keeps the reference. Each rank of
+the island keeps its part of them (`lowcomm.islands.vectors`); nothing in here makes one whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,8 @@ from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import CheckpointError, CodecError, ProtocolError
+from lowcomm.errors import CheckpointError, CodecError, IslandError, ProtocolError
+from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
 from lowcomm.membership.kept import KeptUpdates
 from lowcomm.membership.ledger import Chain, Entry, hash_value
 from lowcomm.membership.pieces import make_manifest, name_of
@@ -29,6 +32,10 @@ from lowcomm.outer.chunks import decode_mean, shares_of, take
 from lowcomm.outer.residual import Residual
 from lowcomm.types import Digest, Json
 
+logger = logging.getLogger(__name__)
+
+FP32_BYTES = 4
+
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The little-endian bytes of a contiguous host tensor, without a copy."""
@@ -37,22 +44,22 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class FragmentState:
-    """Anchor and outer momentum of one fragment after some outer step; 1-D fp32 on the host.
+    """Anchor and outer momentum of one fragment after some outer step; on the ranks' hosts.
 
     Attributes:
         manifest: the hashes of the pieces of `anchor || momentum`.
         paced: serving it waits for the upload rate of snapshots.
     """
 
-    anchor: Tensor
-    momentum: Tensor
+    anchor: Vector
+    momentum: Vector
     manifest: bytes
     paced: bool = True
 
     @staticmethod
-    def of(anchor: Tensor, momentum: Tensor) -> FragmentState:
+    def of(anchor: Vector, momentum: Vector) -> FragmentState:
         """Hash the two and hold them."""
-        return FragmentState(anchor, momentum, make_manifest((tensor_bytes(anchor), tensor_bytes(momentum))))
+        return FragmentState(anchor, momentum, make_manifest(_bytes_of(anchor, momentum)))
 
     @property
     def digest(self) -> Digest:
@@ -61,14 +68,32 @@ class FragmentState:
 
     @property
     def size_bytes(self) -> int:
-        return 8 * self.anchor.numel()
+        return 2 * FP32_BYTES * self.anchor.elements
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Part of `anchor || momentum`, for a peer that takes a snapshot."""
-        half = 4 * self.anchor.numel()
-        anchor, momentum = tensor_bytes(self.anchor), tensor_bytes(self.momentum)
-        end = offset + length
-        return bytes(anchor[offset:end]) + bytes(momentum[max(0, offset - half) : max(0, end - half)])
+    def read(self, offset: int, length: int) -> bytes | None:
+        """Part of `anchor || momentum`, for a peer that takes a snapshot; None if a rank is gone."""
+        half, end = FP32_BYTES * self.anchor.elements, offset + length
+        try:
+            return _cut(self.anchor, offset, end) + _cut(self.momentum, offset - half, end - half)
+        except IslandError as error:
+            logger.warning("a snapshot can't be served any more: %s", error)
+            return None
+
+
+def _bytes_of(*vectors: Vector) -> Iterator[memoryview]:
+    for vector in vectors:
+        for start, stop in spans(vector.elements):
+            yield tensor_bytes(vector.load(start, stop))
+
+
+def _cut(vector: Vector, start: int, end: int) -> bytes:
+    """Bytes `start` to `end` of a vector, as far as it has them."""
+    start, end = max(0, start), min(end, FP32_BYTES * vector.elements)
+    if start >= end:
+        return b""
+    view = tensor_bytes(vector.load(start // FP32_BYTES, -(-end // FP32_BYTES)))
+    skipped = start % FP32_BYTES
+    return bytes(view[skipped : skipped + end - start])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,23 +106,30 @@ class Position:
 
 
 class OuterState:
-    """All fragments' states, residuals and chains."""
+    """All fragments' states, residuals and chains.
+
+    Args:
+        anchors: of the fragments, in order, 1-D fp32; taken one at a time.
+        vectors: where states are kept; None = in this process.
+    """
 
     def __init__(
         self,
         run_id: str,
         fragments: Sequence[Fragment],
-        anchors: Sequence[Tensor],
+        anchors: Iterable[Tensor],
         optimizer: OuterOptimizer,
         codec: Codec,
         aggregation: Aggregation | None = None,
+        vectors: Vectors | None = None,
     ) -> None:
         self.run_id = run_id
         self.fragments = tuple(fragments)
         self.optimizer = optimizer
         self.codec = codec
         self.aggregation = aggregation or Mean()
-        self.states = [FragmentState.of(a, torch.zeros_like(a)) for a in anchors]
+        self.vectors = vectors or HostVectors()
+        self.states = [self._hold(anchor, torch.zeros_like(anchor)) for anchor in anchors]
         self.residuals: list[Residual | None] = [None] * len(self.fragments)
         self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
         self.updates = KeptUpdates(self.size_bytes)
@@ -127,17 +159,19 @@ class OuterState:
             raise ProtocolError(
                 f"the update of outer step {entry.outer_step} has another hash than its entry"
             )
-        mean = torch.empty_like(state.anchor)
+        elements = state.anchor.elements
+        anchor, momentum = self.vectors.empty(elements), self.vectors.empty(elements)
         view = update.whole
         shares = shares_of([tokens for _, tokens in entry.participants])
         try:
             for _, start, stop in chunks_of(entry.stops, entry.chunk_elements):
                 payload, view = take(view)
-                mean[start:stop] = decode_mean(payload, stop - start, self.codec, self.aggregation, shares)
+                mean = decode_mean(payload, stop - start, self.codec, self.aggregation, shares)
+                with anchor.filling(start, stop) as new_anchor, momentum.filling(start, stop) as new_momentum:
+                    before = state.anchor.load(start, stop), state.momentum.load(start, stop)
+                    self.optimizer.step(*before, mean, new_anchor, new_momentum)
         except CodecError as error:
             raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
-        anchor, momentum = torch.empty_like(state.anchor), torch.empty_like(state.momentum)
-        self.optimizer.step(state.anchor, state.momentum, mean, anchor, momentum)
         after = FragmentState.of(anchor, momentum)
         if after.digest != entry.state_digest:
             raise ProtocolError(
@@ -153,43 +187,39 @@ class OuterState:
         self.states[entry.fragment] = after
 
     def position(self, fragment: int) -> Position:
-        """Where a fragment stands now; tensors by reference."""
+        """Where a fragment stands now, by reference."""
         return Position(self.states[fragment], self.residuals[fragment], self.chains[fragment].state_dict())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `saved_positions` gave.
+    def load(self, fragment: int, saved: Mapping[str, Any]) -> None:
+        """Restore one fragment to what `saved_position` gave.
 
         Raises:
-            CheckpointError: it has other fragments, or its tensors don't match its ledger position, or its
-                residuals are those of an earlier version.
+            CheckpointError: it is of another size, or its tensors don't match its ledger position.
         """
-        if any(kept and "sent" in kept for kept in state["residuals"]):
+        found, expected = saved["anchor"].numel(), self.fragments[fragment].elements
+        if found != expected:
             raise CheckpointError(
-                "the checkpoint keeps what pseudo-gradients lost apart from the parameters, as earlier "
-                "versions did; start anew from its export, or go on with the version that wrote it"
+                f"fragment {fragment}: expected {expected} elements, the checkpoint has {found}"
             )
-        sizes = [anchor.numel() for anchor in state["anchors"]]
-        expected = [fragment.elements for fragment in self.fragments]
-        if sizes != expected:
-            raise CheckpointError(f"expected fragments of {expected} elements, the checkpoint has {sizes}")
-        states = [FragmentState.of(*pair) for pair in zip(state["anchors"], state["momenta"], strict=True)]
-        for chain, saved, restored in zip(self.chains, state["chains"], states, strict=True):
-            chain.load_state_dict(saved)
-            if chain.last is not None and chain.last.state_digest != restored.digest:
-                raise CheckpointError(
-                    f"fragment {chain.fragment}: the checkpoint's tensors have digest "
-                    f"{restored.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
-                )
-        self.states = states
-        self.residuals = [Residual(**kept) if kept else None for kept in state["residuals"]]
+        restored, chain = self._hold(saved["anchor"], saved["momentum"]), self.chains[fragment]
+        chain.load_state_dict(saved["chain"])
+        if chain.last is not None and chain.last.state_digest != restored.digest:
+            raise CheckpointError(
+                f"fragment {fragment}: the checkpoint's tensors have digest "
+                f"{restored.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
+            )
+        self.states[fragment] = restored
+        self.residuals[fragment] = Residual.of(saved["residual"], self.vectors) if saved["residual"] else None
+
+    def _hold(self, anchor: Tensor, momentum: Tensor) -> FragmentState:
+        return FragmentState.of(self.vectors.hold(anchor), self.vectors.hold(momentum))
 
 
-def saved_positions(positions: Sequence[Position]) -> dict[str, Any]:
-    """Of all fragments, for a checkpoint: tensors by reference."""
-    residuals = [position.residual for position in positions]
+def saved_position(position: Position) -> dict[str, Any]:
+    """Of one fragment, for a checkpoint: tensors by reference where they lie here."""
     return {
-        "anchors": [position.state.anchor for position in positions],
-        "momenta": [position.state.momentum for position in positions],
-        "residuals": [kept.state_dict() if kept else None for kept in residuals],
-        "chains": [position.chain for position in positions],
+        "anchor": position.state.anchor.load(),
+        "momentum": position.state.momentum.load(),
+        "residual": position.residual.state_dict() if position.residual else None,
+        "chain": position.chain,
     }

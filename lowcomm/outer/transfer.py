@@ -32,6 +32,7 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
 from lowcomm.exchanges.base import Buffer, Exchange, Message
+from lowcomm.islands.vectors import Vector, Vectors
 from lowcomm.membership.contributions import Contributions
 from lowcomm.membership.roster import Roster, chunks_of, range_of
 from lowcomm.membership.update import Update
@@ -82,7 +83,7 @@ class Staged:
     update_hash: Digest
     after: FragmentState
     residual: Residual | None
-    unsent: Tensor | None
+    unsent: Vector | None
     mean_norm: float
 
 
@@ -93,6 +94,7 @@ class Transfer:
         values: this peer's pseudo-gradient, 1-D fp32.
         residual: what encodings of means lost here; None without error feedback, or before the first round.
         before: anchor and momentum that the mean will step.
+        vectors: where those after it are made.
         on_progress: called whenever something arrived.
         rates: told how fast the others' parts came.
     """
@@ -105,6 +107,7 @@ class Transfer:
         values: Tensor,
         residual: Residual | None,
         before: FragmentState,
+        vectors: Vectors,
         codec: Codec,
         optimizer: OuterOptimizer,
         aggregation: Aggregation,
@@ -118,13 +121,13 @@ class Transfer:
         self._pool, self._on_progress, self._rates = pool, on_progress, rates
         self._before = before
         self._values, self._before_lost = values, residual
-        self._unsent = torch.empty_like(values) if codec.error_feedback else None
+        self._unsent = vectors.empty(values.numel()) if codec.error_feedback else None
         self._gathers = codec.topology == "all_gather"
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
         self._shares = shares_of([member.tokens for member in roster.participants])
         self._place = roster.peers.index(exchange.peer_id)
         self._range = (0, 0) if self._gathers else range_of(roster.stops, self._place)
-        self._lost = Residual.zero(*self._range) if codec.error_feedback else None
+        self._lost = Residual.blank(*self._range, vectors) if codec.error_feedback else None
         self._scales = contributions.scales(roster.participants)
         self._bounds = contributions.bounds(roster.participants, residual=codec.error_feedback)
         self._squares = [0.0] * len(roster.participants)
@@ -135,7 +138,7 @@ class Transfer:
             peer: asyncio.Queue() for peer in roster.peers if peer != exchange.peer_id
         }
         self._staged = 0
-        self._anchor, self._momentum = torch.empty_like(before.anchor), torch.empty_like(before.momentum)
+        self._anchor, self._momentum = vectors.empty(values.numel()), vectors.empty(values.numel())
         self._mean_square = 0.0
         self._began_s = asyncio.get_running_loop().time()
         self._owed = dict.fromkeys(roster.peers, len(self._own_chunks(self._place)))
@@ -272,7 +275,10 @@ class Transfer:
             share = self._shares[self._place]
             added = self._before_lost.handed_over(start, stop, self._range, share)
             values = values if added is None else added.mul_(self._codec.decay).add_(values)
-        return self._codec.encode(values, self._unsent[start:stop])
+        with self._unsent.filling(start, stop) as lost:
+            payload = self._codec.encode(values, lost)
+            lost.mul_(self._codec.decay)
+        return payload
 
     async def _reduce(self, chunk: int) -> None:
         _, start, stop = self._chunks[chunk]
@@ -294,7 +300,8 @@ class Transfer:
         if added is not None:
             mean = mean + self._codec.decay * added
         first = self._lost.start
-        return self._codec.encode(mean, self._lost.mean[start - first : stop - first])
+        with self._lost.mean.filling(start - first, stop - first) as lost:
+            return self._codec.encode(mean, lost)
 
     def _decode_parts(self, parts: dict[PeerId, Buffer], elements: int) -> list[Tensor]:
         """What each participant sent, checked and clipped, in roster order."""
@@ -339,10 +346,9 @@ class Transfer:
 
     def _step(self, payload: Buffer, start: int, stop: int) -> float:
         mean = decode_mean(payload, stop - start, self._codec, self._aggregation, self._shares)
-        part, before = slice(start, stop), self._before
-        self._optimizer.step(
-            before.anchor[part], before.momentum[part], mean, self._anchor[part], self._momentum[part]
-        )
+        before = self._before.anchor.load(start, stop), self._before.momentum.load(start, stop)
+        with self._anchor.filling(start, stop) as anchor, self._momentum.filling(start, stop) as momentum:
+            self._optimizer.step(*before, mean, anchor, momentum)
         return float(torch.dot(mean, mean))
 
     def _finish(self) -> Staged:
@@ -352,8 +358,6 @@ class Transfer:
             pieces += with_length(mean)
         after = FragmentState.of(self._anchor, self._momentum)
         update = Update(pieces)
-        if self._unsent is not None:
-            self._unsent.mul_(self._codec.decay)
         return Staged(update, update.digest, after, self._lost, self._unsent, self._mean_square**0.5)
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:

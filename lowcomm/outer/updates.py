@@ -34,6 +34,7 @@ def make_transfer(
         values=contribution.values,
         residual=state.residuals[roster.fragment],
         before=state.states[roster.fragment],
+        vectors=state.vectors,
         codec=context.codec,
         optimizer=state.optimizer,
         aggregation=state.aggregation,

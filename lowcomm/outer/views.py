@@ -107,6 +107,11 @@ class Views:
         return sum(spec.elements for spec in self._layout)
 
     @property
+    def num_fragments(self) -> int:
+        """Into how many the model is divided; `fragment_state` has them one by one."""
+        return len(self._fragments)
+
+    @property
     def digest(self) -> Digest:
         """Of the whole outer state; equal on all islands at equal outer steps. Lead only."""
         return self._lead.state.digest
@@ -155,11 +160,11 @@ class Views:
         return self._thread.call(look())
 
     def anchor(self) -> dict[str, Tensor]:
-        """The anchor as named fp32 tensors on the host. Lead only."""
+        """The whole anchor as named fp32 tensors on this rank's host. Lead only, until `close`."""
         return {
             name: part
             for fragment, state in zip(self._fragments, self._lead.state.states, strict=True)
-            for name, part in named_parts(self._layout, fragment, state.anchor)
+            for name, part in named_parts(self._layout, fragment, state.anchor.load())
         }
 
     @property

@@ -156,7 +156,7 @@ class SimIsland:
         self.phase = "training"
         self.joined_s = loop.time()
         self.progress.inner_step = report.inner_step
-        self.local = [state.anchor.clone() for state in node.state.states]
+        self.local = [state.anchor.load().clone() for state in node.state.states]
         self.progress.realign = [report.out_of_step] * len(self._fragments)
         flights: dict[int, tuple[asyncio.Task[RoundOutcome], int, int]] = {}
         while loop.time() < until_s:
@@ -166,7 +166,7 @@ class SimIsland:
             for fragment, fragment_round in enumerate(node.rounds):
                 called = self.progress.realign[fragment] and fragment_round.called
                 if fragment not in flights and (self._due(fragment) or called or fragment_round.ahead()):
-                    values, progress = node.bases[fragment] - self.local[fragment], self.progress
+                    values, progress = node.bases[fragment].load() - self.local[fragment], self.progress
                     steps = self._pacing.begin(fragment, progress.inner_step)
                     self.intervals.append((fragment, loop.time(), steps))
                     contribution = Contribution(
@@ -237,7 +237,7 @@ class SimIsland:
             self.local[fragment] = self._merged(outcome, self.local[fragment])
 
     def _merged(self, outcome: RoundOutcome, local: Tensor) -> Tensor:
-        moved = rebase_(local, outcome.before, outcome.base)
+        moved = rebase_(local, outcome.before.load(), outcome.base.load())
         if outcome.entry is None:
             return moved
-        return merge_(moved, outcome.after, outcome.base, outcome.values, MERGE_ALPHA)
+        return merge_(moved, outcome.after.load(), outcome.base.load(), outcome.values.load(), MERGE_ALPHA)

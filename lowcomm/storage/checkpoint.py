@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ class Checkpoints:
     def save(self, step: int, parts: Mapping[str, Any]) -> None:
         """Write a checkpoint of `parts`, each loadable with `torch.load(weights_only=True)`.
 
+        Args:
+            parts: by name, written one after the other; a function is called when its part's turn has
+                come, so that not all need to be in memory at once.
+
         Raises:
             StorageError: the disk is full or the folder can't be written; the others are as before.
         """
@@ -58,7 +62,7 @@ class Checkpoints:
             for name, part in parts.items():
                 file = partial / f"{name}.pt"
                 with file.open("wb") as stream:
-                    torch.save(part, stream)
+                    torch.save(part() if callable(part) else part, stream)
                     stream.flush()
                     os.fsync(stream.fileno())
                 files[file.name] = {"bytes": file.stat().st_size, "blake3": _hash(file)}
@@ -137,6 +141,22 @@ class Checkpoints:
         older = [other for other in self.steps() if other < step]
         hint = f"the one of step {older[-1]} is the next older" if older else "there is no older one"
         return CheckpointError(f"{what}; remove {self.folder(step)} to go on without it ({hint})")
+
+
+def fragment_part(index: int) -> str:
+    """The name of the part that holds the outer state of one fragment."""
+    return f"fragment-{index}"
+
+
+def saved_fragments(checkpoints: Checkpoints, step: int, num_fragments: int) -> Iterator[dict[str, Any]]:
+    """The outer state in a checkpoint, fragment by fragment, each loaded when it is asked for.
+
+    Raises:
+        CheckpointError: see `Checkpoints.load`.
+    """
+    for index in range(num_fragments):
+        name = fragment_part(index)
+        yield checkpoints.load(step, only=(name,))[name]
 
 
 def _hash(file: Path) -> str:

@@ -22,7 +22,7 @@ from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config, ModelConfig
 from lowcomm.errors import CheckpointError, StorageError
 from lowcomm.models.gpt import GPT, INIT_STD, RMS_EPSILON, GPTShape
-from lowcomm.storage.checkpoint import Checkpoints
+from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.storage.files import io_reason, sync_folder
 from lowcomm.types import Json
 
@@ -57,7 +57,9 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None) -> int:
     if not steps:
         raise StorageError(f"{run_dir}: expected a checkpoint to export, found none; train further first")
     step = steps[-1] if step is None else step
-    anchor = checkpoints.load(step, only=("outer",))["outer"]["anchor"]
+    anchor: dict[str, Tensor] = {}
+    for saved in saved_fragments(checkpoints, step, config.shared.schedule.num_fragments):
+        anchor.update(saved["tensors"])
     _check_anchor(anchor, config.shared.model, checkpoints.folder(step))
     facts = hf_config(config.shared.model, vocab_size=anchor[EMBEDDING].shape[0])
     try:

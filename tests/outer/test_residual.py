@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowcomm import Schedule, codecs, nesterov
 from lowcomm.codecs.base import Codec
+from lowcomm.islands.vectors import HostVector
 from lowcomm.outer.residual import Residual
 from tests.outer.swarm import Swarm, in_parallel
 
@@ -19,7 +20,7 @@ ELEMENTS, STEPS = 3_000, 24
 
 def residual() -> Residual:
     """Of 8 numbers, of which this peer reduced 2..5 last."""
-    return Residual(torch.tensor([10.0, 20.0, 30.0, 40.0]), 2)
+    return Residual(HostVector(torch.tensor([10.0, 20.0, 30.0, 40.0])), 2)
 
 
 @pytest.mark.parametrize("reduced", [(2, 6), (0, 4), (4, 8), (0, 8), (0, 0), (6, 8)])
@@ -60,15 +61,16 @@ class Marching:
                     self.weight += self.step
                 self._outer.step(tokens=8)
             self._outer.finish()
-            saved = self._outer.state_dict()["outer"]
-            self.anchor = torch.cat(saved["anchors"])
+            saved = self._outer.state_dict()["fragments"]
+            self.anchor = torch.cat([fragment["anchor"] for fragment in saved])
             self.kept = torch.zeros(ELEMENTS)
             start = 0
-            for anchor, lost in zip(saved["anchors"], saved["residuals"], strict=True):
+            for fragment in saved:
+                lost = fragment["residual"]
                 if lost is not None:
                     first = start + lost["start"]
                     self.kept[first : first + lost["mean"].numel()] += lost["mean"]
-                start += anchor.numel()
+                start += fragment["anchor"].numel()
         finally:
             self._outer.close()
 

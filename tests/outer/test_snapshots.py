@@ -14,6 +14,7 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import Fate, ShapedExchange
+from lowcomm.islands.vectors import HostVector
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fetching import Fetch
 from lowcomm.membership.fields import Fields
@@ -25,7 +26,7 @@ from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
 from lowcomm.types import PeerId
 
 ELEMENTS = 3 * PIECE_BYTES // 2 + 77  # 13 pieces, one of them on both sides of the border, the last one short
-STATE = FragmentState.of(torch.randn(ELEMENTS), torch.randn(ELEMENTS))
+STATE = FragmentState.of(HostVector(torch.randn(ELEMENTS)), HostVector(torch.randn(ELEMENTS)))
 PIECES = count_pieces(STATE.size_bytes)
 DEADLINE_S = 30.0
 DONORS = [PeerId("ann"), PeerId("bob"), PeerId("cyd")]
@@ -111,8 +112,8 @@ def incoming(folder: Path | None = None) -> Incoming:
 
 def assert_whole(target: Incoming) -> None:
     state = target.finish()
-    assert torch.equal(state.anchor, STATE.anchor)
-    assert torch.equal(state.momentum, STATE.momentum)
+    assert torch.equal(state.anchor.load(), STATE.anchor.load())
+    assert torch.equal(state.momentum.load(), STATE.momentum.load())
     assert state.digest == STATE.digest
 
 

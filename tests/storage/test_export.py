@@ -34,8 +34,8 @@ def make_run(path: Path, **sizes: object) -> tuple[Config, GPT]:
         for name, part, parameter in zip(names, flat.split(sizes_of), model.parameters(), strict=True)
     }
     checkpoints = Checkpoints(path / "checkpoints", keep=3)
-    checkpoints.save(10, {"outer": {"anchor": {name: torch.zeros_like(t) for name, t in anchor.items()}}})
-    checkpoints.save(20, {"outer": {"anchor": anchor}, "island": {"step": 20}})
+    checkpoints.save(10, {"fragment-0": {"tensors": {n: torch.zeros_like(t) for n, t in anchor.items()}}})
+    checkpoints.save(20, {"fragment-0": {"tensors": anchor}, "island": {"step": 20}})
     return config, model
 
 
