@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.errors import IslandError
+from lowcomm.islands.vectors import FP32_BYTES, bytes_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ HEADER = struct.Struct("!BQQQQ")
 WRITE, READ, FREE = 1, 2, 3
 HELLO = struct.Struct("!32sI")
 """The secret, and the rank."""
-FP32_BYTES = 4
+LOOPBACK = "127.0.0.1"
 SENT_AT_ONCE_BYTES = 1 << 22
 """A socket's timeout is for one call, however much it sends."""
 OPEN_S = 60.0
@@ -291,11 +292,6 @@ class ShardedVectors:
             link.close()
 
 
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous host tensor, without a copy; all ranks have the same byte order."""
-    return memoryview(tensor.numpy().data).cast("B")
-
-
 def open_vectors(rank: int, world_size: int, broadcast: Broadcast) -> ShardedVectors | None:
     """Connect the lead, rank 0, with the other ranks. Collective in the island.
 
@@ -324,9 +320,6 @@ def open_vectors(rank: int, world_size: int, broadcast: Broadcast) -> ShardedVec
         secret = secrets.token_bytes(32)
         broadcast([server.getsockname()[1], *struct.unpack("!4q", secret)], words)
         return ShardedVectors(_accept(server, world_size, secret))
-
-
-LOOPBACK = "127.0.0.1"
 
 
 def _lead_host() -> str:

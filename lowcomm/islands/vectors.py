@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+FP32_BYTES = 4
 SPAN_ELEMENTS = 1 << 18
 """What is taken at a time of a vector that need not be whole: 1 MiB."""
 
@@ -98,22 +99,27 @@ class HostVectors:
         """Nothing is anywhere else."""
 
 
-class Less:
-    """A vector less another one, computed when it is asked for."""
+class Difference:
+    """One vector less another, computed when it is asked for."""
 
-    def __init__(self, vector: Vector, subtrahend: Vector) -> None:
-        self._vector, self._subtrahend = vector, subtrahend
+    def __init__(self, minuend: Vector, subtrahend: Vector) -> None:
+        self._minuend, self._subtrahend = minuend, subtrahend
 
     @property
     def elements(self) -> int:
-        return self._vector.elements
+        return self._minuend.elements
 
     def load(self, start: int = 0, stop: int | None = None) -> Tensor:
         """See `Vector`."""
-        return self._vector.load(start, stop) - self._subtrahend.load(start, stop)
+        return self._minuend.load(start, stop) - self._subtrahend.load(start, stop)
 
 
 def spans(elements: int) -> Iterator[tuple[int, int]]:
     """Ranges of at most `SPAN_ELEMENTS`, in order, that cover a vector."""
     for start in range(0, elements, SPAN_ELEMENTS):
         yield start, min(start + SPAN_ELEMENTS, elements)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The little-endian bytes of a contiguous host tensor, without a copy."""
+    return memoryview(tensor.numpy().data).cast("B")

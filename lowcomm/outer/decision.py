@@ -13,7 +13,7 @@ from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
-from lowcomm.islands.vectors import HostVector, Less, Vector
+from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.contributions import Limits
 from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_text
@@ -178,7 +178,7 @@ class Accepted:
     def sent(self, contribution: Contribution) -> Vector:
         """What of `contribution`, this peer's part of the entry, has arrived: without what encoding lost."""
         values = HostVector(contribution.values)
-        return values if self.unsent is None else Less(values, self.unsent)
+        return values if self.unsent is None else Difference(values, self.unsent)
 
 
 @dataclass(slots=True)

@@ -19,13 +19,14 @@ from typing import IO
 
 import msgpack
 
+from lowcomm.errors import IslandError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.blobs import Blob
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.peers import Peers
-from lowcomm.membership.pieces import PIECE_BYTES
 from lowcomm.outer.state import FragmentState, OuterState
+from lowcomm.storage.files import io_reason
 from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
@@ -58,14 +59,12 @@ def spool(state: FragmentState, folder: Path | None) -> SpooledState:
     """Write a state into a file.
 
     Raises:
-        OSError: the disk is full, or a rank of this island is gone.
+        OSError: the disk is full.
+        IslandError: a rank of this island is gone.
     """
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - lives as long as the blob
-    for offset in range(0, state.size_bytes, PIECE_BYTES):
-        piece = state.read(offset, PIECE_BYTES)
-        if piece is None:
-            raise OSError("another rank of this island is gone")
-        file.write(piece)
+    for part in state.parts():
+        file.write(part)
     file.flush()
     return SpooledState(file, state.manifest)
 
@@ -140,8 +139,8 @@ class Donor:
     def _spool(self, pinned: _Pinned, state: FragmentState) -> None:
         try:
             pinned.blob = spool(state, self._folder)
-        except OSError as error:
-            logger.warning("a snapshot is served from memory: %s", error.strerror or error)
+        except (OSError, IslandError) as error:
+            logger.warning("a snapshot is served from memory: %s", io_reason(error))
 
     def find(self, name: Digest) -> Blob | None:
         """A state that is served; drops those nobody has asked for in a while."""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from lowcomm.errors import ProtocolError
-from lowcomm.islands.vectors import HostVectors, Vectors
+from lowcomm.islands.vectors import FP32_BYTES, Vectors, bytes_of
 from lowcomm.membership.pieces import PIECE_BYTES, check_manifest, count_pieces, fits
-from lowcomm.outer.state import FP32_BYTES, FragmentState, tensor_bytes
+from lowcomm.outer.state import FragmentState
 from lowcomm.storage.files import write_atomically
 from lowcomm.types import Digest
 
@@ -28,21 +28,15 @@ class Incoming:
     Args:
         elements: of the fragment.
         folder: the run folder; None = in memory only.
-        vectors: where the state is made; None = in this process.
+        vectors: where the state is made.
     """
 
     def __init__(
-        self,
-        fragment: int,
-        digest: Digest,
-        elements: int,
-        folder: Path | None,
-        vectors: Vectors | None = None,
+        self, fragment: int, digest: Digest, elements: int, folder: Path | None, vectors: Vectors
     ) -> None:
         self.digest, self.size_bytes = digest, 2 * FP32_BYTES * elements
         self.have: set[int] = set()
         self._manifest: bytes | None = None
-        vectors = vectors or HostVectors()
         self._anchor, self._momentum = vectors.empty(elements), vectors.empty(elements)
         self._file: IO[bytes] | None = None
         self._path = folder / "incoming" / f"{fragment}-{digest}.state" if folder else None
@@ -110,7 +104,7 @@ class Incoming:
         ):
             if part:
                 with vector.filling(at // FP32_BYTES, (at + len(part)) // FP32_BYTES) as values:
-                    tensor_bytes(values)[:] = part
+                    bytes_of(values)[:] = part
 
     def _give_up_file(self, error: OSError) -> None:
         logger.warning(

@@ -27,7 +27,7 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, ConfigError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
-from lowcomm.islands.vectors import HostVector, Less, Vector, spans
+from lowcomm.islands.vectors import Difference, HostVector, Vector, spans
 from lowcomm.membership.ledger import LedgerFile
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.flights import Flights
@@ -279,7 +279,7 @@ class OuterLoop(Views):
                 flights = [flight for flight in self._loaded_flights if flight[0] == fragment.index]
                 if credited and flights:
                     _, sent, _, _, shift = flights[0]
-                    base = Less(base, HostVector(sent.values))
+                    base = Difference(base, HostVector(sent.values))
                     local = local if shift is None else local.sub_(shift)
                 for start, stop in spans(fragment.elements):
                     rebase_(local[start:stop], base.load(start, stop), anchor.load(start, stop))

@@ -16,7 +16,7 @@ from typing import Any
 
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
-from lowcomm.islands.vectors import HostVector, Less, Vector
+from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
@@ -231,7 +231,7 @@ class Node:
                         credited += own.tokens
                         arrived = accepted.sent(own)
                         contribution = _remaining(contribution, own, arrived)
-                        before = Less(before, arrived)
+                        before = Difference(before, arrived)
                     else:
                         missed = True
                 if mine is not None:

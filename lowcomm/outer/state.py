@@ -22,7 +22,7 @@ from lowcomm.algorithms.fragments import Fragment
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, CodecError, IslandError, ProtocolError
-from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
+from lowcomm.islands.vectors import FP32_BYTES, HostVectors, Vector, Vectors, bytes_of, spans
 from lowcomm.membership.kept import KeptUpdates
 from lowcomm.membership.ledger import Chain, Entry, hash_value
 from lowcomm.membership.pieces import make_manifest, name_of
@@ -33,13 +33,6 @@ from lowcomm.outer.residual import Residual
 from lowcomm.types import Digest, Json
 
 logger = logging.getLogger(__name__)
-
-FP32_BYTES = 4
-
-
-def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The little-endian bytes of a contiguous host tensor, without a copy."""
-    return memoryview(tensor.numpy().data).cast("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class FragmentState:
     @staticmethod
     def of(anchor: Vector, momentum: Vector) -> FragmentState:
         """Hash the two and hold them."""
-        return FragmentState(anchor, momentum, make_manifest(_bytes_of(anchor, momentum)))
+        return FragmentState(anchor, momentum, make_manifest(_parts_of(anchor, momentum)))
 
     @property
     def digest(self) -> Digest:
@@ -69,6 +62,14 @@ class FragmentState:
     @property
     def size_bytes(self) -> int:
         return 2 * FP32_BYTES * self.anchor.elements
+
+    def parts(self) -> Iterator[memoryview]:
+        """The bytes of `anchor || momentum`, in order.
+
+        Raises:
+            IslandError: a rank is gone.
+        """
+        return _parts_of(self.anchor, self.momentum)
 
     def read(self, offset: int, length: int) -> bytes | None:
         """Part of `anchor || momentum`, for a peer that takes a snapshot; None if a rank is gone."""
@@ -80,10 +81,10 @@ class FragmentState:
             return None
 
 
-def _bytes_of(*vectors: Vector) -> Iterator[memoryview]:
+def _parts_of(*vectors: Vector) -> Iterator[memoryview]:
     for vector in vectors:
         for start, stop in spans(vector.elements):
-            yield tensor_bytes(vector.load(start, stop))
+            yield bytes_of(vector.load(start, stop))
 
 
 def _cut(vector: Vector, start: int, end: int) -> bytes:
@@ -91,7 +92,7 @@ def _cut(vector: Vector, start: int, end: int) -> bytes:
     start, end = max(0, start), min(end, FP32_BYTES * vector.elements)
     if start >= end:
         return b""
-    view = tensor_bytes(vector.load(start // FP32_BYTES, -(-end // FP32_BYTES)))
+    view = bytes_of(vector.load(start // FP32_BYTES, -(-end // FP32_BYTES)))
     skipped = start % FP32_BYTES
     return bytes(view[skipped : skipped + end - start])
 

@@ -1,16 +1,14 @@
-"""Islands of one and of two ranks in one run: `python -m tests.islands.joined RANK WORLD FOLDER ENGINE`.
+"""Tasks of `tests.islands.rank`: an island of several ranks, and a plain one, in one run.
 
 The lead process holds the swarm, a loopback hub; plain islands train in threads of it beside the island
-whose ranks these are. What a rank saw goes to FOLDER/rank-N.pt, as in `tests.islands.ranks`.
+whose ranks these are.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +18,41 @@ from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nestero
 from lowcomm.exchanges.loopback import LoopbackHub
 from lowcomm.islands.base import Island
 from lowcomm.types import PeerId
-from tests.islands.ranks import make_island
+from tests.islands.ranks import everything, make_island
 
 FRAGMENTS = 3
 INNER_STEPS = 6
+WAIT_S = 60.0
+POOL = ThreadPoolExecutor(1)
+"""Where a plain island trains."""
 CODECS = {"fp32": codecs.fp32, "int8": lambda: codecs.int8(error_feedback=True)}
 
 
 def inner_step(island: Island, step: int) -> None:
     """Draws the parameters to a point of the step's; the same numbers with any engine."""
-    everything = range(len(island.layout))
-    values = island.read(everything)
+    values = everything(island)
     if island.is_lead:
         target = torch.randn(values.numel(), generator=torch.Generator().manual_seed(step))
         values += 0.05 * (target - values)
-    island.write(everything, values if island.is_lead else None)
+    island.write(range(len(island.layout)), values if island.is_lead else None)
 
 
-def loop(
-    island: Island, hub: LoopbackHub | None, name: str, expected: int, codec: str, **changes: Any
-) -> OuterLoop:
+def loop(island: Island, hub: LoopbackHub | None, name: str, expected: int, codec: str) -> OuterLoop:
     exchange = None
     if hub is not None and island.is_lead:
         exchange = exchanges.loopback(hub, run_id="joined", peer_id=PeerId(name), founder=name == "founder")
-    settings: dict[str, Any] = {
-        "schedule": Schedule(inner_steps=INNER_STEPS, num_fragments=FRAGMENTS, delay=1, merge_alpha=0.25),
-        "codec": CODECS[codec](),
-        "outer_optimizer": nesterov(lr=0.7, momentum=0.6),
-        "round_policy": RoundPolicy(deadline_s=20.0),
-        "expected_peers": expected,
-        "heartbeat_s": 0.1,
-        "lease_s": 30.0,
-        "chunk_bytes": 64,
-    }
-    return OuterLoop(island, exchange, **{**settings, **changes})
+    return OuterLoop(
+        island,
+        exchange,
+        schedule=Schedule(inner_steps=INNER_STEPS, num_fragments=FRAGMENTS, delay=1, merge_alpha=0.25),
+        codec=CODECS[codec](),
+        outer_optimizer=nesterov(lr=0.7, momentum=0.6),
+        round_policy=RoundPolicy(deadline_s=20.0),
+        expected_peers=expected,
+        heartbeat_s=0.1,
+        lease_s=30.0,
+        chunk_bytes=64,
+    )
 
 
 def go_on(island: Island, outer: OuterLoop, until: int) -> list[str]:
@@ -74,71 +73,49 @@ def finish(outer: OuterLoop) -> list[str]:
     return [report.digest for report in reports]
 
 
-def everything(island: Island) -> torch.Tensor:
-    return island.read(range(len(island.layout)))
-
-
 def begin_anew(island: Island) -> None:
     start = torch.linspace(-1, 1, sum(spec.elements for spec in island.layout))
     island.write(range(len(island.layout)), start if island.is_lead else None)
 
 
-class InThread:
-    """A call in a thread of the lead; other ranks have none."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
-        self._thread.start()
-
-    def _run(self, call: Callable[[], Any]) -> None:
-        try:
-            self._result = call()
-        except BaseException as error:  # raised by `result`
-            self._error = error
-
-    def result(self) -> Any:
-        self._thread.join(60.0)
-        assert not self._thread.is_alive()
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-
-def partner(hub: LoopbackHub, name: str, codec: str, until: int) -> dict[str, Any]:
+def partner(hub: LoopbackHub, codec: str) -> dict[str, Any]:
     """A plain island from its start to its end."""
     island = make_island(engine="plain")
     begin_anew(island)
-    with loop(island, hub, name, 2, codec) as outer:
-        digests = go_on(island, outer, until) + finish(outer)
+    with loop(island, hub, "partner", 2, codec) as outer:
+        digests = go_on(island, outer, 3 * INNER_STEPS) + finish(outer)
         return {"digests": digests, "digest": outer.digest, "local": everything(island)}
 
 
-def together(island: Island, codec: str, until: int) -> dict[str, Any]:
+def together(island: Island, codec: str) -> dict[str, Any]:
     """`island` founds a run and trains it with a plain one."""
     hub = exchanges.hub() if island.is_lead else None
     begin_anew(island)
     outer = loop(island, hub, "founder", 2, codec)
-    other = InThread(lambda: partner(hub, "partner", codec, until)) if hub else None
+    other = POOL.submit(partner, hub, codec) if hub else None
     try:
         outer.start()
-        digests = go_on(island, outer, until) + finish(outer)
+        digests = go_on(island, outer, 3 * INNER_STEPS) + finish(outer)
         found = {"digests": digests, "local": everything(island)}
         if other is not None:
-            found |= {"digest": outer.digest, "other": other.result()}
-            found["anchor"] = torch.cat([part.flatten() for part in outer.anchor().values()])
+            found |= {
+                "digest": outer.digest,
+                "other": other.result(WAIT_S),
+                "anchor": anchor_of(island, outer),
+            }
     finally:
         outer.close()
     return found
 
 
-def task_rounds(island: Island) -> dict[str, Any]:
-    return {codec: together(island, codec, 3 * INNER_STEPS) for codec in CODECS}
+def task_rounds(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    island = make_island(engine=engine)
+    return {codec: together(island, codec) for codec in CODECS}
 
 
-def task_resume(island: Island) -> dict[str, Any]:
+def task_resume(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """Saved with a round under way, and gone on with in a new life; and the same without a break."""
+    island = make_island(engine=engine)
     saved = io.BytesIO()
     digests: dict[str, list[str]] = {}
     local, anchor = {}, {}
@@ -169,27 +146,31 @@ def task_resume(island: Island) -> dict[str, Any]:
     return {"digests": digests, "local": local, "anchor": anchor}
 
 
-def task_snapshot_given(island: Island) -> dict[str, Any]:
+def task_snapshot_given(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """A plain island joins one of several ranks, and takes the state from it."""
+    island = make_island(engine=engine)
     hub = exchanges.hub() if island.is_lead else None
     outer = loop(island, hub, "founder", 1, "fp32")
     outer.start()
     go_on(island, outer, 4 * INNER_STEPS)
     found: dict[str, Any] = {}
-    joiner = make_island(seed=5, engine="plain")
-    other = None
     if hub is not None:
+        joiner = make_island(seed=5, engine="plain")
         other = loop(joiner, hub, "joiner", 1, "fp32")
-        found["how"] = InThread(other.start).result().how
-        found["equal"] = [outer.digest == other.digest, torch.equal(everything(joiner), anchor_of(outer))]
+        found["how"] = other.start().how
+        found["equal"] = [
+            outer.digest == other.digest,
+            torch.equal(everything(joiner), anchor_of(island, outer)),
+        ]
         other.close()
     island.any_rank(False)
     outer.close()
     return found
 
 
-def task_snapshot_taken(island: Island) -> dict[str, Any]:
+def task_snapshot_taken(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """An island of several ranks joins a plain one, and takes the state from it."""
+    island = make_island(engine=engine)
     hub = exchanges.hub() if island.is_lead else None
     found: dict[str, Any] = {}
     founder = None
@@ -202,39 +183,22 @@ def task_snapshot_taken(island: Island) -> dict[str, Any]:
     found["how"] = outer.start().how
     local = everything(island)
     if founder is not None:
-        found["equal"] = [outer.digest == founder.digest, torch.equal(local, anchor_of(founder))]
+        found["equal"] = [outer.digest == founder.digest, torch.equal(local, anchor_of(plain, founder))]
     outer.close()
     if founder is not None:
         founder.close()
     return found
 
 
-def anchor_of(outer: OuterLoop) -> torch.Tensor:
-    """In the order of the layout."""
+def anchor_of(island: Island, outer: OuterLoop) -> torch.Tensor:
+    """Flat, as the local parameters are read."""
     named = outer.anchor()
-    return torch.cat([named[spec.name].flatten() for spec in outer._layout])
+    return torch.cat([named[spec.name].flatten() for spec in island.layout])
 
 
-TASKS: dict[str, Callable[[Island], dict[str, Any]]] = {
+TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "rounds": task_rounds,
-    "resume": task_resume,
+    "outer resume": task_resume,
     "snapshot given": task_snapshot_given,
     "snapshot taken": task_snapshot_taken,
 }
-
-
-def main(rank: int, world_size: int, folder: Path, engine: str) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
-    )
-    found = {name: task(make_island(engine=engine)) for name, task in TASKS.items()}
-    torch.save(found, folder / f"rank-{rank}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

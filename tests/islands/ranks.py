@@ -1,12 +1,11 @@
-"""Real ranks for tests: `python -m tests.islands.ranks RANK WORLD FOLDER ENGINE` is one of them.
+"""Real ranks for tests: what each of them does, and `run_ranks`, which starts them.
 
-A rank does all tasks and writes what it saw to FOLDER/rank-N.pt; `run_ranks` starts all ranks, waits and
+A rank, `tests.islands.rank`, does all tasks and writes what it saw to FOLDER/rank-N.pt; `run_ranks` waits and
 loads that. (All tasks in one go: what takes long is to start Python with torch.)
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -211,7 +210,7 @@ TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
 
 
 def run_ranks(
-    world_size: int, folder: Path, *options: str, module: str = "tests.islands.ranks"
+    world_size: int, folder: Path, *options: str, module: str = "tests.islands.rank"
 ) -> list[dict[str, dict[str, Any]]]:
     """What each task returned, by rank and name; `options` are the module's, here the engine."""
     command = [sys.executable, "-m", module]
@@ -233,18 +232,3 @@ def run_ranks(
             child.wait()
     assert [child.returncode for child in children] == [0] * world_size, "\n".join(errors)
     return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(world_size)]
-
-
-def main(rank: int, world_size: int, folder: Path, engine: str) -> None:
-    """One rank."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
-    )
-    torch.save({name: task(rank, folder, engine) for name, task in TASKS.items()}, folder / f"rank-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

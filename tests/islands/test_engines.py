@@ -5,17 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import pytest
 import torch
 
-from tests.islands.ranks import ENGINES, everything, make_island, outputs, run_ranks, train
+from tests.islands.ranks import everything, make_island, outputs, train
 
 Ranks = list[dict[str, dict[str, Any]]]
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return run_ranks(2, tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def test_two_ranks_train_as_one_on_the_same_global_batch(ranks: Ranks) -> None:

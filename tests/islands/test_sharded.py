@@ -15,7 +15,7 @@ import torch
 
 from lowcomm.errors import IslandError
 from lowcomm.islands.sharded import HELLO, HELLO_S, Keeper, Link, ShardedVectors, open_vectors
-from lowcomm.islands.vectors import HostVector, HostVectors, Less
+from lowcomm.islands.vectors import Difference, HostVector, HostVectors
 
 ELEMENTS = 1001
 JOIN_S = 30.0
@@ -67,7 +67,7 @@ def test_what_nobody_refers_to_is_freed() -> None:
     with island(2) as (vectors, (keeper,)):
         kept, dropped = vectors.hold(torch.ones(10)), vectors.hold(torch.ones(ELEMENTS))
         assert dropped.load(ELEMENTS - 1).item() == 1.0
-        less = Less(dropped, HostVector(torch.ones(ELEMENTS)))
+        less = Difference(dropped, HostVector(torch.ones(ELEMENTS)))
         del dropped
         gc.collect()
         assert less.load(900).sum().item() == 0.0  # it refers to the other one

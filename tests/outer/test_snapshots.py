@@ -14,7 +14,7 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import Fate, ShapedExchange
-from lowcomm.islands.vectors import HostVector
+from lowcomm.islands.vectors import HostVector, HostVectors
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.fetching import Fetch
 from lowcomm.membership.fields import Fields
@@ -107,7 +107,7 @@ class Scene:
 
 
 def incoming(folder: Path | None = None) -> Incoming:
-    return Incoming(0, STATE.digest, ELEMENTS, folder)
+    return Incoming(0, STATE.digest, ELEMENTS, folder, HostVectors())
 
 
 def assert_whole(target: Incoming) -> None:
@@ -200,7 +200,7 @@ def test_what_was_damaged_on_disk_is_fetched_again(tmp_path: Path) -> None:
 def test_another_state_replaces_what_was_begun(tmp_path: Path) -> None:
     incoming(tmp_path).manifest = STATE.manifest
     other = FragmentState.of(STATE.momentum, STATE.anchor)
-    Incoming(0, other.digest, ELEMENTS, tmp_path).manifest = other.manifest
+    Incoming(0, other.digest, ELEMENTS, tmp_path, HostVectors()).manifest = other.manifest
     assert unfinished(0, tmp_path) == other.digest
     assert unfinished(1, tmp_path) is None
 

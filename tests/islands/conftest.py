@@ -1,0 +1,17 @@
+"""What the tests of islands share: one run of real ranks for each engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.islands.ranks import ENGINES, run_ranks
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, dict[str, Any]]]:
+    """What each of two ranks of an island saw, by task."""
+    return run_ranks(2, tmp_path_factory.mktemp("ranks"), request.param)
