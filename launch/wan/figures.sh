@@ -1,38 +1,48 @@
 #!/usr/bin/env bash
-# Measure what docs/results says about WANs (root, some 45 minutes, on a machine that does nothing else):
-#   PYTHON=.venv/bin/python launch/wan/figures.sh OUT [bytes|rounds|stock|utilisation|sweep ...]
+# Measure what docs/results says about WANs (root, about an hour, on a machine that does nothing else):
+#   PYTHON=.venv/bin/python launch/wan/figures.sh OUT [bytes|few-bytes|rounds|stock|utilisation|sweep ...]
 #   python -m lowcomm.bench.wan OUT        gathers OUT into docs/results/wan.json and draws the sweep
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { sed -n '3,4p' "$0" >&2; exit 2; }
 mkdir -p "$1"; out=$(cd "$1" && pwd); shift
 python=${PYTHON:-python}
-[ $# -gt 0 ] || set -- bytes rounds stock utilisation sweep
+[ $# -gt 0 ] || set -- bytes few-bytes rounds stock utilisation sweep
 bench() { echo "== $1"; "$here/bench.sh" "$out/$1" "${@:2}" >/dev/null; }
 steps=(--step-s 0.1 --inner-steps 30)
 streaming=(--mode streaming --codec int4 --num-fragments 4 --delay auto)
 many=(--mode streaming --codec int4 --num-fragments 24 --delay 5)
+recipes="$here/../../recipes"
+# NAME RECIPE SETTINGS: train with an island in each of two namespaces; what crosses the interfaces, headers and all
+counted() {
+  local folder="$out/$1" first
+  echo "== $1"
+  rm -rf "$folder"; mkdir -p "$folder"
+  "$here/wan" up 2 50 100
+  island() {
+    OMP_NUM_THREADS=1 ip netns exec "lcw$1" "$python" -m lowcomm train "$2" --out "$folder/island-$1" \
+      --set exchange.expected_peers=2 --set data.shard="$1" \
+      --set "exchange.listen=[\"/ip4/10.77.0.$(($1 + 1))/tcp/0\"]" "${@:3}" >"$folder/$1.log" 2>&1
+  }
+  island 0 "${@:2}" & first=$!
+  for _ in $(seq 600); do [ -s "$folder/island-0/address" ] && break; sleep 0.1; done
+  island 1 "${@:2}" --join "$(cat "$folder/island-0/address")" || true
+  wait "$first" || true
+  for i in 0 1; do
+    cp "$folder/island-$i/summary.json" "$folder/$i.json"
+    echo "lcw$i wan0 sent $(ip netns exec "lcw$i" cat /sys/class/net/wan0/statistics/tx_bytes)"
+  done >"$folder/interfaces.txt"
+  "$here/wan" down
+  printf '{"part": "%s", "islands": 2, "one_way_ms": 50, "mbit_s": 100, "options": ""}\n' "$1" \
+    >"$folder/setup.json"
+}
 for part in "$@"; do
   case $part in
-  bytes)  # the quickstart's run, an island in each namespace; what crosses the interfaces, headers and all
-    echo "== bytes"
-    rm -rf "$out/bytes"; mkdir -p "$out/bytes"
-    "$here/wan" up 2 50 100
-    island() {
-      OMP_NUM_THREADS=1 ip netns exec "lcw$1" "$python" -m lowcomm train "$here/../../recipes/quickstart.toml" \
-        --out "$out/bytes/island-$1" --set exchange.expected_peers=2 --set data.shard="$1" \
-        --set "exchange.listen=[\"/ip4/10.77.0.$(($1 + 1))/tcp/0\"]" "${@:2}" >"$out/bytes/$1.log" 2>&1
-    }
-    island 0 & first=$!
-    for _ in $(seq 600); do [ -s "$out/bytes/island-0/address" ] && break; sleep 0.1; done
-    island 1 --join "$(cat "$out/bytes/island-0/address")" || true
-    wait "$first" || true
-    for i in 0 1; do
-      cp "$out/bytes/island-$i/summary.json" "$out/bytes/$i.json"
-      echo "lcw$i wan0 sent $(ip netns exec "lcw$i" cat /sys/class/net/wan0/statistics/tx_bytes)"
-    done >"$out/bytes/interfaces.txt"
-    "$here/wan" down
-    echo '{"part": "bytes", "islands": 2, "one_way_ms": 50, "mbit_s": 100, "options": ""}' >"$out/bytes/setup.json" ;;
+  bytes) counted bytes "$recipes/quickstart.toml" ;;
+  few-bytes)  # the first run of the study, its first seed
+    first='import sys, tomllib; print(*tomllib.load(sys.stdin.buffer)["runs"][0]["set"], sep="\n")'
+    mapfile -t settings < <("$python" -c "$first" <"$recipes/studies/few_bytes.toml")
+    counted few-bytes "$recipes/studies/base.toml" "${settings[@]/#/--set=}" ;;
   rounds)
     for n in 2 4; do bench "round-$n" "$n" 50 100 round --payload-mib 25 --rounds 20 --codec fp32; done ;;
   stock)  # stock hivemind and lowcomm in turn, each in namespaces of its own

@@ -195,6 +195,21 @@ def _rounds(*paths: Path) -> str:
     return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + _table(headings, rows)
 
 
+def _counted(runs: Mapping[str, Any]) -> str:
+    """What crossed the interfaces of the runs that were trained on the emulated WAN, a paragraph each."""
+    names = {"bytes": "The quickstart's run", "few-bytes": "The first seed of `few_bytes.toml`"}
+    text = ""
+    for name in (name for name in names if name in runs):
+        islands, sent = runs[name]["islands"], max(runs[name]["interface_sent_bytes"])
+        whole = islands[0]["data_parallel_bytes"]
+        text += (
+            f"{names[name]} with an island in each of two namespaces: {sent / 1e6:.1f} MB left each network "
+            f"interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
+            f"{whole / sent:.0f} times as much. Loss {islands[0]['eval_loss']:.4f}.\n\n"
+        )
+    return text
+
+
 def _wan(path: Path) -> str:
     from lowcomm.bench import wan
 
@@ -221,15 +236,6 @@ def _wan(path: Path) -> str:
                         f"- and {who['bit_identical']} of {len(seconds)}",
                     )
                 )
-    counted = ""
-    if "bytes" in runs:
-        run = runs["bytes"]
-        sent, whole = max(run["interface_sent_bytes"]), run["islands"][0]["data_parallel_bytes"]
-        counted = (
-            f"The quickstart's run with an island in each of two namespaces: {sent / 1e6:.1f} MB left each "
-            f"network interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
-            f"{whole / sent:.0f} times as much. Loss {run['islands'][0]['eval_loss']:.4f}.\n\n"
-        )
 
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
         """Rows of one schedule together, by bandwidth."""
@@ -263,7 +269,7 @@ def _wan(path: Path) -> str:
         "committed and equal",
     )
     second = ("exchange", "islands", "fp32 parameters", "bandwidth", "floor", "time spent training")
-    return counted + (
+    return _counted(runs) + (
         "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
         + _table(first, rounds)
         + "\n\nUtilisation on it, of the island that waits most:\n\n"

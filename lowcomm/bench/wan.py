@@ -1,6 +1,7 @@
 """The figures of `launch/wan/figures.sh`: `python -m lowcomm.bench.wan OUT` gathers and draws them.
 
-Writes docs/results/wan.json, which the published table is made of, and docs/img/wan_sweep.png.
+Writes docs/results/wan.json, which the published table is made of, and docs/img/wan_sweep.png. Runs in it
+that OUT doesn't have stay as they are.
 
 Bounds: a round of n islands moves 2 (n - 1) / n of the payload S up each link of rate B, and takes three
 round trips besides: 2 (n - 1) / n * S / B + 3 RTT. No schedule trains without waiting on less than the
@@ -135,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lowcomm.bench.wan", description=__doc__)
     parser.add_argument("folder", type=Path, help="what launch/wan/figures.sh has written")
     folder = parser.parse_args(arguments).folder
-    runs = gather(folder)
-    if not runs:
+    found = gather(folder)
+    if not found:
         parser.error(f"{folder} has no runs; expected folders with setup.json, made by launch/wan/figures.sh")
+    runs = {**_read(LOG), **found}
     LOG.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     if all(named(runs, prefix) for prefix in CURVES):
         PLOT.write_bytes(sweep_plot(runs))

@@ -40,11 +40,23 @@ def some_runs(folder: Path) -> None:
 
 def test_bytes_are_those_of_the_interfaces(tmp_path: Path) -> None:
     figures = {"data_parallel_bytes": 8_000, "eval_loss": 1.25}
-    write(tmp_path / "bytes", {"islands": 2, "mbit_s": 100, "options": ""}, figures, figures)
+    for name in ("bytes", "few-bytes"):
+        write(tmp_path / name, {"islands": 2, "mbit_s": 100, "options": ""}, figures, figures)
     runs = wan.gather(tmp_path)
     assert runs["bytes"]["interface_sent_bytes"] == [70, 80]
     (tmp_path / "wan.json").write_text(json.dumps(runs))
-    assert "100 times as much. Loss 1.2500." in tables(tmp_path)
+    assert tables(tmp_path).count("100 times as much. Loss 1.2500.") == 2
+
+
+def test_parts_that_were_not_run_again_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "wan.json"
+    log.write_text(json.dumps({"bytes": "before", "rounds": "before"}))
+    monkeypatch.setattr(wan, "LOG", log)
+    write(tmp_path / "bytes", {"islands": 1, "mbit_s": 100, "options": ""}, {"eval_loss": 1.25})
+    wan.main([str(tmp_path)])
+    runs = json.loads(log.read_text())
+    assert runs["rounds"] == "before"
+    assert runs["bytes"]["islands"] == [{"eval_loss": 1.25}]
 
 
 def test_rounds_are_held_against_the_bound_and_each_other(tmp_path: Path) -> None:
