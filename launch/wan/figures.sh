@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Measure what docs/results says about WANs (root, about an hour, on a machine that does nothing else):
-#   PYTHON=.venv/bin/python launch/wan/figures.sh OUT [bytes|few-bytes|rounds|stock|utilisation|sweep ...]
+#   PYTHON=.venv/bin/python launch/wan/figures.sh OUT [bytes|few-bytes|rounds|heartbeats|stock|utilisation|sweep ...]
 #   python -m lowcomm.bench.wan OUT        gathers OUT into docs/results/wan.json and draws the sweep
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { sed -n '3,4p' "$0" >&2; exit 2; }
 mkdir -p "$1"; out=$(cd "$1" && pwd); shift
 python=${PYTHON:-python}
-[ $# -gt 0 ] || set -- bytes few-bytes rounds stock utilisation sweep
+[ $# -gt 0 ] || set -- bytes few-bytes rounds heartbeats stock utilisation sweep
 bench() { echo "== $1"; "$here/bench.sh" "$out/$1" "${@:2}" >/dev/null; }
 steps=(--step-s 0.1 --inner-steps 30)
 streaming=(--mode streaming --codec int4 --num-fragments 4 --delay auto)
@@ -45,6 +45,10 @@ for part in "$@"; do
     counted few-bytes "$recipes/studies/base.toml" "${settings[@]/#/--set=}" ;;
   rounds)
     for n in 2 4; do bench "round-$n" "$n" 50 100 round --payload-mib 25 --rounds 20 --codec fp32; done ;;
+  heartbeats)  # what control messages wait for bulk data, over either transport
+    for transport in tcp/0 udp/0/quic-v1; do
+      TRANSPORT=$transport bench "heartbeat-${transport%%/*}" 2 50 100 round --payload-mib 25 --rounds 20 --codec fp32
+    done ;;
   stock)  # stock hivemind and lowcomm in turn, each in namespaces of its own
     for n in 2 4; do
       echo "== stock-$n"

@@ -272,9 +272,26 @@ def _wan(path: Path) -> str:
     return _counted(runs) + (
         "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
         + _table(first, rounds)
+        + _wan_heartbeats(runs)
         + "\n\nUtilisation on it, of the island that waits most:\n\n"
         + _table(second, used)
     )
+
+
+def _wan_heartbeats(runs: Mapping[str, Any]) -> str:
+    from lowcomm.bench import wan
+
+    rows = []
+    for name, transport in (("heartbeat-udp", "QUIC"), ("heartbeat-tcp", "TCP")):
+        if name in runs:
+            one = wan.heartbeat_row(runs[name])
+            times = (f"{one[key]:.3f} s" for key in ("median_s", "slowest_s"))
+            round_s = f"{wan.round_row(runs[name])['warm_s']:.2f} s"
+            rows.append((transport, *times, f"{one['late']} of {one['heartbeats']}", round_s))
+    if not rows:
+        return ""
+    heading = "\n\nHeartbeats there and back while such rounds of 2 islands fill the link:\n\n"
+    return heading + _table(("transport", "median", "slowest", "3 round trips or more", "warm round"), rows)
 
 
 def _codecs(path: Path) -> str:

@@ -74,6 +74,18 @@ def floor_mbit_s(run: Mapping[str, Any]) -> float:
     return 2 * (count - 1) / count * encoded * 8 / 1e6 / seconds
 
 
+def heartbeat_row(run: Mapping[str, Any]) -> dict[str, float]:
+    """Round trips of heartbeats during the rounds of a run, and how many take three of the link's or more."""
+    seconds = [trip for island in run["islands"] for trip in island["heartbeat_round_trips_s"]]
+    most_s = ROUND_TRIPS * 2 * float(run["setup"]["one_way_ms"]) / 1e3
+    return {
+        "median_s": statistics.median(seconds),
+        "slowest_s": max(seconds),
+        "late": sum(trip >= most_s for trip in seconds),
+        "heartbeats": len(seconds),
+    }
+
+
 def utilisation(run: Mapping[str, Any]) -> float:
     """Of the island that waited most."""
     return min(float(island["utilisation"]) for island in run["islands"])
@@ -127,19 +139,25 @@ def named(runs: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name: run for name, run in runs.items() if re.fullmatch(rf"{prefix}-[\d.]+", name)}
 
 
+def _curve(name: str) -> str:
+    """The curve that a run is a point of, else the run itself: a curve is replaced as a whole."""
+    prefix = re.sub(r"-[\d.]+$", "", name)
+    return prefix if prefix in CURVES else name
+
+
 def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Gather, and draw where there is a sweep."""
+    """Put the runs of a folder in the place of earlier ones, and draw where there is a sweep."""
     parser = argparse.ArgumentParser(prog="python -m lowcomm.bench.wan", description=__doc__)
     parser.add_argument("folder", type=Path, help="what launch/wan/figures.sh has written")
     folder = parser.parse_args(arguments).folder
     found = gather(folder)
     if not found:
         parser.error(f"{folder} has no runs; expected folders with setup.json, made by launch/wan/figures.sh")
-    runs = {**_read(LOG), **found}
+    runs = {name: run for name, run in _read(LOG).items() if _curve(name) not in map(_curve, found)} | found
     LOG.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     if all(named(runs, prefix) for prefix in CURVES):
         PLOT.write_bytes(sweep_plot(runs))

@@ -32,6 +32,8 @@ def some_runs(folder: Path) -> None:
     options = "--payload-mib 25 --rounds 4 --codec fp32"
     setup = {"islands": 2, "mbit_s": 100, "options": options}
     write(folder / "round-2", setup, {"rounds": first}, {"rounds": second})
+    beats = {"rounds": first, "heartbeat_round_trips_s": [0.11, 0.12, 0.3]}
+    write(folder / "heartbeat-udp", setup, beats, {**beats, "heartbeat_round_trips_s": [0.1, 0.29]})
     for name, mbit_s, used in (("many-5.7", 5.7, 0.991), ("blocking-100", 100, 0.5), ("four-20", 20, 0.97)):
         options = "--step-s 0.2 --inner-steps 30 --payload-mib 25 --steps 150 --codec int4"
         setup = {"islands": 2, "mbit_s": mbit_s, "options": options}
@@ -46,17 +48,6 @@ def test_bytes_are_those_of_the_interfaces(tmp_path: Path) -> None:
     assert runs["bytes"]["interface_sent_bytes"] == [70, 80]
     (tmp_path / "wan.json").write_text(json.dumps(runs))
     assert tables(tmp_path).count("100 times as much. Loss 1.2500.") == 2
-
-
-def test_parts_that_were_not_run_again_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = tmp_path / "wan.json"
-    log.write_text(json.dumps({"bytes": "before", "rounds": "before"}))
-    monkeypatch.setattr(wan, "LOG", log)
-    write(tmp_path / "bytes", {"islands": 1, "mbit_s": 100, "options": ""}, {"eval_loss": 1.25})
-    wan.main([str(tmp_path)])
-    runs = json.loads(log.read_text())
-    assert runs["rounds"] == "before"
-    assert runs["bytes"]["islands"] == [{"eval_loss": 1.25}]
 
 
 def test_rounds_are_held_against_the_bound_and_each_other(tmp_path: Path) -> None:
@@ -80,4 +71,18 @@ def test_a_sweep_is_drawn_and_stands_in_the_tables(tmp_path: Path) -> None:
     (tmp_path / "wan.json").write_text(json.dumps(runs))
     text = tables(tmp_path)
     assert "| lowcomm, 2 islands | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
+    assert "| QUIC | 0.120 s | 0.300 s | 1 of 5 | 2.60 s |" in text
     assert "| int4, 24 fragments, delay 5 | 2 | 25 MiB | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
+
+
+def test_runs_replace_those_of_the_same_name_or_curve_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "wan.json"
+    log.write_text(json.dumps({"bytes": "kept", "round-2": "replaced", "many-9": "replaced, too"}))
+    monkeypatch.setattr(wan, "LOG", log)
+    monkeypatch.setattr(wan, "PLOT", tmp_path / "sweep.png")
+    some_runs(tmp_path)
+    wan.main([str(tmp_path)])
+    assert json.loads(log.read_text()) == {"bytes": "kept", **wan.gather(tmp_path)}
+    assert (tmp_path / "sweep.png").exists()
