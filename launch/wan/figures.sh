@@ -68,15 +68,15 @@ for part in "$@"; do
       done
     done ;;
   sweep)
-    wide=(--step-s 0.2 --inner-steps 30 --payload-mib 25)
-    for rate in 4.5 5 5.7 7 10 20 50; do
-      bench "many-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 150 "${many[@]}"
+    wide=(--step-s 0.5 --inner-steps 24 --payload-mib 25)
+    for rate in 2.2 2.5 2.8 3 4 6 12 25; do
+      bench "many-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 120 "${many[@]}"
     done
-    for rate in 5.7 10 20 50 100; do
-      bench "four-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 150 "${streaming[@]}"
+    for rate in 2.8 3 6 12 25; do
+      bench "four-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 120 "${streaming[@]}"
     done
-    for rate in 10 20 50 100 200; do
-      bench "blocking-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 60 --codec fp32 --mode blocking
+    for rate in 6 12 25 50 100; do
+      bench "blocking-$rate" 2 50 "$rate" utilisation "${wide[@]}" --steps 48 --codec fp32 --mode blocking
     done ;;
   *) sed -n '3,4p' "$0" >&2; exit 2 ;;
   esac
