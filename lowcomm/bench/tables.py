@@ -21,6 +21,8 @@ from lowcomm.bench.snapshots import Cut
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
+SHOWN_STEPS = 5
+"""The first ones of a trajectory, and then every so many."""
 _WAN_TIMES = ("cold_s", "warm_s", "slowest_s")
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
 
@@ -40,6 +42,7 @@ def tables(results: Path) -> str:
         "codecs.json": _codecs,
         "overhead.json": _overhead,
         "speeds_*.json": _speeds,
+        "engines.json": _engines,
         "snapshot.json": _snapshot,
         "deaths.json": _deaths,
         "churn.json": _churn,
@@ -381,6 +384,26 @@ def _speeds(*paths: Path) -> str:
         "all (`lowcomm bench speeds`)"
     )
     return f"{heading}:\n\n" + _table(("", "fixed", "matched"), rows)
+
+
+def _engines(path: Path) -> str:
+    one = json.loads(path.read_text(encoding="utf-8"))["engines"]
+    plain, *others = one["plain_losses"].values()
+    apart = zip(one["losses"], plain, one["losses_apart"], one["anchors_apart"], strict=True)
+    rows = [
+        (str(step), f"{loss:.4f}", f"{alike:.4f}", f"{losses:.1e}", f"{anchors:.1e}")
+        for step, (loss, alike, losses, anchors) in enumerate(apart, 1)
+        if step <= SHOWN_STEPS or step % SHOWN_STEPS == 0
+    ]
+    last = ", ".join(f"{losses[-1]:.4f}" for losses in others)
+    heading = (
+        f"Unlike engines in one run ({', '.join(one['islands'])}) against three plain ones on the same data, "
+        f"{one['codec']}, H = {one['bench']['inner_steps']}; outer states equal on all islands after "
+        f"{one['equal_digests']} of {len(plain)} outer steps; other seeds of plain islands end with {last} "
+        "(`lowcomm bench engines`)"
+    )
+    headings = ("outer step", "loss", "of plain islands", "losses apart", "anchors apart")
+    return f"{heading}:\n\n" + _table(headings, rows)
 
 
 def _snapshot(path: Path) -> str:

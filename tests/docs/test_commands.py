@@ -29,6 +29,7 @@ RUN_BY = {
     "lowcomm bench utilisation": "tests/bench/test_sites.py::test_utilisation_adds_up",
     "lowcomm bench codecs": "tests/bench/test_codecs.py::test_command_writes_what_scripts_read",
     "lowcomm bench speeds": "tests/bench/test_speeds.py::test_islands_of_unlike_speed_train_one_model",
+    "lowcomm bench engines": "tests/bench/test_engines.py::test_unlike_engines_train_as_plain_ones_do",
     "lowcomm bench snapshot": "tests/bench/test_snapshots.py::test_a_cut_snapshot_does_not_start_over",
     "lowcomm bench deaths": "tests/bench/test_deaths.py::test_the_others_commit_the_round_in_which_one_stops",
     "lowcomm bench donors": "tests/bench/test_donors.py::test_donors_train_on_while_a_joiner_comes",

@@ -10,6 +10,7 @@ from lowcomm.cli.bench import (
     codecs,
     deaths,
     donors,
+    engines,
     learning,
     overhead,
     round,
@@ -36,6 +37,7 @@ PARTS: dict[str, Part] = {
     "utilisation": utilisation,
     "overhead": overhead,
     "speeds": speeds,
+    "engines": engines,
     "snapshot": snapshot,
     "donors": donors,
     "deaths": deaths,
@@ -49,7 +51,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure codecs, rounds, overhead, unlike speeds, snapshots, deaths, churn, and learning",
+        about="measure codecs, rounds, overhead, speeds, engines, snapshots, deaths, churn, and learning",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)
