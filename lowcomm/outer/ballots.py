@@ -87,7 +87,7 @@ class Ballots:
         self._topic.changed.notify()
 
     def _decline(self, roster: Roster) -> None:
-        """Tell a leader that didn't know of this peer's promise, or its ballot would wait for a deadline."""
+        """Tell all in a ballot whose leader didn't know of this peer's promise; they would wait for it."""
         decision = self._topic.decision
         if roster.ballot == decision.promised or self._topic.me not in roster.peers:
             return
@@ -97,7 +97,7 @@ class Ballots:
             "avoid": [],
             "rejected": [],
         }
-        self._topic.send([PeerId(roster.ballot.leader)], "abort", body)
+        self._topic.send(roster.peers, "abort", body)
         if decision.task is None:
             self._announce()
 
@@ -229,14 +229,15 @@ class Ballots:
     def on_abort(self, peer: PeerId, fields: Fields) -> None:
         """A participant ended a ballot."""
         decision = self._topic.decision
-        roster = decision.roster
-        if (
-            roster is None
-            or peer not in roster.peers
-            or fields.integer("outer_step", 1) != decision.outer_step
-        ):
+        roster, ballot = decision.roster, parse_ballot(fields)
+        if fields.integer("outer_step", 1) != decision.outer_step:
             return
-        if parse_ballot(fields) == roster.ballot:
+        if roster is None and ballot > decision.promised:
+            # Its roster has not come here. Those who have joined it take this peer for a part of it until it
+            # says that it is ready, which would be a lie if it still joined.
+            decision.promised = ballot
+            self._announce()
+        elif roster is not None and peer in roster.peers and ballot == roster.ballot:
             named = {PeerId(p) for p in fields.texts("avoid", len(roster.peers))} & set(roster.peers)
             if peer not in decision.avoid:  # who was named itself is not believed: it may be the liar
                 decision.avoid |= named

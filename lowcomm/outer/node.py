@@ -146,7 +146,7 @@ class Node:
             "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
             "again": lambda peer, fields: self._round(fields).on_again(peer, fields),
             "rejected": lambda peer, fields: self._round(fields).on_rejected(peer, fields),
-            "abort": lambda peer, fields: self._round(fields).ballots.on_abort(peer, fields),
+            "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
         }
 
     @property
@@ -428,6 +428,7 @@ class Node:
             self.peers.ban(peer, f"it broke the protocol {MAX_BREACHES} times, last: {error}")
         else:
             self.peers.post(peer, Message("dropped", {"reason": str(error)[:500]}))
+        self.on_peer_down(peer, "it broke the protocol")  # what it has sent since then is not heard
         task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 

@@ -227,8 +227,8 @@ class FragmentRound:
     def on_ready(self, peer: PeerId, fields: Fields) -> None:
         """A peer is due."""
         ready, outer_step = parse_ready(fields), fields.integer("outer_step", 1)
+        self._check_leap(peer, outer_step, ready.promised)
         if outer_step == self.decision.outer_step:
-            self._check_leap(peer, ready.promised)
             self._take_ready(peer, ready)
         elif outer_step == self.decision.outer_step + 1:
             self._early.setdefault(outer_step, {})[peer] = ready  # it has committed, this peer not yet
@@ -244,13 +244,20 @@ class FragmentRound:
             raise ProtocolError(f"roster of {peer}: it names fragment {roster.fragment}")
         elements = self._topic.context.state.fragments[roster.fragment].elements
         check_cut(roster.stops, roster.chunk_elements, elements)
-        if roster.outer_step == self.decision.outer_step:
-            self._check_leap(peer, roster.ballot)
-        self.ballots.join(roster)
+        self._check_leap(peer, roster.outer_step, roster.ballot)
+        if self._electorate.may_commit(roster.peers):  # a leader may count otherwise, or lie
+            self.ballots.join(roster)
 
-    def _check_leap(self, peer: PeerId, ballot: Ballot) -> None:
+    def on_abort(self, peer: PeerId, fields: Fields) -> None:
+        """A participant ended a ballot."""
+        self._check_leap(peer, fields.integer("outer_step", 1), parse_ballot(fields))
+        self.ballots.on_abort(peer, fields)
+
+    def _check_leap(self, peer: PeerId, outer_step: int, ballot: Ballot) -> None:
         """Refuse a ballot that no honest peer can have come to: nobody could go above it."""
-        if ballot.attempt > max(self.decision.seen, self.decision.promised).attempt + MAX_LEAP:
+        decision = self.decision
+        seen = max(decision.seen, decision.promised).attempt if outer_step == decision.outer_step else 0
+        if outer_step >= decision.outer_step and ballot.attempt > seen + MAX_LEAP:
             raise ProtocolError(f"{peer}: ballot {ballot.attempt} is far above all that were seen")
 
     def on_unformed(self, fields: Fields) -> None:

@@ -1,21 +1,31 @@
-"""One of five islands is a member and lies about everything but its contribution."""
+"""One of five islands is a member and lies about everything but its contribution. On a virtual clock."""
 
+import asyncio
 import random
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
-from lowcomm import OuterLoop, RoundPolicy
 from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.membership.contributions import Limits
-from tests.outer.swarm import Lie, Result, Swarm, in_parallel, name
+from lowcomm.membership.promises import MemoryPromises
+from lowcomm.membership.roster import leader_order
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.outer.outcome import RoundOutcome
+from lowcomm.sim.invariants import broken
+from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.swarm import RUN_ID, Outcome, SimSwarm, name
+from lowcomm.sim.tapes import Tape
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import Json, PeerId
+from tests.outer.swarm import Lie, LyingExchange
 
 LIAR = 4
 HONEST = range(4)
-STEPS = 24
-PATIENCE_S = 60.0
-LIMITS = Limits(norm_limit=20.0, max_tokens=100)
+COMES_S, QUIET_S = 6.0, 12.0
+DEADLINE_S = 2.0
 DIGITS = random.Random(1)
 
 
@@ -83,50 +93,109 @@ def endless_roster(message: Message) -> list[Message]:
     return [Message("ready", {**message.body, "promised": [1 << 62, name(LIAR)]})]
 
 
-def run(lie: Lie) -> dict[int, Result]:
+def breach_and_roster(message: Message) -> list[Message]:
+    """Where it leads it breaks the protocol first, so that who joins its ballot waits for nobody."""
+    if message.kind != "roster":
+        return [message]
+    return [Message("nonsense", {}), message]
+
+
+LIMITS = Limits(norm_limit=20.0, max_tokens=100)
+POLICY = RoundPolicy(min_participants=3, deadline_s=DEADLINE_S, limits=LIMITS)
+SETTINGS = IslandSettings(policy=POLICY, inner_steps=2, num_fragments=1, delay=0)
+
+
+def run(lie: Lie, honest: IslandSettings = SETTINGS, dishonest: IslandSettings = SETTINGS) -> Outcome:
     """Four honest islands from start to end; the liar comes when they have begun, and stays."""
-    begun, arrived = threading.Barrier(5), threading.Event()
+    swarm = SimSwarm(len(HONEST), Tape(1, (), (), quiet_s=QUIET_S), honest)
+    exchange = LyingExchange(swarm._hub, RUN_ID, name(LIAR), founder=False, lie=lie)
+    liar = SimIsland(LIAR, ShapedExchange(exchange, swarm._shaper), dishonest, MemoryPromises())
 
-    def tell(message: Message) -> Message | list[Message]:
-        said = lie(message)
-        if message.kind == "state":
-            arrived.set()
-        return said
+    async def come() -> None:
+        await asyncio.sleep(COMES_S)
+        await liar.live(1, swarm._until_s)
 
-    swarm = Swarm(
-        islands=5,
-        expected=4,
-        lies={LIAR: tell},
-        policy=RoundPolicy(min_participants=3, deadline_s=1.5, limits=LIMITS),
-    )
+    async def scenario() -> Outcome:
+        coming = asyncio.get_running_loop().create_task(come())
+        outcome = await swarm.run()
+        coming.cancel()
+        return outcome
 
-    def wait(inner_step: int, outer: OuterLoop) -> None:
-        if inner_step == 6:
-            begun.wait(PATIENCE_S)
-            assert arrived.wait(PATIENCE_S)
+    return run_virtually(scenario(), 100.0)
 
-    def come() -> None:
-        begun.wait(PATIENCE_S)
-        swarm.train(LIAR, STEPS, expected_peers=1)
 
-    calls: list[Callable[[], object]] = [lambda i=i: swarm.train(i, STEPS, each=wait) for i in HONEST]
-    in_parallel([*calls, come], swarm.results, [*HONEST, LIAR])
-    return swarm.results
+def rounds(outcome: Outcome) -> Iterator[RoundOutcome]:
+    """All rounds of honest islands but their last ones, from which the others may have left."""
+    for life in outcome.final:
+        for _, ended in life.rounds[:-1]:
+            yield ended
 
 
 @pytest.mark.parametrize(
     "lie",
-    [far_ahead, another_head, forged_roster, endless_roster, replays({"part", "mean"}),
-     replays({"ready", "roster", "vote", "abort", "state"})],
+    [far_ahead, another_head, forged_roster, endless_roster,
+     replays({"part", "mean"}), replays({"ready", "roster", "vote", "abort", "state"})],
     ids=["far-ahead", "another-head", "forged-roster", "endless-roster", "old-parts", "old-control"],
 )  # fmt: skip
 def test_honest_islands_go_on_and_agree(lie: Lie) -> None:
-    results = run(lie)
-    for island in HONEST:
-        result = results[island]
-        assert result.error is None, result.error
-        assert len(result.losses) == STEPS
-        assert all(report.committed for report in result.reports)
-        assert len(result.committed) >= STEPS // 4
-    assert len({results[island].digest for island in HONEST}) == 1
-    assert len({results[island].head for island in HONEST}) == 1
+    outcome = run(lie)
+    assert not broken(outcome)
+    honest = {name(number) for number in HONEST}
+    for ended in rounds(outcome):
+        assert ended.entry is not None, ended.reason
+        assert honest <= {peer for peer, _ in ended.entry.participants}
+        assert ended.round_s < DEADLINE_S + 1.0
+        assert all(line.startswith(f"{name(LIAR)}: ") for line in ended.rejected), ended.rejected
+
+
+def test_a_promise_for_the_step_after_is_checked_as_well() -> None:
+    """The liar has committed before the next leader, and tells it of a ballot that nobody can go above."""
+    outer_step = 8
+    leader, *_ = leader_order([name(number) for number in range(5)], RUN_ID, 0, outer_step)
+    swarm = SimSwarm(5, Tape(1, (), (), quiet_s=QUIET_S), SETTINGS)
+    ready: dict[str, Json] = {}
+    told: list[Message] = []
+
+    def lie(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        if receiver != leader:
+            return True
+        if message.kind == "vote":
+            return message.body["outer_step"] != outer_step - 1
+        if message.kind == "ready" and sender == name(LIAR):
+            ready.update(message.body)
+            return message.body["outer_step"] != outer_step
+        if message.kind != "state" or told or message.body["outer_steps"] != [outer_step - 1]:
+            return True
+        if sender != name(LIAR):
+            return False
+        (head,) = message.body["heads"]  # type: ignore[misc, union-attr]
+        lies = {"outer_step": outer_step, "previous": head, "promised": [1 << 62, name(LIAR)]}
+        told.append(Message("ready", {**ready, **lies}))
+        return told[0]
+
+    swarm._hub.filter = lie
+    outcome = run_virtually(swarm.run(), 100.0)
+    assert told
+    assert not broken(outcome)
+    blamed = {
+        line.split(": ")[0] for life in outcome.final for _, ended in life.rounds for line in ended.rejected
+    }
+    assert blamed == {name(LIAR)}
+
+
+def test_what_follows_a_breach_is_not_heard() -> None:
+    assert max(ended.attempts for ended in rounds(run(breach_and_roster))) == 1
+
+
+@pytest.mark.parametrize(
+    "policy", [POLICY, replace(POLICY, min_participants=1, partition="majority")], ids=["three", "majority"]
+)
+def test_who_does_not_wait_gets_nobody_to_commit_with_too_few(policy: RoundPolicy) -> None:
+    """Its rosters hold the two that are ready first; the others would find that they were missed."""
+    honest = replace(SETTINGS, policy=policy, step_s=lambda number, now_s: 0.3 + 0.1 * number)
+    impatient = replace(honest, policy=RoundPolicy(min_participants=2, deadline_s=0.05))
+    outcome = run(lambda message: message, honest, impatient)
+    assert not broken(outcome)
+    for life in outcome.final:
+        entries = life.record.entries[:-2]  # in the last ones they leave, one after the other
+        assert all(len(entry.participants) >= 3 for entry in entries)

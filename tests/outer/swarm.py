@@ -14,10 +14,11 @@ from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nestero
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.exchanges.base import Message, Receiver
-from lowcomm.exchanges.loopback import LoopbackExchange
+from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.types import PeerId, RoundReport
 
 Lie = Callable[[Message], Message | list[Message]]
+"""What an island puts in the place of a message that it sends: one or several."""
 
 DIM = 12
 TIMEOUT_S = 90.0
@@ -81,7 +82,6 @@ class Swarm:
     expected: int | None = None
     chunk_bytes: int = 256
     lies: dict[int, Lie] = field(default_factory=dict)
-    """What an island puts in the place of a message that it sends: one or several."""
     tokens: dict[int, int] = field(default_factory=dict)
     """Tokens that an island says it trained on in a step, where those are not its inputs."""
     results: dict[int, Result] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class Swarm:
         }
         if not founder:
             assert self.founded.wait(TIMEOUT_S)
-        exchange = _Exchange(self, name(island), founder, self.lies.get(island))
+        exchange = _Exchange(self, name(island), founder, self.lies.get(island, lambda message: message))
         return OuterLoop(wrap_island(model, optimizer), exchange, **{**settings, **changes})
 
     def train(
@@ -146,12 +146,12 @@ class Swarm:
         return self.results
 
 
-class _Exchange(LoopbackExchange):
-    """Says when the founder can be joined through; may lie."""
+class LyingExchange(LoopbackExchange):
+    """Sends what `lie` makes of each message."""
 
-    def __init__(self, swarm: Swarm, peer_id: PeerId, founder: bool, lie: Lie | None) -> None:
-        super().__init__(swarm.hub, "test", peer_id, founder=founder)
-        self._swarm, self._lie = swarm, lie
+    def __init__(self, hub: LoopbackHub, run_id: str, peer_id: PeerId, *, founder: bool, lie: Lie) -> None:
+        super().__init__(hub, run_id, peer_id, founder=founder)
+        self._lie = lie
 
     async def send(self, peer: PeerId, message: Message) -> None:
         for said in self._instead(message):
@@ -162,8 +162,16 @@ class _Exchange(LoopbackExchange):
             await super().send_bulk(peer, said)
 
     def _instead(self, message: Message) -> list[Message]:
-        said = self._lie(message) if self._lie else message
+        said = self._lie(message)
         return said if isinstance(said, list) else [said]
+
+
+class _Exchange(LyingExchange):
+    """Says when the founder can be joined through."""
+
+    def __init__(self, swarm: Swarm, peer_id: PeerId, founder: bool, lie: Lie) -> None:
+        super().__init__(swarm.hub, "test", peer_id, founder=founder, lie=lie)
+        self._swarm = swarm
 
     async def start(self, receiver: Receiver) -> None:
         await super().start(receiver)
