@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from lowcomm.cli.main import main
+from lowcomm.storage.export import WEIGHTS, export
 from tests.e2e.runs import DEADLINE_S, ROOT, SMALL, lines
 from tests.e2e.test_deaths import wait_for
 
@@ -57,6 +59,7 @@ def train(island, tmp_path, engines, *overrides):
 
 
 def check(folders):
+    """One anchor on all islands at every commit, and in what each has written down."""
     islands = len(folders)
     logs = [
         [x for x in lines(folder / "metrics.jsonl") if x["kind"] == "round" and x["committed"]]
@@ -73,6 +76,9 @@ def check(folders):
     for folder in folders:
         losses = [line["loss"] for line in lines(folder / "metrics.jsonl") if line["kind"] == "train"]
         assert losses[-1] < losses[0] - 0.5
+        assert main(["ledger", "verify", str(folder)]) == 0
+        export(folder, folder / "export")
+    assert len({(folder / "export" / WEIGHTS).read_bytes() for folder in folders}) == 1
 
 
 def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
