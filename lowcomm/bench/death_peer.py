@@ -121,6 +121,7 @@ def _train(outer: OuterLoop, model: nn.ParameterDict, settings: dict[str, Any], 
                     "committed": report.committed,
                     "reason": report.reason,
                     "attempts": report.attempts,
+                    "round_s": report.round_s,
                     "participants": list(report.participants),
                     "digest": report.digest,
                 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -62,6 +63,7 @@ class Death:
             three reduce an equal share of every round.
         stop: the signal.
         outer_step: of the round.
+        usual_s: what the rounds before it took on the others, median.
         sent_bytes: of its contribution that had left.
         recovered_s: from the signal until the slower of the others had that outer step committed.
         attempts: ballots of that round, at most, on the others.
@@ -73,6 +75,7 @@ class Death:
     part: Part
     stop: Stop
     outer_step: int
+    usual_s: float
     sent_bytes: int
     recovered_s: float
     attempts: int
@@ -81,8 +84,8 @@ class Death:
     equal: bool
 
     HEADINGS: ClassVar[tuple[str, ...]] = (
-        "stopped", "by", "after it had sent", "others committed after", "ballots", "lost inner steps",
-        "equal",
+        "stopped", "by", "after it had sent", "others committed after", "rounds before took", "ballots",
+        "lost inner steps", "equal",
     )  # fmt: skip
 
     def row(self) -> tuple[str, ...]:
@@ -92,6 +95,7 @@ class Death:
             self.stop,
             f"{self.sent_bytes / 2**20:.1f} MiB",
             f"{self.recovered_s:.2f} s",
+            f"{self.usual_s:.2f} s",
             str(self.attempts),
             str(self.lost_steps),
             "yes" if self.equal else "NO",
@@ -174,6 +178,7 @@ def _death(part: Part, stop: Stop, stopped: dict[str, Any], others: list[dict[st
         part=part,
         stop=stop,
         outer_step=outer_step,
+        usual_s=statistics.median(r["round_s"] for r in commits if r["outer_step"] < outer_step),
         sent_bytes=int(stopped["sent_bytes"]),
         recovered_s=max(r["at_s"] for r in struck) - float(stopped["at_s"]),
         attempts=max(int(r["attempts"]) for r in struck),
