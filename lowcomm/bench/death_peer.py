@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,8 @@ class StoppingExchange(SwarmExchange):
 def main() -> None:
     """Join, commit rounds up to the last one of the plan, say what they were."""
     settings = json.loads(sys.argv[1])
+    folder = Path(settings["folder"], str(settings["number"]))
+    folder.mkdir()
     torch.set_num_threads(1)
     model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
     exchange = StoppingExchange(
@@ -74,31 +75,28 @@ def main() -> None:
         listen=["/ip4/127.0.0.1/tcp/0"],
         relay=False,
     )
-    with tempfile.TemporaryDirectory(prefix="lowcomm-deaths-") as folder:
-        outer = OuterLoop(
-            wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
-            exchange,
-            schedule=Schedule(inner_steps=settings["inner_steps"]),
-            codec=codecs.fp32(),
-            outer_optimizer=nesterov(lr=1.0, momentum=0.5),
-            round_policy=RoundPolicy(
-                min_participants=2, deadline_s=settings["deadline_s"], partition="majority"
-            ),
-            expected_peers=settings["islands"],
-            folder=Path(folder),
-        )
-        try:
-            outer.connect(on_address=lambda address: tell(event="address", address=address))
-            outer.join()
-            tell(event="joined", peer=outer.peer_id)
-            plan = json.loads(sys.stdin.readline())
-            if settings["number"] == plan["victim"]:
-                exchange.fatal_bytes = int(SENT_SHARE * 4 * settings["elements"])
-                exchange.signal, exchange.fatal_step = plan["signal"], plan["outer_step"]
-            tell(event="trained", **_train(outer, model, settings, plan["last"]))
-            sys.stdin.read()
-        finally:
-            outer.close()
+    outer = OuterLoop(
+        wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
+        exchange,
+        schedule=Schedule(inner_steps=settings["inner_steps"]),
+        codec=codecs.fp32(),
+        outer_optimizer=nesterov(lr=1.0, momentum=0.5),
+        round_policy=RoundPolicy(min_participants=2, deadline_s=settings["deadline_s"], partition="majority"),
+        expected_peers=settings["islands"],
+        folder=folder,
+    )
+    try:
+        outer.connect(on_address=lambda address: tell(event="address", address=address))
+        outer.join()
+        tell(event="joined", peer=outer.peer_id)
+        plan = json.loads(sys.stdin.readline())
+        if settings["number"] == plan["victim"]:
+            exchange.fatal_bytes = int(SENT_SHARE * 4 * settings["elements"])
+            exchange.signal, exchange.fatal_step = plan["signal"], plan["outer_step"]
+        tell(event="trained", **_train(outer, model, settings, plan["last"]))
+        sys.stdin.read()
+    finally:
+        outer.close()
 
 
 def _train(outer: OuterLoop, model: nn.ParameterDict, settings: dict[str, Any], last: int) -> dict[str, Json]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import signal
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -115,7 +116,10 @@ def measure_death(bench: DeathsBench, part: Part, stop: Stop) -> Death:
     longest_s = START_S + (bench.warm_rounds + MOST_MORE) * (
         bench.inner_steps * bench.step_s + 4 * bench.deadline_s
     )
-    with Children("lowcomm.bench.death_peer", deadline_s=longest_s, dies=signal.SIGKILL) as children:
+    with (
+        tempfile.TemporaryDirectory(prefix="lowcomm-deaths-") as folder,
+        Children("lowcomm.bench.death_peer", deadline_s=longest_s, dies=signal.SIGKILL) as children,
+    ):
         addresses: list[Json] = []
         for number in range(ISLANDS):
             children.start(
@@ -126,6 +130,7 @@ def measure_death(bench: DeathsBench, part: Part, stop: Stop) -> Death:
                     "step_s": bench.step_s,
                     "deadline_s": bench.deadline_s,
                     "initial_peers": list(addresses),
+                    "folder": folder,
                 }
             )
             if number == 0:
