@@ -18,7 +18,7 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from lowcomm.bench.churn_figures import Churn, ChurnBench, Life, churn_figures
+from lowcomm.bench.churn_figures import Churn, ChurnBench, Life, all_stay, churn_figures
 from lowcomm.bench.churn_peer import ADDRESS, EVENTS, LOG, run_island
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.errors import ExchangeError
@@ -87,7 +87,7 @@ class _Scene:
             if len(self._staying()) < bench.islands:
                 self._start(expected=1)
             else:
-                self._wait(lambda: len(self._inside()) >= bench.islands - 1, START_S, "a joiner is not in")
+                self._wait(self._can_spare, START_S, "a joiner is not in, or nothing commits")
                 killed = self._random.random() < bench.kill_share
                 self._end(self._random.choice(self._inside()), killed=killed)
                 self.exits += not killed
@@ -142,6 +142,9 @@ class _Scene:
 
     def _inside(self) -> list[Life]:
         return [life for life in self.lives if life.inside]
+
+    def _can_spare(self) -> bool:
+        return len(self._inside()) >= self._bench.islands - 1 and all_stay(self.lives)
 
     def _height(self) -> int:
         return max(life.outer_step for life in self._staying())

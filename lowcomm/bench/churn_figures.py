@@ -230,6 +230,15 @@ def churn_figures(bench: ChurnBench, lives: Sequence[Life], exits: int) -> Churn
     )
 
 
+def all_stay(lives: Sequence[Life]) -> bool:
+    """Whether nobody who took part in the newest round has gone.
+
+    A second one that goes before the next round commits could take the majority of its participants along.
+    """
+    newest = max((event for life in lives for event in life.commits), key=lambda event: event["outer_step"])
+    return not any(life.peer in newest["participants"] for life in lives if life.gone_s < float("inf"))
+
+
 def committed_rounds(lives: Sequence[Life]) -> list[Round]:
     """Every outer step that an island has reported, in order."""
     found: dict[int, list[dict[str, Any]]] = {}

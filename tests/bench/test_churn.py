@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.bench.churn_figures import ChurnBench, Life, churn_figures, committed_rounds, joiners_waits
+from lowcomm.bench.churn_figures import (
+    ChurnBench,
+    Life,
+    all_stay,
+    churn_figures,
+    committed_rounds,
+    joiners_waits,
+)
 from lowcomm.cli.main import main
 
 TIMEOUT_S = 280.0
@@ -65,6 +72,14 @@ def test_a_joiner_that_is_never_in_a_round_is_counted_if_it_stayed_for_two() -> 
     rounds = committed_rounds([steady])
     assert joiners_waits([life(1, 5.0, 99.0, {})], rounds) == ([], 1)
     assert joiners_waits([life(1, 5.0, 15.0, {})], rounds) == ([], 0)
+
+
+def test_nobody_else_goes_before_a_round_without_who_has_gone() -> None:
+    steady = life(0, 0.0, float("inf"), {1: (10.0, ["p0", "p1"])})
+    killed = life(1, 0.0, 11.0, {1: (10.1, ["p0", "p1"])})
+    assert not all_stay([steady, killed])
+    later = life(2, 9.0, float("inf"), {2: (20.0, ["p0", "p2"])})
+    assert all_stay([steady, killed, later])
 
 
 def test_a_round_without_a_live_island_and_a_fork_are_seen() -> None:
