@@ -387,7 +387,8 @@ class Peers:
                 for island in self.live():
                     self.post(island.id, Message("ping", {"sent_s": now}))
             for peer in list(self.linked.values()):
-                if now - peer.seen_at_s > self._lease_s:
+                if (silent_s := now - peer.seen_at_s) > self._lease_s:
+                    logger.warning("%s: no message for %.1f s; the link is dropped", peer.id, silent_s)
                     await self._exchange.disconnect(peer.id)
             self.known.dial_due()
 

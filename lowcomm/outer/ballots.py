@@ -24,6 +24,7 @@ from lowcomm.types import Json, PeerId
 
 logger = logging.getLogger(__name__)
 
+REDUCER_PATIENCE = 1.5
 MAX_VOTED_BALLOTS = 64
 MAX_VOTED_UPDATES = 2
 """Each holds an anchor and a momentum."""
@@ -49,7 +50,10 @@ class Ballots:
         if roster.outer_step != decision.outer_step or roster.previous != self._topic.chain.head:
             return
         if roster.ballot <= decision.promised:
-            self._decline(roster)
+            if roster.ballot != decision.promised:
+                self.decline(roster, f"it has joined a later ballot, {decision.promised.attempt}")
+                if decision.task is None:
+                    self._announce()
             return
         decision.seen = max(decision.seen, roster.ballot)
         for peer in roster.peers:
@@ -86,20 +90,17 @@ class Ballots:
         decision.task.add_done_callback(self._on_run_done)
         self._topic.changed.notify()
 
-    def _decline(self, roster: Roster) -> None:
-        """Tell all in a ballot whose leader didn't know of this peer's promise; they would wait for it."""
-        decision = self._topic.decision
-        if roster.ballot == decision.promised or self._topic.me not in roster.peers:
+    def decline(self, roster: Roster, reason: str) -> None:
+        """Tell all in a ballot that this peer takes no part in it; they would wait for it."""
+        if self._topic.me not in roster.peers:
             return
         body: dict[str, Json] = {
             "ballot": roster.ballot.to_json(),
-            "reason": f"it has joined a later ballot, {decision.promised.attempt}",
+            "reason": reason,
             "avoid": [],
             "rejected": [],
         }
         self._topic.send(roster.peers, "abort", body)
-        if decision.task is None:
-            self._announce()
 
     async def _run(self, roster: Roster, contribution: Contribution) -> None:
         """Run a ballot up to its vote; what goes wrong ends the ballot, not the peer."""
@@ -171,7 +172,7 @@ class Ballots:
         out = [peer for peer in roster.peers if peer in banned]
         if out:
             why = banned.reason(out[0], self._topic.now_s())
-            raise PeerFailedError(f"{', '.join(out)} is out of the run: {why}", out)
+            raise BadContributionError(f"{', '.join(out)} is out of the run: {why}", out)
         refused = self._topic.contributions.judge(roster.participants, roster.outer_step)
         if refused:
             raise BadContributionError(
@@ -200,17 +201,34 @@ class Ballots:
         return await fetch_own(self._topic, entry, donors, roster.ballot)
 
     def check_stall(self) -> None:
-        """End a ballot in which nothing has moved for longer than it ever takes, at most a deadline."""
+        """End a ballot in which nothing has moved for longer than it ever takes, at most a deadline.
+
+        Who lacks nothing but means waits longer: a reducer that lacks parts itself says first from whom.
+        """
         decision = self._topic.decision
         if decision.task is None or decision.roster is None:
             return
         self._topic.notice_bytes(decision.roster.peers)
-        deadline_s = self._topic.stall_s()
-        if self._topic.now_s() - decision.progress_s < deadline_s:
+        limit_s, transfer = self._topic.stall_s(), decision.transfer
+        patient_s = min(REDUCER_PATIENCE * limit_s, self._topic.context.policy.deadline_s)
+        owing = transfer.missing_parts_from() if transfer else []
+        if transfer and not owing and patient_s > limit_s and (owing := transfer.missing_means_from()):
+            limit_s = patient_s
+        if self._topic.now_s() - decision.progress_s < limit_s:
             return
-        owing = decision.transfer.missing_parts_from() if decision.transfer else []
         decision.avoid |= set(owing)
-        self.fail(f"nothing came for {deadline_s:g} s" + (f" from {', '.join(owing)}" if owing else ""))
+        self.fail(f"nothing came for {limit_s:g} s" + (f" from {', '.join(owing)}" if owing else ""))
+
+    def _overdue(self) -> set[PeerId]:
+        """Who owes this peer data, in a ballot that has stood still for half as long as one may.
+
+        So a ballot that was ended by whoever holds it up is not formed with it again.
+        """
+        decision = self._topic.decision
+        transfer, still_s = decision.transfer, self._topic.now_s() - decision.progress_s
+        if transfer is None or still_s < self._topic.stall_s() / 2:
+            return set()
+        return set(transfer.missing_parts_from() or transfer.missing_means_from())
 
     def on_vote(self, peer: PeerId, fields: Fields) -> None:
         """A participant holds the whole update and names it."""
@@ -227,12 +245,12 @@ class Ballots:
         self.count_votes()
 
     def on_abort(self, peer: PeerId, fields: Fields) -> None:
-        """A participant ended a ballot."""
+        """A participant ended a ballot; whom it names counts also if another has ended it before."""
         decision = self._topic.decision
-        roster, ballot = decision.roster, parse_ballot(fields)
+        roster, ballot = decision.roster or decision.ended, parse_ballot(fields)
         if fields.integer("outer_step", 1) != decision.outer_step:
             return
-        if roster is None and ballot > decision.promised:
+        if decision.roster is None and ballot > decision.promised:
             # Its roster has not come here. Those who have joined it take this peer for a part of it until it
             # says that it is ready, which would be a lie if it still joined.
             decision.promised = ballot
@@ -240,11 +258,12 @@ class Ballots:
         elif roster is not None and peer in roster.peers and ballot == roster.ballot:
             named = {PeerId(p) for p in fields.texts("avoid", len(roster.peers))} & set(roster.peers)
             if peer not in decision.avoid:  # who was named itself is not believed: it may be the liar
-                decision.avoid |= named
+                decision.avoid |= named or self._overdue()
                 liars = {PeerId(p) for p in fields.texts("rejected", len(roster.peers))} & named
                 for liar in liars:
                     self._topic.reject(liar, f"{peer} says so: {fields.text('reason', 500)}", peer)
-            self.fail(f"{peer}: {fields.text('reason', 500)}", tell=False)
+            if decision.roster is not None:
+                self.fail(f"{peer}: {fields.text('reason', 500)}", tell=False)
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -293,6 +312,7 @@ class Ballots:
             "fragment %d, outer step %d: ballot ended: %s", self._topic.fragment, roster.outer_step, reason
         )
         decision.failures.append(reason)
+        decision.ended = roster
         if tell:
             avoid: list[Json] = [str(peer) for peer in sorted(decision.avoid & set(roster.peers))]
             body: dict[str, Json] = {

@@ -195,6 +195,7 @@ class Decision:
         sent: contributions to the newest ballots; others may finish one that was broken off here.
         ready, told: this peer's announcement, and who has got it.
         roster, transfer, task: the ballot under way, if any.
+        ended: the ballot that has failed here last.
         votes: (entry hash, state digest) of each voter, by ballot.
         avoid: peers that were seen to stall a ballot; left out of the next one.
         rejected: peers whose contribution to this outer step is not accepted.
@@ -215,6 +216,7 @@ class Decision:
     roster: Roster | None = None
     transfer: Transfer | None = None
     task: asyncio.Task[None] | None = None
+    ended: Roster | None = None
     readies: dict[PeerId, Ready] = field(default_factory=dict)
     first_ready_s: float = 0.0
     votes: dict[Ballot, dict[PeerId, tuple[Digest, Digest]]] = field(default_factory=dict)

@@ -30,9 +30,10 @@ def next_roster(
     aligned, waiting = electorate.look()
     waited_s = now_s - decision.first_ready_s
     stalled = {peer.id for peer in context.peers.live() if peer.stalled and peer.id not in decision.readies}
-    order = leader_order([*(aligned - stalled), me], context.exchange.run_id, fragment, decision.outer_step)
+    heeded = aligned - decision.avoid
+    order = leader_order([*(heeded - stalled), me], context.exchange.run_id, fragment, decision.outer_step)
     turn = int(waited_s / (LEADER_PATIENCE * policy.deadline_s))
-    if order[turn % len(order)] != me or decision.busy & (aligned | {me}):
+    if order[turn % len(order)] != me or decision.busy & (heeded | {me}):
         return None
     ready = {
         peer: said

@@ -245,8 +245,12 @@ class FragmentRound:
         elements = self._topic.context.state.fragments[roster.fragment].elements
         check_cut(roster.stops, roster.chunk_elements, elements)
         self._check_leap(peer, roster.outer_step, roster.ballot)
-        if self._electorate.may_commit(roster.peers):  # a leader may count otherwise, or lie
+        if self._electorate.may_commit(roster.peers):
             self.ballots.join(roster)
+        elif roster.outer_step == self.decision.outer_step:  # a leader may count otherwise, or lie
+            self.ballots.decline(roster, f"{len(roster.peers)} are too few to commit, as it counts")
+            self.decision.avoid.add(peer)
+            self._lead()
 
     def on_abort(self, peer: PeerId, fields: Fields) -> None:
         """A participant ended a ballot."""

@@ -182,11 +182,22 @@ class Transfer:
                 owed |= set(self._roster.peers) - set(parts)
         return sorted(owed - {self._exchange.peer_id})
 
+    def missing_means_from(self) -> list[PeerId]:
+        """The reducers that owe this peer a mean; they may wait for parts themselves."""
+        means = zip(self._chunks, self._means, strict=True)
+        owed = {self._roster.peers[owner] for (owner, _, _), mean in means if mean is None}
+        return [] if self._gathers else sorted(owed - {self._exchange.peer_id})
+
     def on_piece(self, peer: PeerId, kind: str, chunk: int, given: str, payload: Buffer) -> None:
         """A `part` (a participant's encoded chunk for this reducer) or a `mean` (a reducer's) has come."""
         wanted = self._wants_part if kind == "part" else self._wants_mean
         if chunk >= len(self._chunks) or peer not in self._roster.peers or not wanted(peer, chunk):
             return
+        _, start, stop = self._chunks[chunk]
+        most = self._codec.max_payload_bytes(stop - start)
+        if len(payload) > most:  # refused here, as it would be kept until the chunk has come from all
+            size = f"{len(payload)} bytes for chunk {chunk} ({kind}), at most {most} are possible"
+            return self._fail(BadContributionError(f"{peer} sent {size}", [peer]))
         self._on_progress()
         if checksum(kind, self._address(chunk), payload) != given:
             self._spawn(self._ask_again(peer, kind, chunk))
@@ -388,5 +399,9 @@ class Transfer:
         if task.cancelled():
             return
         error = task.exception()
-        if error is not None and not self._finished.done():
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._finished.done():
             self._finished.set_exception(error)

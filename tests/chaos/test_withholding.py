@@ -1,0 +1,82 @@
+"""A member that withholds data is named and costs the others a stall, not the round. On a virtual clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from itertools import pairwise
+
+import pytest
+
+from lowcomm.exchanges.base import Message
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.sim.invariants import broken
+from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.swarm import Outcome, SimSwarm, name
+from lowcomm.sim.tapes import Tape
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import PeerId, TensorSpec
+
+LIAR = 2
+BEGINS_S, ENDS_S = 30.0, 70.0  # by then standstills are judged by those before them
+EVERYTHING = "everything"
+
+
+class Withholding:
+    """A swarm of three in which one loses some of the messages that it sends, while bytes trickle in."""
+
+    def __init__(self, kinds: set[str]) -> None:
+        settings = IslandSettings(
+            policy=RoundPolicy(deadline_s=30.0),
+            layout=(TensorSpec("weights", (960,)),),
+            num_fragments=1,
+            delay=0,
+            lease_s=5.0,
+        )
+        self._kinds = kinds
+        self._swarm = SimSwarm(3, Tape(1, (), (), quiet_s=ENDS_S + 10.0), settings)
+        self._swarm._hub.filter = self._pass
+        self._steps: dict[PeerId, int] = {}
+        self.commits_s: dict[PeerId, list[float]] = {}
+
+    def _pass(self, sender: PeerId, receiver: PeerId, message: Message) -> bool:
+        now_s = asyncio.get_running_loop().time()
+        if message.kind == "state" and message.body["outer_steps"]:
+            (step,) = message.body["outer_steps"]  # type: ignore[misc]
+            if step > self._steps.get(sender, -1):
+                self._steps[sender] = step  # type: ignore[assignment]
+                self.commits_s.setdefault(sender, []).append(now_s)
+        lies = BEGINS_S < now_s < ENDS_S and sender == name(LIAR)
+        return not (lies and (EVERYTHING in self._kinds or message.kind in self._kinds))
+
+    async def run(self) -> Outcome:
+        trickle = asyncio.ensure_future(self._trickle())
+        try:
+            return await self._swarm.run()
+        finally:
+            trickle.cancel()
+
+    async def _trickle(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            for number, (island, _) in self._swarm._lives.items():
+                if number != LIAR:
+                    island.node.exchange.traffic.count(name(LIAR), received=1)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [{"part"}, {"mean"}, {"mean", "blob"}, {"part", "mean", "blob"}, {EVERYTHING}],
+    ids=["parts", "means", "all-after-its-parts", "all-data", "all-but-a-byte-per-second"],
+)
+def test_the_others_go_on(kinds: set[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    swarm = Withholding(kinds)
+    outcome = run_virtually(swarm.run(), 300.0)
+    assert not broken(outcome)
+    for number in range(3):
+        if number != LIAR:
+            commits_s = swarm.commits_s[name(number)]
+            assert max(late - early for early, late in pairwise(commits_s)) < 15.0
+    told = [record.getMessage() for record in caplog.records]
+    assert any(name(LIAR) in line and ("ballot ended" in line or "no message for" in line) for line in told)
