@@ -52,9 +52,8 @@ def measure(args: argparse.Namespace) -> int:
 
     facts = machine_facts()
     config = Config(island=IslandConfig(engine=args.engine))
-    if args.engine == "deepspeed":
-        inner = replace(config.shared.inner, name="adamw", lr=config.shared.inner.adamw_lr)
-        config = replace(config, shared=replace(config.shared, inner=inner))
+    inner = replace(config.shared.inner, name="adamw", lr=config.shared.inner.adamw_lr)
+    config = replace(config, shared=replace(config.shared, inner=inner))  # every engine has AdamW
     with contextlib.ExitStack() as stack:
         if args.engine != "plain" and "RANK" in os.environ:  # else the island says that it needs torchrun
             stack.enter_context(process_group(torch.device("cpu")))
