@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Lint, types and tests, on a fresh machine as well as at the desk. Arguments go to pytest:
+# Lint, types and tests, on a fresh machine as well as at the desk. Other arguments go to pytest:
 #
-#   bash launch/test.sh              bash launch/test.sh tests/data -k resume
+#   bash launch/test.sh              the default run: under five minutes after the setup
+#   bash launch/test.sh --all        also what starts islands as processes, as CI does
+#   bash launch/test.sh tests/data -k resume
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
@@ -15,10 +17,11 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [ "$1" != --all ]; then
     step python -m pytest -q "$@"
-else # those that start islands as processes have the cores to themselves
-    processes=(tests/attacks tests/bench tests/docs tests/e2e tests/islands)
-    step python -m pytest -q -n 2 --dist loadfile "${processes[@]/#/--ignore=}"
-    step python -m pytest -q "${processes[@]}"
+else
+    step python -m pytest -q -n 2 --dist loadfile
+fi
+if [ "${1:-}" = --all ]; then # they have the cores to themselves
+    step python -m pytest -q -m "processes and not gpu and not slow"
 fi

@@ -45,6 +45,7 @@ class Overhead:
         difference_percent: median over the pairs of blocks, of what the second is longer.
         difference_quartiles_percent: the middle half of the pairs lies between these.
         difference_interval_percent: 95 % confidence interval of the median.
+        fastest_percent, fastest_interval_percent: the same comparison of the fastest step of each block.
         cpu_s: processor time of a bare inner step, all threads of the lead's process; median of blocks.
         cpu_difference_percent, cpu_interval_percent: the same comparison of processor time.
         call_s: median time of `OuterLoop.step` itself.
@@ -65,6 +66,8 @@ class Overhead:
     difference_percent: float
     difference_quartiles_percent: tuple[float, float]
     difference_interval_percent: tuple[float, float]
+    fastest_percent: float
+    fastest_interval_percent: tuple[float, float]
     cpu_s: float
     cpu_difference_percent: float
     cpu_interval_percent: tuple[float, float]
@@ -98,7 +101,7 @@ def measure_overhead(
         for _ in range(steps):
             step(None)
         bare, around, calls, differences = [], [], [], []
-        bare_cpu_s, cpu_differences, threads_s = [], [], []
+        fastest, bare_cpu_s, cpu_differences, threads_s = [], [], [], []
         for block in range(blocks):
             pair = {}
             for with_loop in (False, True) if block % 2 == 0 else (True, False):
@@ -112,6 +115,7 @@ def measure_overhead(
             differences.append(
                 100 * (statistics.median(timed.steps_s) / statistics.median(without.steps_s) - 1)
             )
+            fastest.append(100 * (min(timed.steps_s) / min(without.steps_s) - 1))
             cpu_differences.append(100 * (timed.cpu_s / without.cpu_s - 1))
     finally:
         torch.set_num_threads(threads)
@@ -130,6 +134,8 @@ def measure_overhead(
         difference_percent=statistics.median(differences),
         difference_quartiles_percent=(quartiles[0], quartiles[2]),
         difference_interval_percent=median_interval(differences),
+        fastest_percent=statistics.median(fastest),
+        fastest_interval_percent=median_interval(fastest),
         cpu_s=statistics.median(bare_cpu_s),
         cpu_difference_percent=statistics.median(cpu_differences),
         cpu_interval_percent=median_interval(cpu_differences),

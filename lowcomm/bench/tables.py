@@ -40,7 +40,7 @@ def tables(results: Path) -> str:
         "round_*.json": _rounds,
         "wan.json": _wan,
         "codecs.json": _codecs,
-        "overhead.json": _overhead,
+        "overhead_*.json": _overhead,
         "speeds_*.json": _speeds,
         "engines.json": _engines,
         "snapshot.json": _snapshot,
@@ -320,20 +320,35 @@ def _codecs(path: Path) -> str:
     return f"{heading}:\n\n" + _table(headings, rows)
 
 
-def _overhead(path: Path) -> str:
-    one = json.loads(path.read_text(encoding="utf-8"))["overhead"]
-    low, high = one["difference_quartiles_percent"]
-    rows = [
-        ("inner step", f"{one['step_s'] * 1e3:.1f} ms"),
-        (
-            "the whole loop with `OuterLoop` against without, pairs of blocks",
-            f"{one['difference_percent']:+.1f} % (middle half {low:+.1f} .. {high:+.1f} %)",
-        ),
-        ("`OuterLoop.step` between rounds", f"{one['call_s'] * 1e6:.0f} us = {one['call_percent']:.2f} %"),
-    ]
-    size = f"{one['parameters']:,} parameters, {one['threads']} thread"
+def _overhead(*paths: Path) -> str:
+    runs = [json.loads(path.read_text(encoding="utf-8"))["overhead"] for path in paths]
+    rows = []
+    for run in runs:
+        low, high = run["difference_interval_percent"]
+        fast_low, fast_high = run["fastest_interval_percent"]
+        rows.append(
+            (
+                run["engine"],
+                str(run["ranks"]),
+                f"{run['step_s'] * 1e3:.0f} ms",
+                f"{run['difference_percent']:+.1f} % ({low:+.1f} .. {high:+.1f} %)",
+                f"{run['fastest_percent']:+.1f} % ({fast_low:+.1f} .. {fast_high:+.1f} %)",
+                f"{run['call_s'] * 1e6:.0f} us = {run['call_percent']:.2f} %",
+                f"{run['threads_s'] * 1e6:.0f} us = {run['threads_percent']:.2f} %",
+            )
+        )
+    headings = (
+        "engine",
+        "ranks",
+        "inner step",
+        "step with `OuterLoop` against bare, median of pairs (95 % interval)",
+        "the same, fastest step of each block",
+        "counted: the call",
+        "counted: processor time of its threads",
+    )
+    size = f"{runs[0]['parameters']:,} parameters, AdamW, a thread per rank"
     heading = f"Overhead between rounds, {size} (`lowcomm bench overhead`):"
-    return f"{heading}\n\n" + _table(("", ""), rows)
+    return f"{heading}\n\n" + _table(headings, rows)
 
 
 def _speeds(*paths: Path) -> str:

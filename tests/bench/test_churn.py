@@ -20,6 +20,7 @@ from lowcomm.cli.main import main
 TIMEOUT_S = 280.0
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_islands_come_and_go_and_one_history_stays(tmp_path: Path) -> None:
     out = tmp_path / "churn.json"

@@ -13,6 +13,7 @@ from lowcomm.cli.main import main
 TIMEOUT_S = 280.0
 
 
+@pytest.mark.processes
 @pytest.mark.timeout(300)
 def test_donors_train_on_while_a_joiner_comes(tmp_path: Path) -> None:
     out = tmp_path / "donors.json"

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.runs import DEADLINE_S, SMALL, lines
 
 STUDY = """
@@ -49,6 +51,7 @@ def start(path: Path, log: Path) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.processes
 def test_what_is_logged_is_not_trained_again(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     path = study(tmp_path, 20)
@@ -66,6 +69,7 @@ def test_what_is_logged_is_not_trained_again(tmp_path: Path) -> None:
     assert lines(log) == first
 
 
+@pytest.mark.processes
 def test_a_run_that_was_stopped_is_not_logged(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     process = start(study(tmp_path, 1_000_000), log)

@@ -39,6 +39,7 @@ def run_two(folder: Path, part: str, *options: str) -> list[dict]:
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
 
 
+@pytest.mark.processes
 def test_rounds_commit_and_agree(tmp_path) -> None:
     results = run_two(tmp_path, "round", "--rounds", "3", "--codec", "fp32")
     for result in results:
@@ -49,6 +50,7 @@ def test_rounds_commit_and_agree(tmp_path) -> None:
     assert [x["digest"] for x in results[0]["rounds"]] == [x["digest"] for x in results[1]["rounds"]]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("mode", ["blocking", "streaming"])
 def test_utilisation_adds_up(tmp_path, mode) -> None:
     # more than ten fragments, of unequal sizes

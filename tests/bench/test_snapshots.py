@@ -13,6 +13,7 @@ TIMEOUT_S = 110.0
 SIZE_BYTES = 64 * 2**20
 
 
+@pytest.mark.processes
 def test_a_cut_snapshot_does_not_start_over(tmp_path: Path) -> None:
     out = tmp_path / "snapshot.json"
     options = ["--payload-mib", "64", "--cut", "0.7", "--mbit-s", "400", "--json", str(out)]

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lowcomm.bench.speeds import SpeedBench, SpeedRun, Speeds
 
 TIMEOUT_S = 110.0
 
 
+@pytest.mark.processes
 def test_islands_of_unlike_speed_train_one_model(tmp_path: Path) -> None:
     out = tmp_path / "speeds.json"
     command = [

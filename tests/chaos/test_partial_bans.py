@@ -32,7 +32,7 @@ def test_who_has_not_put_the_liar_out_goes_on_with_the_others() -> None:
         nonlocal rosters_of_the_liar
         now_s = asyncio.get_running_loop().time()
         liar = swarm._lives[LIAR][0].node
-        if now_s > PUT_OUT_AT_S and not liar.rounds[0]._topic.context.policy.min_participants == 1:
+        if now_s > PUT_OUT_AT_S and liar.rounds[0]._topic.context.policy.min_participants != 1:
             context = liar.rounds[0]._topic.context
             context.policy = replace(context.policy, min_participants=1)
             for number in HONEST[1:]:

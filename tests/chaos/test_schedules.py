@@ -1,4 +1,4 @@
-"""Hundreds of seeded fault schedules on a virtual clock, through the production round.
+"""Seeded fault schedules on a virtual clock, through the production round.
 
 Each schedule runs four islands for some 45 virtual seconds. A failure prints the seed; the tape of a
 seed is the same every time.
@@ -19,6 +19,8 @@ from lowcomm.sim.tapes import ACTIONS, MessageFault, Tape, TapeShaper, make_tape
 from lowcomm.sim.virtual_time import HungError, run_virtually
 from lowcomm.types import PeerId
 
+SCHEDULES, MANY_SCHEDULES = 20, 500
+"""Of each kind of partition: in the default run, and with `-m slow`."""
 ROUND = ("ready", "roster", "part", "mean", "vote", "abort", "state")
 STAGES = [(action, kind) for kind in ROUND for action in ACTIONS]
 
@@ -28,9 +30,15 @@ def settings(partition: str) -> IslandSettings:
 
 
 @pytest.mark.parametrize("partition", ["majority", "continue"])
-@pytest.mark.parametrize("first", range(0, 60, 20))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=() if first < SCHEDULES else pytest.mark.slow)
+        for first in range(0, MANY_SCHEDULES, 5)
+    ],
+)
 def test_random_schedules_break_nothing(partition: str, first: int) -> None:
-    for seed in range(first, first + 20):
+    for seed in range(first, first + 5):
         problems = broken(simulate(4, make_tape(seed, 4), settings(partition)))
         assert not problems, (seed, problems)
 

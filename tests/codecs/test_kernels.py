@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import lowcomm
 
 CODE = """
@@ -29,6 +31,7 @@ def encoded(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.processes
 def test_without_a_cache_kernels_are_compiled_with_one_warning() -> None:
     nowhere = encoded({"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"})  # fits no plain file
     kept = encoded({})

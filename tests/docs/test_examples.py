@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.docs.pages import ROOT
 from tests.docs.processes import first_line, output, python
 
@@ -16,6 +18,7 @@ def test_the_plain_loop_has_fewer_than_ten_added_lines():
     assert 0 < len(marked) < 10
 
 
+@pytest.mark.processes
 def test_two_processes_train_one_model_with_the_plain_loop(tmp_path):
     logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
     with python(PLAIN, log=logs[0]) as first:
@@ -28,6 +31,7 @@ def test_two_processes_train_one_model_with_the_plain_loop(tmp_path):
     assert len({re.findall(r"^anchor: (\w{64})$", out, re.MULTILINE)[0] for out in outs}) == 1
 
 
+@pytest.mark.processes
 def test_a_hugging_face_model_learns(tmp_path):
     log = tmp_path / "log.txt"
     with python(HF, log=log) as island:

@@ -30,6 +30,7 @@ def _own_logging():
     logger.handlers, logger.level, logger.propagate = before
 
 
+@pytest.mark.processes
 def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     text = tmp_path / "text"
     text.mkdir()

@@ -45,6 +45,7 @@ def check(figures, faults):
     assert figures["participation"] > 0.5
 
 
+@pytest.mark.processes
 def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
     file = tmp_path / "chaos.json"
     kinds = ("--only", "kill", "--only", "freeze", "--only", "p2pd")
@@ -63,6 +64,7 @@ def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
     assert with_variable(MINE, str(tmp_path)) == []
 
 
+@pytest.mark.processes
 def test_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
     process = chaos(tmp_path, "--islands", 3, "--faults", 3)
     wait_for(lambda: len(with_variable(MINE, str(tmp_path))) > 3, "islands and their daemons")

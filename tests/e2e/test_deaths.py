@@ -54,7 +54,13 @@ def one_history(*folders: Path) -> None:
     assert all(len(found) == 1 for found in digests.values()), digests
 
 
-@pytest.mark.parametrize("victim", [0, 2], ids=["the-bootstrap-peer", "another"])
+@pytest.mark.parametrize(
+    "victim",
+    [
+        pytest.param(0, id="the-bootstrap-peer"),
+        pytest.param(2, id="another", marks=pytest.mark.processes),
+    ],
+)
 def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim) -> None:
     out = tmp_path / "run"
     process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
@@ -82,6 +88,7 @@ def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim)
         assert summary["tokens"] == summary["tokens_credited"] + summary["tokens_dropped"]
 
 
+@pytest.mark.processes
 def test_a_fourth_island_joins_a_running_three(tmp_path, start) -> None:
     out = tmp_path / "run"
     process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
@@ -108,6 +115,7 @@ def test_a_fourth_island_joins_a_running_three(tmp_path, start) -> None:
     one_history(*folders, out / "late")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("role", ["the-bootstrap-peer", "the-leader", "a-reducer"])
 def test_an_island_that_freezes_is_left_out_and_comes_back(tmp_path, start, role) -> None:
     out = tmp_path / "run"

@@ -81,10 +81,12 @@ def check(folders):
     assert len({(folder / "export" / WEIGHTS).read_bytes() for folder in folders}) == 1
 
 
+@pytest.mark.processes
 def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
     check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed")))
 
 
+@pytest.mark.processes
 def test_two_ranks_are_matched_with_one(island, tmp_path) -> None:
     """Only the lead's clock counts, and all ranks take the same steps; both end with the same tokens."""
     tokens = 30_000
@@ -105,6 +107,7 @@ def test_two_islands_of_two_ranks_and_one_string(island, tmp_path, engine) -> No
     check(train(island, tmp_path, (engine, engine)))
 
 
+@pytest.mark.processes
 def test_the_cost_between_rounds_is_measured_per_engine(tmp_path) -> None:
     figures = tmp_path / "overhead.json"
     options = ("bench", "overhead", "--engine", "fsdp2", "--blocks", "2", "--steps", "2", "--json", figures)

@@ -15,6 +15,7 @@ def finish(process) -> None:
     assert process.returncode == 0, stderr
 
 
+@pytest.mark.processes
 def test_the_cpu_profile_trains_two_islands(tmp_path, start) -> None:
     out = tmp_path / "run"
     finish(
@@ -27,6 +28,7 @@ def test_the_cpu_profile_trains_two_islands(tmp_path, start) -> None:
     assert len({json.loads((folder / "summary.json").read_text())["digest"] for folder in folders}) == 1
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("engine", ["fsdp2", "deepspeed"])
 def test_one_process_shards_over_itself_without_torchrun(tmp_path, start, engine) -> None:
     """As one consumer GPU does that leaves its optimizer on the host."""

@@ -4,6 +4,8 @@ import json
 import re
 import signal
 
+import pytest
+
 from lowcomm.cli.main import main
 from tests.e2e.runs import DEADLINE_S, ROOT, lines
 
@@ -44,6 +46,7 @@ def test_quickstart_writes_what_scripts_read(tmp_path, start):
     assert (tmp_path / "exported" / "model.safetensors").stat().st_size > parameters * 4
 
 
+@pytest.mark.processes
 def test_interrupted_launch_saves_and_is_resumed(tmp_path, start):
     out = tmp_path / "run"
     recipe = ROOT / "recipes" / "quickstart.toml"
@@ -69,6 +72,7 @@ def test_interrupted_launch_saves_and_is_resumed(tmp_path, start):
     assert figures["exit_codes"] == [0, 0]
 
 
+@pytest.mark.processes
 def test_a_failing_island_is_named_and_stops_no_other(tmp_path, start):
     out = tmp_path / "run"
     (out / "island-1").mkdir(parents=True)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
+import torch
 
-from lowcomm import exchanges
+from lowcomm import codecs, exchanges
 from lowcomm.algorithms.intervals import Speed
 from lowcomm.clock import SystemClock
-from lowcomm.errors import ProtocolError
+from lowcomm.errors import CodecError, ProtocolError
 from lowcomm.exchanges.base import Message, Traffic
 from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.loopback import LoopbackExchange
@@ -46,6 +47,9 @@ from lowcomm.outer.snapshots import _follows, parse_offer
 from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Json, PeerId
 
+ELEMENTS = 5_000
+"""More than one chunk of the sparse codec has."""
+REFUSALS = (ProtocolError, CodecError)
 OWNER, MEMBER = Identity.generate(), Identity.generate()
 HASH = hash_bytes(b"x")
 ENTRY = Entry(
@@ -97,6 +101,18 @@ def of_body(read: Callable[[Fields], object]) -> Callable[[bytes], None]:
         read(Fields("fuzz", body))
 
     return decode
+
+
+def payload_of(name: str) -> tuple[Callable[[bytes], None], bytes]:
+    """A codec's decoder, as a reducer and whoever gets its mean call it, and what it encodes."""
+    codec, values = codecs.by_name(name), torch.linspace(-2.0, 2.0, ELEMENTS)
+
+    def decode(data: bytes) -> None:
+        if len(data) <= codec.max_payload_bytes(ELEMENTS):  # else it is refused as it comes
+            codec.decode(data, ELEMENTS)
+            codec.decode_add(data, 0.5, torch.zeros(ELEMENTS))
+
+    return decode, bytes(codec.encode(values))
 
 
 def read_record(data: bytes) -> None:
@@ -242,8 +258,9 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "record": (read_record, VALUE),
     "addresses": (read_record, RECORD),
     "pass": (read_pass, SHOWN.encode()),
+    **{f"payload.{name}": payload_of(name) for name in codecs.NAMES},
 }
-"""Name -> (decoder, a valid input). A decoder raises ProtocolError, or nothing."""
+"""Name -> (decoder, a valid input). A decoder raises one of `REFUSALS`, or nothing."""
 
 ODD: list[Any] = [
     None, True, -1, 2**63, 2**64 - 1, 0.5, float("nan"), float("inf"), "", "x" * 200, "\ud7ff", b"bytes",
@@ -297,7 +314,7 @@ def _replace(value: Any, source: random.Random) -> Any:
 
 
 def run(inputs: int, seed: int) -> dict[str, Json]:
-    """Feed every decoder in turn; anything but a ProtocolError ends the run."""
+    """Feed every decoder in turn; anything but one of `REFUSALS` ends the run."""
     source = random.Random(seed)
     others = [valid for _, valid in DECODERS.values()]
     figures: dict[str, dict[str, Json]] = {name: {"inputs": 0, "refused": 0} for name in DECODERS}
@@ -307,7 +324,7 @@ def run(inputs: int, seed: int) -> dict[str, Json]:
         data = mutate(valid, others, source)
         try:
             decode(data)
-        except ProtocolError:
+        except REFUSALS:
             figures[name]["refused"] += 1  # type: ignore[operator]
         except BaseException:
             print(f"{name}, seed {seed}, input {number}: {data.hex()}")

@@ -9,7 +9,12 @@ import pytest
 from tests.islands.ranks import ENGINES, run_ranks
 
 
-@pytest.fixture(scope="session", params=ENGINES)
+@pytest.fixture(
+    scope="session",
+    params=[
+        pytest.param(engine, marks=() if engine == "fsdp2" else pytest.mark.processes) for engine in ENGINES
+    ],
+)
 def ranks(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, dict[str, Any]]]:

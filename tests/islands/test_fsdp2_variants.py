@@ -11,6 +11,7 @@ from tests.islands.ranks import run_ranks
 from tests.islands.variants import STEPS, VARIANTS, batch, everything, plain, train, written
 
 RANKS = 4
+pytestmark = pytest.mark.processes
 ROUNDED = ("bf16", "hsdp-bf16-checkpointing", "dtypes")
 """Compute in bfloat16, so they come near only: AdamW's first steps take the sign of gradients."""
 

@@ -84,6 +84,7 @@ def weigh(folder: Path, engine: str, *, error_feedback: bool) -> list[dict[str, 
     return [json.loads(out.splitlines()[-1]) for out in said]  # engines talk, too
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("engine", "error_feedback"),
     [

@@ -30,6 +30,7 @@ def island(settings: dict[str, Any], *peers: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, **MALLOC}, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("schedule", "error_feedback", "under_way"),
     [

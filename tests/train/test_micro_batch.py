@@ -42,6 +42,7 @@ def noted(folder: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.processes
 def test_halves_until_it_fits_and_trains_on_the_same_windows(tmp_path: Path) -> None:
     limited = train(tmp_path / "limited", 75, "train.micro_batch=auto")  # 8 windows need some 105, 4 some 60
     assert limited.returncode == 0, limited.stderr
@@ -55,6 +56,7 @@ def test_halves_until_it_fits_and_trains_on_the_same_windows(tmp_path: Path) -> 
     assert losses(tmp_path / "limited" / "island") == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.processes
 def test_recomputes_blocks_where_a_single_window_does_not_fit(tmp_path: Path) -> None:
     deep = (
         "shared.model.layers=24",
@@ -67,6 +69,7 @@ def test_recomputes_blocks_where_a_single_window_does_not_fit(tmp_path: Path) ->
     assert noted(tmp_path / "deep")["checkpointing"] is True
 
 
+@pytest.mark.processes
 def test_not_even_one_window_is_one_line(tmp_path: Path) -> None:
     ran = train(tmp_path / "none", 4, "train.micro_batch=auto")
     assert ran.returncode == 1
@@ -78,6 +81,7 @@ def test_not_even_one_window_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "none" / "island" / FILE).exists()
 
 
+@pytest.mark.processes
 def test_a_fixed_batch_that_does_not_fit_names_the_way_out(tmp_path: Path) -> None:
     ran = train(tmp_path / "fixed", 40)
     assert ran.returncode == 1

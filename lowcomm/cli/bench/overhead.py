@@ -64,6 +64,7 @@ def measure(args: argparse.Namespace) -> int:
         write_json(args.json, {"machine": facts, "overhead": result.to_dict()})
     if args.json != "-":
         low, high = result.difference_interval_percent
+        fast_low, fast_high = result.fastest_interval_percent
         cpu_low, cpu_high = result.cpu_interval_percent
         rows = [
             ("engine, ranks", f"{result.engine}, {result.ranks}"),
@@ -73,6 +74,10 @@ def measure(args: argparse.Namespace) -> int:
             (
                 f"difference, median of {result.blocks} pairs of blocks",
                 f"{result.difference_percent:.2f} % (95 % interval {low:.2f} to {high:.2f})",
+            ),
+            (
+                "the same for the fastest step of each block",
+                f"{result.fastest_percent:.2f} % (95 % interval {fast_low:.2f} to {fast_high:.2f})",
             ),
             (
                 f"the same in processor time, of {1e3 * result.cpu_s:.2f} ms",
