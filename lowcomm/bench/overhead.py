@@ -30,6 +30,8 @@ from lowcomm.islands.base import Island
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.types import Json
 
+SETTLING = 2
+"""Steps at the beginning of a block that are not timed: a loop that has just started has more to do."""
 NEVER = 1_000_000_000
 """Inner steps to a round that never comes."""
 
@@ -177,6 +179,8 @@ def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
         outer = None
         if exchange is not None:
             outer = stack.enter_context(_outer_loop(step.island, exchange if step.island.is_lead else None))
+        for _ in range(SETTLING):
+            step(outer)
         idle, began_s = threads_cpu_s(), process_cpu_s()
         timed = [step(outer) for _ in range(steps)]
         cpu_s = (process_cpu_s() - began_s) / steps
