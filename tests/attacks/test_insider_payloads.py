@@ -35,7 +35,7 @@ def elements(payload: bytes) -> int:
 def test_who_sends_it_is_named_and_left_out(
     change: Callable[[bytes], bytes], says: str, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lowcomm")
 
     def lie(message: Message) -> Message:
         if message.kind != kind or message.body["outer_step"] != 2:

@@ -22,6 +22,7 @@ from lowcomm.exchanges.swarm.streams import PREAMBLE, Verdict
 from tests.exchanges.networks import PATIENCE_S, RUN, Recorder
 from tests.exchanges.test_swarm import Stranger
 
+pytestmark = pytest.mark.processes
 LIMIT_BYTES = 100 << 20
 
 

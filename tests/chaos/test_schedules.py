@@ -19,7 +19,7 @@ from lowcomm.sim.tapes import ACTIONS, MessageFault, Tape, TapeShaper, make_tape
 from lowcomm.sim.virtual_time import HungError, run_virtually
 from lowcomm.types import PeerId
 
-SCHEDULES, MANY_SCHEDULES = 20, 500
+SCHEDULES, MANY_SCHEDULES = 15, 500
 """Of each kind of partition: in the default run, and with `-m slow`."""
 ROUND = ("ready", "roster", "part", "mean", "vote", "abort", "state")
 STAGES = [(action, kind) for kind in ROUND for action in ACTIONS]

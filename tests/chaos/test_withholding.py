@@ -70,7 +70,7 @@ class Withholding:
     ids=["parts", "means", "all-after-its-parts", "all-data", "all-but-a-byte-per-second"],
 )
 def test_the_others_go_on(kinds: set[str], caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="lowcomm")
     swarm = Withholding(kinds)
     outcome = run_virtually(swarm.run(), 300.0)
     assert not broken(outcome)

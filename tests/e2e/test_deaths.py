@@ -54,13 +54,8 @@ def one_history(*folders: Path) -> None:
     assert all(len(found) == 1 for found in digests.values()), digests
 
 
-@pytest.mark.parametrize(
-    "victim",
-    [
-        pytest.param(0, id="the-bootstrap-peer"),
-        pytest.param(2, id="another", marks=pytest.mark.processes),
-    ],
-)
+@pytest.mark.processes
+@pytest.mark.parametrize("victim", [0, 2], ids=["the-bootstrap-peer", "another"])
 def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim) -> None:
     out = tmp_path / "run"
     process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
