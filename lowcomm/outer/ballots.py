@@ -25,6 +25,7 @@ from lowcomm.types import Json, PeerId
 logger = logging.getLogger(__name__)
 
 REDUCER_PATIENCE = 1.5
+"""Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
 MAX_VOTED_BALLOTS = 64
 MAX_VOTED_UPDATES = 2
 """Each holds an anchor and a momentum."""

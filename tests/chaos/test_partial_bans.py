@@ -38,8 +38,8 @@ def test_who_has_not_put_the_liar_out_goes_on_with_the_others() -> None:
             for number in HONEST[1:]:
                 swarm._lives[number][0].node.peers.ban(name(LIAR), "it lies")
         if message.kind == "state" and message.body["outer_steps"]:
-            (step,) = message.body["outer_steps"]  # type: ignore[misc]
-            commits_s.setdefault(sender, {}).setdefault(int(step), now_s)  # type: ignore[arg-type]
+            (step,) = message.body["outer_steps"]
+            commits_s.setdefault(sender, {}).setdefault(int(step), now_s)
         rosters_of_the_liar += message.kind == "roster" and sender == name(LIAR) and now_s > PUT_OUT_AT_S
         return True
 

@@ -42,9 +42,9 @@ class Withholding:
     def _pass(self, sender: PeerId, receiver: PeerId, message: Message) -> bool:
         now_s = asyncio.get_running_loop().time()
         if message.kind == "state" and message.body["outer_steps"]:
-            (step,) = message.body["outer_steps"]  # type: ignore[misc]
+            (step,) = message.body["outer_steps"]
             if step > self._steps.get(sender, -1):
-                self._steps[sender] = step  # type: ignore[assignment]
+                self._steps[sender] = step
                 self.commits_s.setdefault(sender, []).append(now_s)
         lies = BEGINS_S < now_s < ENDS_S and sender == name(LIAR)
         return not (lies and (EVERYTHING in self._kinds or message.kind in self._kinds))
