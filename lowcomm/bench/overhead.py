@@ -3,9 +3,11 @@
 Blocks of a bare training loop, with no `OuterLoop` in the process, alternate with blocks of the same
 loop around one, whose network thread, heartbeats and counting are all there; H is so large that no
 round is due. Pair by pair the two are compared, and every other pair begins with the loop, so that what
-else the machine does, and its drift, meets both sides alike; the median of the pairs has an interval. Two
-figures are counted rather than compared, and so are steady on a busy machine: the time in the call itself,
-and the processor time of the threads that the loop has started.
+else the machine does, and its drift, meets both sides alike; the median of the pairs has an interval. A
+machine's speed drifts between blocks by more than the cost, so within one loop single steps are compared as
+well: each with the call against its neighbour without, which leaves out the loop's threads (both have them).
+Two figures are counted rather than compared, and so are steady on a busy machine: the time in the call
+itself, and the processor time of the threads that the loop has started.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Overhead:
         difference_percent: median over the pairs of blocks, of what the second is longer.
         difference_quartiles_percent: the middle half of the pairs lies between these.
         difference_interval_percent: 95 % confidence interval of the median.
-        fastest_percent, fastest_interval_percent: the same comparison of the fastest step of each block.
+        pairs: of neighbouring steps within one loop, one of them without the call.
+        neighbours_percent, neighbours_interval_percent: median over these pairs, of what the step with the
+            call is longer, and its 95 % confidence interval.
         cpu_s: processor time of a bare inner step, all threads of the lead's process; median of blocks.
         cpu_difference_percent, cpu_interval_percent: the same comparison of processor time.
         call_s: median time of `OuterLoop.step` itself.
@@ -63,13 +67,14 @@ class Overhead:
     threads: int
     blocks: int
     steps: int
+    pairs: int
     step_s: float
     step_with_s: float
     difference_percent: float
     difference_quartiles_percent: tuple[float, float]
     difference_interval_percent: tuple[float, float]
-    fastest_percent: float
-    fastest_interval_percent: tuple[float, float]
+    neighbours_percent: float
+    neighbours_interval_percent: tuple[float, float]
     cpu_s: float
     cpu_difference_percent: float
     cpu_interval_percent: tuple[float, float]
@@ -84,7 +89,7 @@ class Overhead:
 
 
 def measure_overhead(
-    config: Config, *, exchange: str, blocks: int, steps: int, clock: Clock | None = None
+    config: Config, *, exchange: str, blocks: int, steps: int, pairs: int, clock: Clock | None = None
 ) -> Overhead:
     """Measure with the model, inner optimizer, engine and batch of `config`, on one thread.
 
@@ -94,6 +99,7 @@ def measure_overhead(
         exchange: `loopback` or `swarm`; either way there is no other peer.
         blocks: pairs of blocks.
         steps: inner steps in each block.
+        pairs: of neighbouring steps.
     """
     clock = clock or SystemClock()
     threads = torch.get_num_threads()
@@ -103,7 +109,7 @@ def measure_overhead(
         for _ in range(steps):
             step(None)
         bare, around, calls, differences = [], [], [], []
-        fastest, bare_cpu_s, cpu_differences, threads_s = [], [], [], []
+        bare_cpu_s, cpu_differences, threads_s = [], [], []
         for block in range(blocks):
             pair = {}
             for with_loop in (False, True) if block % 2 == 0 else (True, False):
@@ -117,8 +123,8 @@ def measure_overhead(
             differences.append(
                 100 * (statistics.median(timed.steps_s) / statistics.median(without.steps_s) - 1)
             )
-            fastest.append(100 * (min(timed.steps_s) / min(without.steps_s) - 1))
             cpu_differences.append(100 * (timed.cpu_s / without.cpu_s - 1))
+        neighbours = _neighbours(step, exchange, pairs)
     finally:
         torch.set_num_threads(threads)
     step_s, call_s = statistics.median(bare), statistics.median(calls)
@@ -131,13 +137,14 @@ def measure_overhead(
         threads=1,
         blocks=blocks,
         steps=steps,
+        pairs=pairs,
         step_s=step_s,
         step_with_s=statistics.median(around),
         difference_percent=statistics.median(differences),
         difference_quartiles_percent=(quartiles[0], quartiles[2]),
         difference_interval_percent=median_interval(differences),
-        fastest_percent=statistics.median(fastest),
-        fastest_interval_percent=median_interval(fastest),
+        neighbours_percent=statistics.median(neighbours),
+        neighbours_interval_percent=median_interval(neighbours),
         cpu_s=statistics.median(bare_cpu_s),
         cpu_difference_percent=statistics.median(cpu_differences),
         cpu_interval_percent=median_interval(cpu_differences),
@@ -176,9 +183,7 @@ def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
     """One block, around an `OuterLoop` over `exchange`, or bare where that is None."""
     others = threads_cpu_s().keys()
     with contextlib.ExitStack() as stack:
-        outer = None
-        if exchange is not None:
-            outer = stack.enter_context(_outer_loop(step.island, exchange if step.island.is_lead else None))
+        outer = stack.enter_context(_outer_loop(step.island, exchange)) if exchange else None
         for _ in range(SETTLING):
             step(outer)
         idle, began_s = threads_cpu_s(), process_cpu_s()
@@ -187,6 +192,20 @@ def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
         own = {thread: used for thread, used in threads_cpu_s().items() if thread not in others}
         threads_s = sum(used - idle.get(thread, 0.0) for thread, used in own.items()) / steps
     return _Block([total for total, _ in timed], [call for _, call in timed], cpu_s, threads_s)
+
+
+def _neighbours(step: _Step, exchange: str, pairs: int) -> list[float]:
+    """Percent by which a step with the call is longer than the one before or after it without."""
+    differences = []
+    with _outer_loop(step.island, exchange) as outer:
+        for _ in range(SETTLING):
+            step(outer)
+        for pair in range(pairs):
+            took_s = {}
+            for called in (False, True) if pair % 2 == 0 else (True, False):
+                took_s[called], _ = step(outer if called else None)
+            differences.append(100 * (took_s[True] / took_s[False] - 1))
+    return differences
 
 
 class _Step:
@@ -213,11 +232,11 @@ class _Step:
 
 
 @contextlib.contextmanager
-def _outer_loop(island: Island, name: str | None) -> Iterator[OuterLoop]:
+def _outer_loop(island: Island, name: str) -> Iterator[OuterLoop]:
     exchange: Exchange | None = None
-    if name == "swarm":
+    if island.is_lead and name == "swarm":
         exchange = exchanges.swarm(run_id="overhead", relay=False)
-    elif name == "loopback":
+    elif island.is_lead:
         exchange = exchanges.loopback(exchanges.hub(), run_id="overhead", peer_id="alone", founder=True)
     with OuterLoop(
         island,

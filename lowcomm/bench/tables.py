@@ -325,14 +325,14 @@ def _overhead(*paths: Path) -> str:
     rows = []
     for run in runs:
         low, high = run["difference_interval_percent"]
-        fast_low, fast_high = run["fastest_interval_percent"]
+        near_low, near_high = run["neighbours_interval_percent"]
         rows.append(
             (
                 run["engine"],
                 str(run["ranks"]),
                 f"{run['step_s'] * 1e3:.0f} ms",
                 f"{run['difference_percent']:+.1f} % ({low:+.1f} .. {high:+.1f} %)",
-                f"{run['fastest_percent']:+.1f} % ({fast_low:+.1f} .. {fast_high:+.1f} %)",
+                f"{run['neighbours_percent']:+.2f} % ({near_low:+.2f} .. {near_high:+.2f} %)",
                 f"{run['call_s'] * 1e6:.0f} us = {run['call_percent']:.2f} %",
                 f"{run['threads_s'] * 1e6:.0f} us = {run['threads_percent']:.2f} %",
             )
@@ -342,7 +342,7 @@ def _overhead(*paths: Path) -> str:
         "ranks",
         "inner step",
         "step with `OuterLoop` against bare, median of pairs (95 % interval)",
-        "the same, fastest step of each block",
+        "one step with the call against its neighbour without",
         "counted: the call",
         "counted: processor time of its threads",
     )

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import blake3
 import msgpack
@@ -133,6 +134,13 @@ def genesis_head(run_id: str, fragment: int, digest: Digest) -> Digest:
     return hash_value(["lowcomm genesis", run_id, fragment, digest])
 
 
+class Standing(NamedTuple):
+    """How far a chain is. Of two chains the greater one is followed: committed tokens, then outer steps."""
+
+    total_tokens: int
+    outer_step: int
+
+
 class Chain:
     """The chain of one fragment: its head, and the newest entries with their updates."""
 
@@ -160,6 +168,10 @@ class Chain:
     def total_tokens(self) -> int:
         """Credited to all islands so far."""
         return self.last.total_tokens if self.last else 0
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.total_tokens, self.outer_step)
 
     def _forget(self) -> None:
         """Drop the oldest entries, those whose updates had to make room."""

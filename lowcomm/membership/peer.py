@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lowcomm.errors import ProtocolError
 from lowcomm.membership.fields import Fields
+from lowcomm.membership.ledger import Standing
 from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, PeerId
 
@@ -24,7 +25,7 @@ class State:
         role: `island`, `seed` (bootstrap only) or `observer`.
         phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
             `leaving`.
-        outer_steps, heads: one per fragment; empty until known.
+        outer_steps, heads, total_tokens: of each fragment's chain; empty until known.
         checkpoints: inner steps of the checkpoints a restarting peer could load.
         shard: the part of the data it has claimed, or -1.
     """
@@ -34,9 +35,16 @@ class State:
     inner_step: int = 0
     outer_steps: tuple[int, ...] = ()
     heads: tuple[Digest, ...] = ()
+    total_tokens: tuple[int, ...] = ()
     tokens_per_s: float = 0.0
     shard: int = -1
     checkpoints: tuple[int, ...] = ()
+
+    def standing(self, fragment: int) -> Standing | None:
+        """How far it is with a fragment; None where it doesn't train or doesn't say."""
+        if self.phase != "training" or fragment >= len(self.outer_steps):
+            return None
+        return Standing(self.total_tokens[fragment], self.outer_steps[fragment])
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -45,6 +53,7 @@ class State:
             "inner_step": self.inner_step,
             "outer_steps": list(self.outer_steps),
             "heads": list(self.heads),
+            "total_tokens": list(self.total_tokens),
             "tokens_per_s": self.tokens_per_s,
             "shard": self.shard,
             "checkpoints": list(self.checkpoints),
@@ -63,12 +72,20 @@ def parse_state(fields: Fields) -> State:
     if phase not in ("starting", "joining", "training", "leaving"):
         raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
     heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+    outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
+    total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
+    if not len(heads) == len(outer_steps) == len(total_tokens):
+        raise ProtocolError(
+            f"state: expected as many outer_steps and total_tokens as the {len(heads)} heads, "
+            f"got {len(outer_steps)} and {len(total_tokens)}"
+        )
     return State(
         role=role,
         phase=phase,
         inner_step=fields.integer("inner_step"),
-        outer_steps=fields.integers("outer_steps", MAX_FRAGMENTS),
+        outer_steps=outer_steps,
         heads=heads,
+        total_tokens=total_tokens,
         tokens_per_s=fields.number("tokens_per_s"),
         shard=fields.integer("shard", -1),
         checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),

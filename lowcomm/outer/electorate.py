@@ -32,26 +32,24 @@ class Electorate:
         self.committed_here = False
 
     def ahead(self) -> list[Peer]:
-        """Live peers to follow: those that have committed more of this fragment, the furthest first.
+        """Live peers to follow: those whose chain has more committed tokens, the furthest first.
 
-        Where nobody has, but the history has forked at this height: those on the winning side, if this
-        peer is on another one.
+        So a peer follows its own history where others have gone on with it, and where the history has
+        forked, the side on which more has been trained, also if it took fewer outer steps. Between sides
+        that are equal in both, what most live peers have wins.
         """
-        fragment, peers = self._fragment, self._context.peers
-        doubted = self._doubted() | peers.banned.probation
-        training = [
-            peer
-            for peer in peers.live()
-            if peer.state.phase == "training"
-            and fragment < min(len(peer.state.outer_steps), len(peer.state.heads))
-            and peer.id not in doubted
-        ]
-        further = [peer for peer in training if peer.state.outer_steps[fragment] > self._chain.outer_step]
-        if further:
-            return sorted(further, key=lambda peer: (-peer.state.outer_steps[fragment], peer.id))
-        return self._winners(
-            [peer for peer in training if peer.state.outer_steps[fragment] == self._chain.outer_step]
-        )
+        doubted = self._doubted() | self._context.peers.banned.probation
+        here = self._chain.standing
+        further, equal = [], []
+        for peer in self._context.peers.live():
+            standing = peer.state.standing(self._fragment)
+            if standing is None or standing < here or peer.id in doubted:
+                continue
+            (further if standing > here else equal).append((standing, peer))
+        if not further:
+            return self._winners([peer for _, peer in equal])
+        further.sort(key=lambda pair: (-pair[0].total_tokens, -pair[0].outer_step, pair[1].id))
+        return [peer for _, peer in further]
 
     def doubt(self, peer: PeerId) -> None:
         """A peer that says it is ahead has handed over nothing: it is not followed for a while."""
@@ -71,7 +69,7 @@ class Electorate:
         self._doubts.pop(peer, None)
 
     def _winners(self, peers: list[Peer]) -> list[Peer]:
-        """Of peers at this height, those with the head that most live peers have; the least of equals."""
+        """Of peers with this standing, those with the head that most live peers have; the least of equals."""
         support = Counter(peer.state.heads[self._fragment] for peer in peers)
         support[self._chain.head] += 1
         best = min(support, key=lambda head: (-support[head], head))

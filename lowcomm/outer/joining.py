@@ -278,8 +278,6 @@ class Joining:
     def _caught_up(self, fragment: int) -> bool:
         """Whether somebody trains who has nothing that this peer lacks."""
         return any(
-            peer.state.phase == "training"
-            and fragment < len(peer.state.outer_steps)
-            and peer.state.outer_steps[fragment] <= self._node.state.chains[fragment].outer_step
-            for peer in self._node.peers.live()
+            standing is not None and standing <= self._node.state.chains[fragment].standing
+            for standing in (peer.state.standing(fragment) for peer in self._node.peers.live())
         )

@@ -189,6 +189,7 @@ class Node:
         chains = self.state.chains
         self.peers.state.outer_steps = tuple(chain.outer_step for chain in chains)
         self.peers.state.heads = tuple(chain.head for chain in chains)
+        self.peers.state.total_tokens = tuple(chain.total_tokens for chain in chains)
         self.peers.announce()
 
     # -- one round ---------------------------------------------------------------------------------

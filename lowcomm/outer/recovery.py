@@ -140,11 +140,10 @@ class Recovery:
         for entry, following in pairwise(entries):
             if following.previous != entry.hash:
                 raise ProtocolError(f"entry {following.outer_step} does not follow entry {entry.outer_step}")
-        states = [peer.state for peer in self._node.peers.live() if peer.state.phase == "training"]
-        reached = [state for state in states if fragment < min(len(state.heads), len(state.outer_steps))]
-        heads = {state.heads[fragment] for state in reached}
+        states = [peer.state for peer in self._node.peers.live() if peer.state.standing(fragment) is not None]
+        heads = {state.heads[fragment] for state in states}
         known = [index for index, entry in enumerate(entries) if entry.hash in heads]
-        furthest = max((state.outer_steps[fragment] for state in reached), default=0)
+        furthest = max((state.outer_steps[fragment] for state in states), default=0)
         if entries and not known and entries[-1].outer_step >= furthest:
             raise ProtocolError("the entries lead to a head that no live island has")
         return list(entries[: known[-1] + 1]) if known else []

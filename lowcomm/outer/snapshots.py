@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.membership.fetching import Fetch
 from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import Entry, genesis_head, parse_entry
+from lowcomm.membership.ledger import Entry, Standing, genesis_head, parse_entry
 from lowcomm.outer.incoming import Incoming, unfinished
 from lowcomm.types import Digest, Json, PeerId
 
@@ -35,6 +35,10 @@ class Offer:
     outer_step: int
     head: Digest
     last: Entry | None
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.last.total_tokens if self.last else 0, self.outer_step)
 
 
 def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
@@ -74,17 +78,26 @@ class Snapshots:
         """
         node = self._node
         offer, givers = await self._choose(fragment, donors)
-        if offer.head == node.state.chains[fragment].head:
+        chain = node.state.chains[fragment]
+        if offer.head == chain.head:
             return 0  # they have come over to this peer's side of a fork meanwhile
         if vouched:
             await self._vouch(fragment, offer, givers)
+        elif offer.standing < chain.standing:
+            logger.warning(
+                "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; here it is "
+                "outer step %d with %d",
+                fragment, ", ".join(givers), offer.outer_step, offer.standing.total_tokens,
+                chain.outer_step, chain.total_tokens,
+            )  # fmt: skip
+            return 0
         incoming = await self._open(fragment, offer.digest)
         await Fetch(
             node.blobs, offer.digest, incoming.size_bytes, givers, incoming, node.deadline_s, node.pool
         ).run()
         self._incoming.pop(fragment)
         node.state.states[fragment] = incoming.finish()
-        node.state.chains[fragment].restart_at(offer.outer_step, offer.head, offer.last)
+        chain.restart_at(offer.outer_step, offer.head, offer.last)
         node.state.residuals[fragment] = None
         node.notes.snapshot(fragment, offer.outer_step, offer.head, offer.digest)
         node.rounds[fragment].restart()
@@ -101,7 +114,7 @@ class Snapshots:
         votes: dict[Digest, list[PeerId]] = {}
         for peer, offer in offers.items():
             votes.setdefault(offer.digest, []).append(peer)
-        digest = max(votes, key=lambda d: (d == wanted, len(votes[d]), offers[votes[d][0]].outer_step))
+        digest = max(votes, key=lambda d: (d == wanted, len(votes[d]), offers[votes[d][0]].standing))
         chosen = offers[votes[digest][0]]
         others = [peer for peer in offers if offers[peer] != chosen]
         if others and digest != wanted:

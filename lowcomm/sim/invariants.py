@@ -88,12 +88,13 @@ def _together_again(outcome: Outcome) -> list[str]:
     problems = []
     fragments = outcome.settings.num_fragments
     for fragment in range(fragments):
-        steps = {number: heights[fragment] for number, heights in outcome.final_heights.items()}
-        before = [heights[fragment] for heights in outcome.heights_when_quiet.values()]
+        final = {number: standings[fragment] for number, standings in outcome.final_standings.items()}
+        steps = {number: standing.outer_step for number, standing in final.items()}
+        before = max(standings[fragment] for standings in outcome.standings_when_quiet.values())
         if max(steps.values()) - min(steps.values()) > 1:
             problems.append(f"fragment {fragment}: the islands are apart at the end: {steps}")
-        if min(steps.values()) <= max(before):
-            problems.append(f"fragment {fragment}: no progress after the faults: {max(before)} -> {steps}")
+        if min(final.values()) <= before:
+            problems.append(f"fragment {fragment}: no progress after the faults: {before} -> {final}")
         by_step: dict[int, set[str]] = defaultdict(set)
         for number, step in steps.items():
             by_step[step].add(outcome.final_heads[number][fragment])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
+from lowcomm.membership.ledger import Standing
 from lowcomm.membership.promises import FilePromises, MemoryPromises, Promises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
@@ -38,8 +39,8 @@ class Outcome:
     settings: IslandSettings
     lives: list[SimIsland] = field(default_factory=list)
     final: list[SimIsland] = field(default_factory=list)
-    heights_when_quiet: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    final_heights: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    standings_when_quiet: dict[int, tuple[Standing, ...]] = field(default_factory=dict)
+    final_standings: dict[int, tuple[Standing, ...]] = field(default_factory=dict)
     final_heads: dict[int, tuple[str, ...]] = field(default_factory=dict)
     struck: dict[tuple[str, str], int] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
@@ -72,9 +73,9 @@ class SimSwarm:
         for fault in faults:
             await fault
         self._shaper.apart.clear()
-        self.outcome.heights_when_quiet = self._heights()
+        self.outcome.standings_when_quiet = self._standings()
         await asyncio.sleep(self._until_s - 1.0 - loop.time())
-        self.outcome.final_heights = self._heights()
+        self.outcome.final_standings = self._standings()
         self.outcome.final_heads = {
             number: tuple(chain.head for chain in island.node.state.chains)
             for number, (island, _) in self._lives.items()
@@ -88,9 +89,9 @@ class SimSwarm:
         self.outcome.struck = dict(self._shaper.struck)
         return self.outcome
 
-    def _heights(self) -> dict[int, tuple[int, ...]]:
+    def _standings(self) -> dict[int, tuple[Standing, ...]]:
         return {
-            number: tuple(chain.outer_step for chain in island.node.state.chains)
+            number: tuple(chain.standing for chain in island.node.state.chains)
             for number, (island, _) in self._lives.items()
         }
 

@@ -49,6 +49,7 @@ def far_ahead(message: Message) -> Message:
         message,
         lambda state: {
             **state, "phase": "training", "inner_step": 10**15, "outer_steps": [10**9], "heads": [digest()],
+            "total_tokens": [10**15],
         },
     )  # fmt: skip
 

@@ -38,6 +38,9 @@ def add(parts: Subparsers) -> None:
     )
     parser.add_argument("--blocks", metavar="N", type=positive, default=30, help="pairs of blocks (30)")
     parser.add_argument("--steps", metavar="N", type=positive, default=10, help="inner steps in each (10)")
+    parser.add_argument(
+        "--pairs", metavar="N", type=positive, default=300, help="pairs of neighbouring steps (300)"
+    )
     add_json(parser)
 
 
@@ -57,14 +60,16 @@ def measure(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         if args.engine != "plain" and "RANK" in os.environ:  # else the island says that it needs torchrun
             stack.enter_context(process_group(torch.device("cpu")))
-        result = measure_overhead(config, exchange=args.exchange, blocks=args.blocks, steps=args.steps)
+        result = measure_overhead(
+            config, exchange=args.exchange, blocks=args.blocks, steps=args.steps, pairs=args.pairs
+        )
     if os.environ.get("RANK", "0") != "0":
         return EXIT_DONE
     if args.json:
         write_json(args.json, {"machine": facts, "overhead": result.to_dict()})
     if args.json != "-":
         low, high = result.difference_interval_percent
-        fast_low, fast_high = result.fastest_interval_percent
+        near_low, near_high = result.neighbours_interval_percent
         cpu_low, cpu_high = result.cpu_interval_percent
         rows = [
             ("engine, ranks", f"{result.engine}, {result.ranks}"),
@@ -76,8 +81,8 @@ def measure(args: argparse.Namespace) -> int:
                 f"{result.difference_percent:.2f} % (95 % interval {low:.2f} to {high:.2f})",
             ),
             (
-                "the same for the fastest step of each block",
-                f"{result.fastest_percent:.2f} % (95 % interval {fast_low:.2f} to {fast_high:.2f})",
+                f"difference of neighbouring steps, median of {result.pairs} pairs",
+                f"{result.neighbours_percent:.2f} % (95 % interval {near_low:.2f} to {near_high:.2f})",
             ),
             (
                 f"the same in processor time, of {1e3 * result.cpu_s:.2f} ms",
