@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection
 
+from lowcomm.membership.ledger import Standing
 from lowcomm.membership.peer import Peer
 from lowcomm.outer.decision import Context
 from lowcomm.types import PeerId
@@ -40,14 +41,18 @@ class Electorate:
         """
         doubted = self._doubted() | self._context.peers.banned.probation
         here = self._chain.standing
-        further, equal = [], []
+        further: list[tuple[Standing, Peer]] = []
+        equal: list[Peer] = []
         for peer in self._context.peers.live():
             standing = peer.state.standing(self._fragment)
-            if standing is None or standing < here or peer.id in doubted:
+            if standing is None or peer.id in doubted:
                 continue
-            (further if standing > here else equal).append((standing, peer))
+            if standing > here:
+                further.append((standing, peer))
+            elif standing == here:
+                equal.append(peer)
         if not further:
-            return self._winners([peer for _, peer in equal])
+            return self._winners(equal)
         further.sort(key=lambda pair: (-pair[0].total_tokens, -pair[0].outer_step, pair[1].id))
         return [peer for _, peer in further]
 

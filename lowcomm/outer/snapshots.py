@@ -85,8 +85,8 @@ class Snapshots:
             await self._vouch(fragment, offer, givers)
         elif offer.standing < chain.standing:
             logger.warning(
-                "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; here it is "
-                "outer step %d with %d",
+                "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; "
+                "here it is outer step %d with %d",
                 fragment, ", ".join(givers), offer.outer_step, offer.standing.total_tokens,
                 chain.outer_step, chain.total_tokens,
             )  # fmt: skip

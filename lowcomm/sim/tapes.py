@@ -17,8 +17,9 @@ from lowcomm.exchanges.shaped import Fate
 from lowcomm.types import PeerId
 
 UNDAMAGED = ("part", "mean", "vote", "hello")
-"""What a random tape doesn't damage. Who sends one of the first three damaged again and again is left out of the
-round; a damaged `hello` that can still be read comes from a peer with another model, which is refused for good.
+"""What a random tape doesn't damage. Who sends one of the first three damaged again and again is left
+out of the round; a damaged `hello` that can still be read is of a peer with another model, which is
+refused for good.
 """
 
 Action = Literal["lose", "delay", "repeat", "reorder", "corrupt"]

@@ -28,7 +28,9 @@ def split(
     Args:
         hampered_until_s: so long the big side forms no round, and takes fewer outer steps than the small one.
     """
-    swarm = SimSwarm(len(big | small), Tape(1, (), (), quiet_s=50.0), IslandSettings(policy=POLICY, num_fragments=1))
+    swarm = SimSwarm(
+        len(big | small), Tape(1, (), (), quiet_s=50.0), IslandSettings(policy=POLICY, num_fragments=1)
+    )
     members = {name(number) for number in big}
     before: dict[int, Standing] = {}
     lost: set[str] = set()
