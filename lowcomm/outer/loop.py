@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation, Mean
@@ -27,14 +26,15 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, ConfigError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
-from lowcomm.islands.vectors import Difference, HostVector, Vector, spans
+from lowcomm.islands.vectors import Vector, spans
 from lowcomm.membership.ledger import LedgerFile
-from lowcomm.outer.decision import Contribution, RoundPolicy
+from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
 from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.node import Node
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
+from lowcomm.outer.restart import Joined, Restart
 from lowcomm.outer.state import OuterState, saved_position
 from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
@@ -96,8 +96,7 @@ class OuterLoop(Views):
         self._expected_peers, self._gather_timeout_s = expected_peers, gather_timeout_s
         self._num_shards = num_shards
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
-        self._restored = False
-        self._loaded_flights: list[tuple[int, Contribution, int, int, Tensor | None]] = []
+        self._restart = Restart()
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
@@ -196,96 +195,77 @@ class OuterLoop(Views):
             JoinRefusedError, PeerUnreachableError: see `connect`.
         """
         report: JoinReport | None = None
-        changed = False
-        before: list[Vector] = []
+        facts: list[int] | None = None
         if self._node is not None:
             node = self._node
-            if self._restored:
-                before = [state.anchor for state in node.state.states]
+            if self._restart.loaded:
+                self._restart.keep([state.anchor for state in node.state.states])
             node.peers.state.inner_step = self.swarm_step
             report = self._thread.call(
                 node.joining.join(
-                    fresh=not self._restored,
-                    alone_ok=node.exchange.founder or self._restored,
+                    fresh=not self._restart.loaded,
+                    alone_ok=node.exchange.founder or self._restart.loaded,
                     num_shards=self._num_shards,
                     timeout_s=self._gather_timeout_s,
                 )
             )
-            changed = report.how in ("replayed", "snapshot")
-        count, facts = len(self._fragments), None
-        if report is not None:
-            flags = [int(changed), int(report.out_of_step), report.shard, report.inner_step]
-            totals = [chain.total_tokens for chain in node.state.chains]
-            facts = [*flags, *report.outer_steps, *report.credits, *totals, *map(int, report.skipped)]
-        facts = self._island.broadcast(facts, 4 + 4 * count)
-        changed, out_of_step, shard = bool(facts[0]), bool(facts[1]), facts[2]
+            facts = Joined.of(report, [chain.total_tokens for chain in node.state.chains]).to_integers()
+        joined = Joined.parse(self._island.broadcast(facts, Joined.length(len(self._fragments))))
+        progress = self._progress
         if self._pacing.fixed:
-            self._progress.inner_step = facts[3]
-        skipped = [bool(flag) and self._restored for flag in facts[4 + 3 * count :]]
-        for index, total in enumerate(facts[4 + 2 * count : 4 + 3 * count]):
-            if total != self._progress.totals[index]:
-                self._progress.committed(index, total, 0, self._progress.inner_step)
-        self._progress.outer_steps = facts[4 : 4 + count]
-        self._progress.realign = [out_of_step] * count
-        credits, uncommitted = facts[4 + count : 4 + 2 * count], list(self._progress.tokens)
-        credited = self._progress.recover(credits)
+            progress.inner_step = joined.inner_step
+        given_up = [skipped and self._restart.loaded for skipped in joined.skipped]
+        for index, total in enumerate(joined.totals):
+            if total != progress.totals[index]:
+                progress.committed(index, total, 0, progress.inner_step)
+        progress.outer_steps = list(joined.outer_steps)
+        progress.realign = [joined.out_of_step] * len(self._fragments)
+        uncommitted = list(progress.tokens)
+        credited = progress.recover(joined.credits)
         for fragment in self._fragments:
-            if skipped[fragment.index]:
-                self._progress.give_up(fragment.index)
-        if changed:
-            for fragment, done, left in zip(self._fragments, credits, uncommitted, strict=True):
-                self._take_over(fragment, before, done, left, given_up=skipped[fragment.index])
-        self._loaded_flights = [
-            flight for flight in self._loaded_flights if not (credits[flight[0]] or skipped[flight[0]])
-        ]
-        for index, contribution, steps, use_at_step, shift in self._loaded_flights:
-            self._flights.submit(self._fragments[index], contribution, steps, use_at_step, shift)
-        self._loaded_flights = []
+            if given_up[fragment.index]:
+                progress.give_up(fragment.index)
+        if joined.changed:
+            for fragment, done, left in zip(self._fragments, joined.credits, uncommitted, strict=True):
+                self._take_over(fragment, done, left, given_up=given_up[fragment.index])
+        for saved in self._restart.end(replace(joined, skipped=tuple(given_up))):
+            fragment = self._fragments[saved.fragment]
+            self._flights.submit(fragment, saved.contribution, saved.steps, saved.use_at_step, saved.shift)
         if report is not None:
-            return replace(report, tokens_credited=credited, inner_step=self._progress.inner_step)
+            return replace(report, tokens_credited=credited, inner_step=progress.inner_step)
         return JoinReport(
-            inner_step=self._progress.inner_step,
-            outer_steps=tuple(self._progress.outer_steps),
+            inner_step=progress.inner_step,
+            outer_steps=joined.outer_steps,
             peers=(),
             how="aligned",
             entries=0,
             snapshot_bytes=0,
-            skipped=tuple(skipped),
-            credits=tuple(credits),
+            skipped=tuple(given_up),
+            credits=joined.credits,
             tokens_credited=credited,
-            shard=shard,
-            out_of_step=out_of_step,
+            shard=joined.shard,
+            out_of_step=joined.out_of_step,
         )
 
-    def _take_over(
-        self, fragment: Fragment, before: Sequence[Vector], credited: int, left: int, *, given_up: bool
-    ) -> None:
+    def _take_over(self, fragment: Fragment, credited: int, left: int, *, given_up: bool) -> None:
         """Bring the state that was taken over into the local parameters of all ranks.
 
         Args:
-            before: the anchors of the checkpoint, on the lead; none without one.
-            credited: tokens of this island in the entries that were replayed.
-            left: tokens that the checkpoint's own progress stands for. A contribution holds all progress
-                since the last one that was committed, so it is in the anchor where any was credited; but
-                a round under way at the checkpoint held a part of it only.
+            credited, left: see `Restart.base`.
             given_up: the checkpoint's own progress is not to be kept.
         """
         local = self._island.read(fragment.tensors)
         values = None
         if self._node is not None:
             anchor = self._node.state.states[fragment.index].anchor
-            if self._restored and not given_up and (credited < left or not credited):
-                base = before[fragment.index]
-                flights = [flight for flight in self._loaded_flights if flight[0] == fragment.index]
-                if credited and flights:
-                    _, sent, _, _, shift = flights[0]
-                    base = Difference(base, HostVector(sent.values))
-                    local = local if shift is None else local.sub_(shift)
-                for start, stop in spans(fragment.elements):
-                    rebase_(local[start:stop], base.load(start, stop), anchor.load(start, stop))
-                values = local
-            else:
+            found = None if given_up else self._restart.base(fragment.index, credited, left)
+            if found is None:
                 values = anchor.load()
+            else:
+                base, shift = found
+                values = local if shift is None else local.sub_(shift)
+                for start, stop in spans(fragment.elements):
+                    rebase_(values[start:stop], base.load(start, stop), anchor.load(start, stop))
         self._island.write(fragment.tensors, values)
 
     def close(self) -> None:
@@ -442,8 +422,6 @@ class OuterLoop(Views):
         """
         self._progress.load_state_dict(state)
         self._pacing.load_state_dict(state["pacing"])
-        self._restored = True
-        self._loaded_flights = []
         tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
         if self._node is not None:
             saved_fragments = iter(state["fragments"])
@@ -458,11 +436,7 @@ class OuterLoop(Views):
                     tensors[index] = saved["sent"], saved["shift"]
             if self._node.peers.state.shard < 0:
                 self._node.peers.state.shard = state["shard"]
-        for index, tokens, norm, began_at_step, steps, use_at_step, previewed in state["flights"]:
-            elsewhere = torch.empty(0)
-            values, shift = tensors.get(index, (elsewhere, elsewhere if previewed else None))
-            sent = Contribution(values, tokens, norm, began_at_step, resent=True)
-            self._loaded_flights.append((index, sent, steps, use_at_step, shift))
+        self._restart.load(state["flights"], tensors)
 
     def _agree(self, step: int | None) -> int | None:
         """The lead's answer on all ranks."""

@@ -10,7 +10,7 @@ from lowcomm.config.load import load_config
 SMALL = (
     "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2", "shared.model.kv_heads=2",
     "shared.model.ffn_dim=64", "shared.model.context=32", "shared.data.shards=2", "train.steps=30",
-    "train.batch_size=2", "train.log_every=10", "train.eval_windows=16",
+    "train.batch_size=2", "train.log_every=10", "train.eval_windows=16", "train.threads=1",
 )  # fmt: skip
 
 

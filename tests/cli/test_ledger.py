@@ -185,16 +185,25 @@ def assert_one_error(capsys: pytest.CaptureFixture[str], problem: str) -> None:
     assert output.err == f"lowcomm: error: {' '.join(problem.split())}\n"
 
 
-@pytest.mark.parametrize("name", ["ledger.jsonl", ".", "config.toml", "checkpoints"])
-def test_what_may_not_be_read_is_named(run: Path, name: str) -> None:
-    (run / name).chmod(0)
-    figures = run.parent / "figures.json"
-    command = [sys.executable, "-m", "lowcomm", "ledger", "verify", str(run), "--json", str(figures)]
+def test_what_may_not_be_read_is_named(run: Path, tmp_path: Path) -> None:
+    """In one process, which has to be another one than this, for all four."""
+    closed = ["ledger.jsonl", ".", "config.toml", "checkpoints"]
+    runs = [tmp_path / f"run-{number}" for number in range(len(closed))]
+    for copy, name in zip(runs, closed, strict=True):
+        shutil.copytree(run, copy)
+        (copy / name).chmod(0)
+    verifies = (
+        "import sys; from lowcomm.cli.main import main; runs = sys.argv[1:]; "
+        "sys.exit([main(['ledger', 'verify', run, '--json', run + '.json']) for run in runs] != [1] * 4)"
+    )
+    command = [sys.executable, "-c", verifies, *map(str, runs)]
     done = subprocess.run(command, capture_output=True, text=True, preexec_fn=drop_powers, check=False)
-    (run / name).chmod(0o755)
-    assert done.returncode == 1
-    assert re.fullmatch(rf"lowcomm: error: {re.escape(str(run))}.*Permission denied.*\n", done.stderr)
-    assert json.loads(figures.read_text())["valid"] is False
+    for copy, name in zip(runs, closed, strict=True):
+        (copy / name).chmod(0o755)
+    assert done.returncode == 0
+    for copy, line in zip(runs, done.stderr.splitlines(), strict=True):
+        assert re.fullmatch(rf"lowcomm: error: {re.escape(str(copy))}.*Permission denied.*", line)
+        assert json.loads(Path(f"{copy}.json").read_text())["valid"] is False
 
 
 def drop_powers() -> None:

@@ -55,7 +55,9 @@ def one_history(*folders: Path) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("victim", [0, 2], ids=["the-bootstrap-peer", "another"])
+@pytest.mark.parametrize(
+    "victim", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["the-bootstrap-peer", "another"]
+)
 def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim) -> None:
     out = tmp_path / "run"
     process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)
@@ -111,7 +113,13 @@ def test_a_fourth_island_joins_a_running_three(tmp_path, start) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("role", ["the-bootstrap-peer", "the-leader", "a-reducer"])
+@pytest.mark.parametrize(
+    "role",
+    [
+        "the-leader",
+        *(pytest.param(role, marks=pytest.mark.slow) for role in ("the-bootstrap-peer", "a-reducer")),
+    ],
+)
 def test_an_island_that_freezes_is_left_out_and_comes_back(tmp_path, start, role) -> None:
     out = tmp_path / "run"
     process = start("launch", RECIPE, "--islands", 3, "--out", out, *LONG)

@@ -8,11 +8,15 @@ import pytest
 
 from tests.islands.ranks import ENGINES, run_ranks
 
+SLOW = ("deepspeed-zero2", "deepspeed-offload3")
+"""Run by `-m slow` only."""
+
 
 @pytest.fixture(
     scope="session",
     params=[
-        pytest.param(engine, marks=() if engine == "fsdp2" else pytest.mark.processes) for engine in ENGINES
+        pytest.param(engine, marks=pytest.mark.slow if engine in SLOW else pytest.mark.processes)
+        for engine in ENGINES
     ],
 )
 def ranks(

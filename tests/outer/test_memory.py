@@ -34,7 +34,7 @@ def island(settings: dict[str, Any], *peers: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("schedule", "error_feedback", "under_way"),
     [
-        pytest.param({"num_fragments": 1}, False, 1.0, id="blocking"),
+        pytest.param({"num_fragments": 1}, False, 1.0, id="blocking", marks=pytest.mark.slow),
         pytest.param({"num_fragments": 1}, True, 1.0, id="blocking-feedback", marks=pytest.mark.slow),
         pytest.param(
             {"num_fragments": FRAGMENTS, "delay": 3},
@@ -43,7 +43,13 @@ def island(settings: dict[str, Any], *peers: str) -> subprocess.Popen[str]:
             id="streaming",
             marks=pytest.mark.slow,
         ),
-        pytest.param({"num_fragments": FRAGMENTS, "delay": 3}, True, 2 / FRAGMENTS, id="streaming-feedback"),
+        pytest.param(
+            {"num_fragments": FRAGMENTS, "delay": 3},
+            True,
+            2 / FRAGMENTS,
+            id="streaming-feedback",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"num_fragments": FRAGMENTS, "delay": 3, "eager": True}, False, 2 / FRAGMENTS, id="eager"
         ),
