@@ -62,6 +62,8 @@ class Result:
     local: Tensor | None = None
     how: str = ""
     error: BaseException | None = None
+    started: threading.Event = field(default_factory=threading.Event)
+    """It has joined, and has not trained yet."""
 
     @property
     def committed(self) -> list[RoundReport]:
@@ -124,6 +126,7 @@ class Swarm:
         outer = self.loop(island, model, optimizer, **changes)
         try:
             result.how = outer.start().how
+            result.started.set()
             while outer.inner_step < steps:
                 inputs = batch(island, outer.inner_step)
                 result.losses.append(train_step(model, optimizer, inputs))

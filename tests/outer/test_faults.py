@@ -98,7 +98,7 @@ def test_a_lost_message_costs_a_deadline_and_forks_nothing(kind: str) -> None:
 
 def test_the_founder_may_die_and_others_still_join() -> None:
     swarm = Swarm(islands=2)
-    gone, joined = threading.Event(), threading.Event()
+    gone, late_one = threading.Event(), swarm.results.setdefault(2, Result())
 
     def leave(inner_step: int, outer: OuterLoop) -> None:
         if inner_step == 9:
@@ -109,11 +109,11 @@ def test_the_founder_may_die_and_others_still_join() -> None:
     def stay(inner_step: int, outer: OuterLoop) -> None:
         if inner_step == 12:
             assert gone.wait(30)
-            joined.wait(30)
+            assert late_one.started.wait(30)
 
     def late() -> None:
         assert gone.wait(30)
-        swarm.train(2, 32, founder=False, expected_peers=1, each=lambda step, outer: joined.set())
+        swarm.train(2, 32, founder=False, expected_peers=1)
 
     in_parallel(
         [
@@ -130,16 +130,16 @@ def test_the_founder_may_die_and_others_still_join() -> None:
 
 def test_a_joiner_takes_part_in_the_next_round() -> None:
     swarm = Swarm(islands=3, codec=codecs.int8)
-    here, joined = threading.Event(), threading.Event()
+    here, late_one = threading.Event(), swarm.results.setdefault(3, Result())
 
     def each(inner_step: int, outer: OuterLoop) -> None:
         if inner_step == 10:
             here.set()
-            joined.wait(30)
+            assert late_one.started.wait(30)
 
     def late() -> None:
         assert here.wait(30)
-        swarm.train(3, 40, founder=False, expected_peers=1, each=lambda step, outer: joined.set())
+        swarm.train(3, 40, founder=False, expected_peers=1)
 
     trainers: list[Any] = [lambda i=i: swarm.train(i, 40, each=each) for i in range(3)]
     in_parallel([*trainers, late], swarm.results, [0, 1, 2, 3])
@@ -154,16 +154,16 @@ def test_a_joiner_takes_part_in_the_next_round() -> None:
 
 def test_a_joiner_takes_the_state_where_replaying_would_cost_more() -> None:
     swarm = Swarm(islands=2, schedule=Schedule(inner_steps=2))
-    here, joined = threading.Event(), threading.Event()
+    here, late_one = threading.Event(), swarm.results.setdefault(2, Result())
 
     def each(inner_step: int, outer: OuterLoop) -> None:
         if inner_step == 10:
             here.set()
-            joined.wait(30)
+            assert late_one.started.wait(30)
 
     def late() -> None:
         assert here.wait(30)
-        swarm.train(2, 14, founder=False, expected_peers=1, each=lambda step, outer: joined.set())
+        swarm.train(2, 14, founder=False, expected_peers=1)
 
     trainers: list[Any] = [lambda i=i: swarm.train(i, 14, each=each) for i in range(2)]
     in_parallel([*trainers, late], swarm.results, [0, 1, 2])
