@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,8 @@ def build_island(config: Config, model: nn.Module, device: torch.device) -> Isla
         require_ranks(engine)
         from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 
+        # DeepSpeed calls collectives by names that torch has given up, several times a step
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         given = Path(settings.deepspeed_config) if settings.deepspeed_config else None
         ds_config = recipe_config(
             given,

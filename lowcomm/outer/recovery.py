@@ -60,6 +60,7 @@ class Recovery:
         donors = self._donors(fragment, joining=joining)
         for donor in donors:
             others = [peer.id for peer in donors if peer.id != donor.id]
+            failed = False
             try:
                 entries = await self._missed(fragment, donor.id)
                 if entries is None:
@@ -71,11 +72,11 @@ class Recovery:
             except (PeerUnreachableError, ProtocolError) as error:
                 logger.warning("catching up from %s failed: %s", donor.id, error)
                 moved.failed += 1
-            else:
-                helped = node.state.chains[fragment].head != before
-                node.rounds[fragment].judge_donor(donor.id, helped=helped)
-                if helped or joining:
-                    return moved
+                failed = True
+            helped = node.state.chains[fragment].head != before
+            node.rounds[fragment].judge_donor(donor.id, helped=helped)
+            if helped or (joining and not failed):
+                return moved
         if donors and joining:
             raise PeerUnreachableError(f"none of {len(donors)} islands could hand over fragment {fragment}")
         if donors:

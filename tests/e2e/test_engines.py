@@ -84,6 +84,7 @@ def check(folders):
 @pytest.mark.processes
 def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
     check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed")))
+    assert "is deprecated" not in (tmp_path / "2-deepspeed.log").read_text()  # else several times a step
 
 
 @pytest.mark.processes

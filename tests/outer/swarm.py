@@ -149,12 +149,10 @@ class Swarm:
         return self.results
 
 
-class LyingExchange(LoopbackExchange):
-    """Sends what `lie` makes of each message."""
+class Lying:
+    """Before an exchange among the bases: sends what `lie` makes of each message."""
 
-    def __init__(self, hub: LoopbackHub, run_id: str, peer_id: PeerId, *, founder: bool, lie: Lie) -> None:
-        super().__init__(hub, run_id, peer_id, founder=founder)
-        self._lie = lie
+    lie: Lie
 
     async def send(self, peer: PeerId, message: Message) -> None:
         for said in self._instead(message):
@@ -165,8 +163,14 @@ class LyingExchange(LoopbackExchange):
             await super().send_bulk(peer, said)
 
     def _instead(self, message: Message) -> list[Message]:
-        said = self._lie(message)
+        said = self.lie(message)
         return said if isinstance(said, list) else [said]
+
+
+class LyingExchange(Lying, LoopbackExchange):
+    def __init__(self, hub: LoopbackHub, run_id: str, peer_id: PeerId, *, founder: bool, lie: Lie) -> None:
+        super().__init__(hub, run_id, peer_id, founder=founder)
+        self.lie = lie
 
 
 class _Exchange(LyingExchange):
