@@ -228,7 +228,7 @@ class OuterLoop(Views):
         if joined.changed:
             for fragment, done, left in zip(self._fragments, joined.credits, uncommitted, strict=True):
                 self._take_over(fragment, done, left, given_up=given_up[fragment.index])
-        for saved in self._restart.end(replace(joined, skipped=tuple(given_up))):
+        for saved in self._restart.end(joined):
             fragment = self._fragments[saved.fragment]
             self._flights.submit(fragment, saved.contribution, saved.steps, saved.use_at_step, saved.shift)
         if report is not None:
