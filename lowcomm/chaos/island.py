@@ -18,7 +18,8 @@ class Island:
     """A run folder and whoever trains in it.
 
     Attributes:
-        name, folder, shard: of the folder; an island that is started again keeps them.
+        name, folder, shard, port: an island that is started again keeps them; so whoever was told its
+            address while it was away reaches it when it is back.
         peer: its name in the swarm, once known.
         trains: its process has written its start line.
         hindered: faults that it is under now: frozen, without p2pd, without a disk, ...
@@ -28,8 +29,8 @@ class Island:
         ends: how each of its processes ended that had written a start line.
     """
 
-    def __init__(self, name: str, folder: Path, shard: int) -> None:
-        self.name, self.folder, self.shard = name, folder, shard
+    def __init__(self, name: str, folder: Path, shard: int, port: int) -> None:
+        self.name, self.folder, self.shard, self.port = name, folder, shard, port
         self.process: IslandProcess | None = None
         self.peer = ""
         self.trains = self.leaving = False

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from lowcomm.processes import ADDRESS_FILE, log_tail, start_process
 from lowcomm.types import PeerId
 
 TICK_S = 0.02
+PORTS = range(20_000, 30_000)
 ORPHAN_S = 10.0
 """So long p2pd has to die after its island was killed."""
 START_S = 180.0
@@ -132,7 +135,7 @@ class Swarm:
         """A new, empty run folder."""
         folder = self.plan.out / name
         folder.mkdir(parents=True)
-        island = Island(name, folder, shard)
+        island = Island(name, folder, shard, _free_port())
         self.islands.append(island)
         return island
 
@@ -150,7 +153,7 @@ class Swarm:
         settings = [
             f"data.shard={island.shard}",
             f"exchange.expected_peers={expected}",
-            f"exchange.listen={json.dumps([f'/ip4/{host}/tcp/0'])}",
+            f"exchange.listen={json.dumps([f'/ip4/{host}/tcp/{island.port}'])}",
         ]
         prefix = [] if self._network is None else self._network.enter(island.shard)
         command = [*prefix, sys.executable, "-m", "lowcomm", "train", str(self.plan.recipe)]
@@ -306,3 +309,12 @@ class Swarm:
             return None
         first = leader_order(peers, self.plan.config.shared.run_id, 0, self.outer_step + 1)[0]
         return next(island for island in self.healthy if island.peer == first)
+
+
+def _free_port() -> int:
+    """A TCP port that nobody listens on now, and that no outgoing connection is given meanwhile."""
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("", port))
+            return port
