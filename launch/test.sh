@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests, on a fresh machine as well as at the desk. Other arguments go to pytest:
 #
-#   bash launch/test.sh              the default run: some six minutes after the setup
+#   bash launch/test.sh              the default run: some five minutes after the setup
 #   bash launch/test.sh --all        also what starts islands as processes, as CI does
 #   bash launch/test.sh tests/data -k resume
 set -euo pipefail
