@@ -20,6 +20,8 @@ MAX_DIALS = 16
 """At a time, so that junk in the directory neither exhausts this host nor floods others."""
 REDIAL_S, REDIAL_LONGEST_S = 1.0, 30.0
 FORGET_AFTER_S = 600.0
+PUT_OFF_S, PUT_OFF_LONGEST_S = 1.0, 600.0
+"""A peer that doesn't fit is dialled again after so long, doubling: it may be mended by then."""
 
 
 @dataclass(slots=True)
@@ -60,6 +62,7 @@ class Acquaintances:
         self._exchange, self._linked, self._spawn = exchange, linked, spawn
         self._known: dict[PeerId, _Known] = {}
         self._refused: set[PeerId] = set()
+        self._put_off: dict[PeerId, tuple[float, float]] = {}
         self._dials = 0
 
     def __len__(self) -> int:
@@ -73,12 +76,23 @@ class Acquaintances:
             for peer, known in self._known.items()
         )
 
-    def refuse(self, peer: PeerId) -> bool:
-        """Don't dial a peer (again); returns whether that is new."""
-        new = peer not in self._refused
+    def refuse(self, peer: PeerId) -> None:
+        """Don't dial a peer (again)."""
         self._refused.add(peer)
         self._known.pop(peer, None)
-        return new
+        self._put_off.pop(peer, None)
+
+    def put_off(self, peer: PeerId) -> bool:
+        """A peer doesn't fit: it is dialled later. Returns whether it was not put off already."""
+        now = asyncio.get_running_loop().time()
+        until_s, pause_s = self._put_off.get(peer, (0.0, PUT_OFF_S / 2))
+        if now < until_s:
+            return False
+        pause_s = min(PUT_OFF_LONGEST_S, 2 * pause_s)
+        self._put_off[peer] = now + pause_s, pause_s
+        if peer in self._known:
+            self._known[peer].next_dial_s = now + pause_s
+        return True
 
     def pardon(self, peer: PeerId) -> None:
         """A peer may be dialled again, once it is heard of."""
@@ -88,7 +102,8 @@ class Acquaintances:
         """A link broke: it is dialled again, a little later."""
         if peer in self._known:
             self._known[peer].lives = False
-            self._known[peer].next_dial_s = asyncio.get_running_loop().time() + REDIAL_S
+            soon_s = asyncio.get_running_loop().time() + REDIAL_S
+            self._known[peer].next_dial_s = max(soon_s, self._put_off.get(peer, (0.0, 0.0))[0])
 
     def to_json(self) -> list[Json]:
         """Those that this peer has a link to; what it has only heard of may be junk, who is gone be dead."""
@@ -113,7 +128,8 @@ class Acquaintances:
             if self._known[least].met:
                 return
             del self._known[least]
-        self._known[peer] = _Known(addresses, now, lives)
+        put_off_s, _ = self._put_off.get(peer, (0.0, 0.0))
+        self._known[peer] = _Known(addresses, now, lives, next_dial_s=put_off_s)
 
     def dial_due(self) -> None:
         """Dial those whose time has come, a few at a time, first those that were never tried."""

@@ -344,7 +344,7 @@ class Peers:
         self._drop(peer, swapped)
 
     def _drop(self, peer: PeerId, reasons: list[str]) -> None:
-        if self.known.refuse(peer):
+        if self.known.put_off(peer):
             self._on_refused(peer, reasons)
 
     def _mismatch(self, fields: Fields) -> list[str]:

@@ -66,7 +66,10 @@ class Snapshots:
         self._incoming: dict[int, Incoming] = {}
 
     async def take(self, fragment: int, donors: Sequence[PeerId], *, vouched: bool) -> int:
-        """Replace a fragment's state by the one that most donors serve; returns its bytes.
+        """Replace a fragment's state by the one that most donors serve.
+
+        Returns:
+            Its bytes; 0 where that state is this peer's own, or one that is behind it.
 
         What came before a failure is kept for the next call, and on disk for the next life.
 

@@ -16,8 +16,8 @@ from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
 RUN_ID = "sim"
-SETTLE_S = 20.0
-"""After the last fault the swarm has so long to be one again and go on."""
+SETTLE_S = 30.0
+"""After the last fault the swarm has so long to be one again; what a fault delays may come 6 s later."""
 
 
 def name(number: int) -> PeerId:

@@ -16,11 +16,8 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import Fate
 from lowcomm.types import PeerId
 
-UNDAMAGED = ("part", "mean", "vote", "hello")
-"""What a random tape doesn't damage. Who sends one of the first three damaged again and again is left
-out of the round; a damaged `hello` that can still be read is of a peer with another model, which is
-refused for good.
-"""
+ACCUSING = ("part", "mean", "vote")
+"""Whose sender is left out if they come damaged again and again; a random tape damages none of them."""
 
 Action = Literal["lose", "delay", "repeat", "reorder", "corrupt"]
 ACTIONS: tuple[Action, ...] = ("lose", "delay", "repeat", "reorder", "corrupt")
@@ -80,7 +77,7 @@ def make_tape(
     for _ in range(rng.randint(2, 5)):
         start_s = rng.uniform(0.0, 0.8 * faulty_s)
         action = rng.choice(actions)
-        possible = [kind for kind in kinds if action != "corrupt" or kind not in UNDAMAGED]
+        possible = [kind for kind in kinds if action != "corrupt" or kind not in ACCUSING]
         messages.append(
             MessageFault(
                 action=action,

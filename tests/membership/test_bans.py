@@ -109,3 +109,23 @@ def test_an_island_that_went_on_alone_leads_nobody_away() -> None:
         assert all(len(entry.participants) >= 3 for entry in entries)
         assert island.node.peers.banned.probation == {name(BROKEN)}
         assert not island.record.snapshots
+
+
+def test_peers_that_did_not_fit_ask_again() -> None:
+    """After a split two of three see another model in each other for a while; then the model is right."""
+    unlike = {name(0), name(1)}
+    faults = (PeerFault("partition", (0,), 4.0, 7.0),)
+    swarm = SimSwarm(3, Tape(1, (), faults, quiet_s=18.0), settings())
+
+    def links(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        now_s = asyncio.get_running_loop().time()
+        if message.kind == "hello" and {sender, receiver} == unlike and 4.0 < now_s < 16.0:
+            return Message("hello", {**message.body, "layout": [["other", [3]]]}, message.payload)
+        return True
+
+    swarm._hub.filter = links
+    outcome = run_virtually(swarm.run(), 100.0)
+    assert not outcome.errors
+    for island in outcome.final:
+        assert (len(island.node.refusals) > 1) is (name(island.number) in unlike)
+        assert len(island.record.entries[-2].participants) == 3

@@ -30,34 +30,23 @@ def island(settings: dict[str, Any], *peers: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env={**os.environ, **MALLOC}, stdout=subprocess.PIPE, text=True)
 
 
+BLOCKING: dict[str, Any] = {"num_fragments": 1}
+STREAMING: dict[str, Any] = {"num_fragments": FRAGMENTS, "delay": 3}
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("schedule", "error_feedback", "under_way"),
+    ("schedule", "error_feedback"),
     [
-        pytest.param({"num_fragments": 1}, False, 1.0, id="blocking", marks=pytest.mark.slow),
-        pytest.param({"num_fragments": 1}, True, 1.0, id="blocking-feedback", marks=pytest.mark.slow),
-        pytest.param(
-            {"num_fragments": FRAGMENTS, "delay": 3},
-            False,
-            2 / FRAGMENTS,
-            id="streaming",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"num_fragments": FRAGMENTS, "delay": 3},
-            True,
-            2 / FRAGMENTS,
-            id="streaming-feedback",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"num_fragments": FRAGMENTS, "delay": 3, "eager": True}, False, 2 / FRAGMENTS, id="eager"
-        ),
+        pytest.param(BLOCKING, False, id="blocking", marks=pytest.mark.slow),
+        pytest.param(BLOCKING, True, id="blocking-feedback", marks=pytest.mark.slow),
+        pytest.param(STREAMING, False, id="streaming", marks=pytest.mark.slow),
+        pytest.param(STREAMING, True, id="streaming-feedback", marks=pytest.mark.slow),
+        pytest.param({**STREAMING, "eager": True}, False, id="eager"),
     ],
 )
-def test_a_round_holds_no_copy_too_many(
-    schedule: dict[str, Any], error_feedback: bool, under_way: float
-) -> None:
+def test_a_round_holds_no_copy_too_many(schedule: dict[str, Any], error_feedback: bool) -> None:
+    under_way = min(1.0, 2 / schedule["num_fragments"])
     settings = {"schedule": schedule, "codec": "int8", "error_feedback": error_feedback}
     found = []
     with island(settings) as founder:
