@@ -61,6 +61,7 @@ class Ballots:
             decision.readies.pop(peer, None)  # stale from here on: who leaves this ballot says so anew
         decision.busy = set(roster.peers)
         if self._topic.me not in roster.peers or contribution is None:
+            self.decline(roster, "it has given up on this round")
             self._topic.changed.notify()
             return
         accepted = decision.accepted

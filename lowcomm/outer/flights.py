@@ -194,8 +194,8 @@ class Flights:
     def _stand_by(self, flight: Flight) -> None:
         """Until the round is over, begin what others are ready for.
 
-        With unlike intervals two islands can be due for two fragments in different order; each would wait
-        for the other, up to the deadline.
+        With unlike intervals, or after a round that came to nothing, two islands can be due for two fragments
+        in different order; each would wait for the other, up to the deadline.
         """
         while True:
             asked = [self._asked(flight)] if self._node is not None else None
@@ -218,7 +218,7 @@ class Flights:
         """Wait for a round's outcome and bring it into the local parameters of all ranks."""
         outcome: RoundOutcome | None = None
         began_s = self._clock.monotonic_s()
-        if len(self._fragments) > 1 and not self._pacing.fixed:
+        if len(self._fragments) > 1 and (not self._pacing.fixed or any(self._progress.realign)):
             self._stand_by(flight)
         moved = credited = 0
         outer_step = 0
@@ -238,7 +238,7 @@ class Flights:
                 credited,
                 outer_step,
                 int(bool(outcome and outcome.entry)),
-                int(bool(outcome and outcome.adopted)),
+                int(bool(outcome and outcome.out_of_step)),
                 outcome.swarm_step if outcome else 0,
                 outcome.total_tokens if outcome else 0,
                 interval.steps if interval else 0,
@@ -250,7 +250,7 @@ class Flights:
             else None,
             11,
         )
-        moved, credited, outer_step, committed, missed, swarm_step = facts[:6]
+        moved, credited, outer_step, committed, out_of_step, swarm_step = facts[:6]
         total_tokens, next_steps, next_us, late_steps, whole = facts[6:]
         if self._node is not None and outcome is not None:
             self._node.standing[fragment.index] = outcome.position  # first, as it frees the momentum before
@@ -268,8 +268,6 @@ class Flights:
         if moved:
             steps, began_step = flight.steps if committed else 0, flight.contribution.inner_step
             self._progress.committed(fragment.index, total_tokens, steps, began_step)
-        else:
-            self._pacing.answer(fragment.index)
         if next_steps:
             self._pacing.take(fragment.index, Interval(next_steps, 1e-6 * next_us))
             self._pacing.put_off(late_steps, fragment.index)
@@ -279,7 +277,8 @@ class Flights:
                 fragment.index,
                 flight.contribution.inner_step,
                 swarm_step,
-                missed=bool(missed),
+                self._schedule.inner_steps,
+                out_of_step=bool(out_of_step),
                 committed=bool(committed),
             )
         )

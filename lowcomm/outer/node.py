@@ -40,7 +40,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId
 logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
-ISLANDS_ONLY = frozenset(("ready", "roster", "unformed", "vote", "rejected", "abort", "again"))
+ISLANDS_ONLY = frozenset(("ready", "unready", "roster", "unformed", "vote", "rejected", "abort", "again"))
 """What a seed or an observer, whose settings nobody compares, may not say."""
 MAX_BREACHES = 8
 """Who breaks the protocol so often, without a round with it that commits, is out."""
@@ -142,6 +142,7 @@ class Node:
             "claim": self.questions.on_reply,
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
+            "unready": lambda peer, fields: self._round(fields).on_unready(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
             "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
             "again": lambda peer, fields: self._round(fields).on_again(peer, fields),
@@ -210,7 +211,7 @@ class Node:
         credited = attempts = 0
         form_s = transfer_s = 0.0
         mine: Accepted | None = None
-        reason = ""
+        reason, unusable = "", False
         late_s = fragment_round.waiting_s
         if not call.commits:  # else what is left of it is announced below
             fragment_round.contribute(contribution)
@@ -245,7 +246,7 @@ class Node:
                 if moved:
                     fragment_round.contribute(contribution)
                     continue
-                reason = decision.refusal or decision.unformed
+                reason, unusable = decision.refusal or decision.unformed, bool(decision.refusal)
                 if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._policy.deadline_s:
                     reason = (
                         f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
@@ -273,6 +274,7 @@ class Node:
         return RoundOutcome(
             entry=mine.entry if mine else None,
             reason=reason,
+            unusable=unusable,
             outer_step=mine.entry.outer_step if mine else chain.outer_step,
             before=before,
             values=mine.sent(contribution) if mine else HostVector(contribution.values),

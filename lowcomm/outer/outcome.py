@@ -21,6 +21,7 @@ class RoundOutcome:
     Attributes:
         entry: the entry that holds this island's contribution; None if nothing was committed.
         reason: why not.
+        unusable: whether that is this island's own part, which may be as bad at once again.
         outer_step, digest, head: of the fragment after it; others may have gone further in the meantime.
         before: the anchor when the call began.
         values: the pseudo-gradient against `before` that was to be committed; without what its encoding lost.
@@ -41,6 +42,7 @@ class RoundOutcome:
 
     entry: Entry | None
     reason: str
+    unusable: bool
     outer_step: int
     before: Vector
     values: Vector
@@ -67,6 +69,11 @@ class RoundOutcome:
     rejected: tuple[str, ...]
     residual_before: float | None
     residual_norm: float | None
+
+    @property
+    def out_of_step(self) -> bool:
+        """Whether the others have gone on without this contribution, or nothing came of the round."""
+        return self.adopted > 0 or (self.entry is None and not self.unusable)
 
 
 def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:

@@ -147,11 +147,6 @@ class Pacing:
                 seconds = this.began_s - other.began_s + part * interval.seconds
                 other.interval = Interval(steps, seconds)
 
-    def answer(self, fragment: int) -> None:
-        """A round came to nothing: take part in the next one as soon as others are ready."""
-        running = self._running[fragment]
-        running.interval = Interval(running.interval.steps, 0.0)
-
     def late_steps(self, fragment: int, late_s: float, step_s: float) -> int:
         """How many steps this island has taken while others stood and waited for its contribution.
 

@@ -75,23 +75,36 @@ class Progress:
         self.totals[fragment] = total_tokens
 
     def fall_in(
-        self, fragment: int, began_step: int, swarm_step: int, *, missed: bool, committed: bool
+        self,
+        fragment: int,
+        began_step: int,
+        swarm_step: int,
+        inner_steps: int,
+        *,
+        out_of_step: bool,
+        committed: bool,
     ) -> int:
-        """Be in step with the others again, due when they are, once a round that was missed is made up for.
+        """Be in step with the others again once a round that came to nothing is made up for: due when they are.
+
+        The count never goes back: where this island's is further, it goes on to where the others are due next
+        by it.
 
         Args:
             began_step: the inner step of the contribution to the round that has ended.
             swarm_step: where its participants stand, see `furthest`; 0 if that is not known.
-            missed: others committed outer steps without this contribution.
+            inner_steps: of one interval.
+            out_of_step: others committed outer steps without this contribution, or nothing came of it.
             committed: it was committed in the end.
 
         Returns:
-            How many inner steps the swarm's count was further than this island's; taken over.
+            How many inner steps this island's count has jumped.
         """
-        steps = swarm_step - began_step if swarm_step and (missed or self.realign[fragment]) else 0
+        steps = swarm_step - began_step if swarm_step and (out_of_step or self.realign[fragment]) else 0
+        if steps < 0:
+            steps %= inner_steps
         self.inner_step += steps
         self.counted_step += steps
-        self.realign[fragment] = missed and not committed
+        self.realign[fragment] = out_of_step and not committed
         return steps
 
     @property

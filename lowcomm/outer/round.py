@@ -70,10 +70,11 @@ class FragmentRound:
 
     @property
     def called(self) -> bool:
-        """Whether other peers are ready for the next outer step, or have gone past it."""
-        return bool(self.ahead()) or any(
-            ready.previous == self._topic.chain.head for ready in list(self.decision.readies.values())
-        )
+        """Whether others have gone past the next outer step, or are ready for it and enough are live."""
+        if self.ahead():
+            return True
+        ready = any(said.previous == self._topic.chain.head for said in list(self.decision.readies.values()))
+        return ready and self._electorate.may_commit({self._topic.me, *self._electorate.look()[0]})
 
     @property
     def waiting_s(self) -> float:
@@ -140,11 +141,12 @@ class FragmentRound:
         return max(0.05, deadline_s - waited if waited < deadline_s else deadline_s / 4)
 
     async def abandon(self) -> None:
-        """Give up on this round. Training goes on; promises and an accepted update stay."""
+        """Give up on this round, and say so. Training goes on; promises and an accepted update stay."""
         decision = self.decision
         await self.ballots.end()
         if decision.ready is not None:  # else nothing was announced, maybe for lack of a name: never started
             decision.readies.pop(self._topic.me, None)
+            self._topic.broadcast("unready", {})
         decision.contribution = decision.ready = None
 
     def restart(self) -> None:
@@ -232,6 +234,14 @@ class FragmentRound:
             self._take_ready(peer, ready)
         elif outer_step == self.decision.outer_step + 1:
             self._early.setdefault(outer_step, {})[peer] = ready  # it has committed, this peer not yet
+
+    def on_unready(self, peer: PeerId, fields: Fields) -> None:
+        """A peer has given up on a round that it was ready for."""
+        outer_step = fields.integer("outer_step", 1)
+        if outer_step == self.decision.outer_step:
+            self.decision.readies.pop(peer, None)
+        else:
+            self._early.get(outer_step, {}).pop(peer, None)
 
     def on_roster(self, peer: PeerId, fields: Fields) -> None:
         """A leader's proposal: join it if no promise forbids.

@@ -34,6 +34,8 @@ from lowcomm.types import Digest, Layout, TensorSpec
 LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
 MERGE_ALPHA = 0.5
 INNER_LR = 0.1
+STAND_BY_S = 0.2
+"""Virtual seconds between looks at what others are ready for, while a round is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,15 @@ class LoopClock:
         return self.monotonic_s()
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A round under way; its result is used after so many inner steps."""
+
+    task: asyncio.Task[RoundOutcome]
+    began_step: int
+    use_at_step: int
+
+
 class SimIsland:
     """One life of one island, from its start to its end or crash.
 
@@ -99,7 +110,7 @@ class SimIsland:
 
     Attributes:
         rounds: outcomes, in order, with the fragment.
-        missed: what was left uncommitted when it ended, per fragment.
+        joined_s, left_s: between them it trained, in virtual time.
         waited_s: virtual seconds for which training stood still.
         intervals: inner steps of each contribution, with the fragment and when it was made.
     """
@@ -132,17 +143,18 @@ class SimIsland:
         self.progress = Progress(len(sizes))
         self.credited = [0] * len(sizes)
         self.rounds: list[tuple[int, RoundOutcome]] = []
-        self.joined_s = -1.0
+        self.joined_s = self.left_s = -1.0
         self.waited_s = 0.0
         self.intervals: list[tuple[int, float, int]] = []
         schedule = settings.pace or Schedule(
             inner_steps=settings.inner_steps, num_fragments=settings.num_fragments, delay=settings.delay
         )
         self._pacing = Pacing(schedule, len(sizes), 1, LoopClock())
+        self._flights: dict[int, _Flight] = {}
         self.phase = "starting"
 
-    async def live(self, expected: int, until_s: float) -> None:
-        """Join, train until `until_s` in virtual time, and leave."""
+    async def live(self, expected: int, until_s: Callable[[], float]) -> None:
+        """Join, train until the virtual time is what `until_s` says by then, and leave."""
         loop, node = asyncio.get_running_loop(), self.node
         await node.start()
         self.phase = "gathering"
@@ -158,41 +170,34 @@ class SimIsland:
         self.progress.inner_step = report.inner_step
         self.local = [state.anchor.load().clone() for state in node.state.states]
         self.progress.realign = [report.out_of_step] * len(self._fragments)
-        flights: dict[int, tuple[asyncio.Task[RoundOutcome], int, int]] = {}
-        while loop.time() < until_s:
+        while loop.time() < until_s():
             self._pacing.step_begins()
             await asyncio.sleep(self._step_s(loop.time()))
             self._train()
             for fragment, fragment_round in enumerate(node.rounds):
                 called = self.progress.realign[fragment] and fragment_round.called
-                if fragment not in flights and (self._due(fragment) or called or fragment_round.ahead()):
-                    values, progress = node.bases[fragment].load() - self.local[fragment], self.progress
-                    steps = self._pacing.begin(fragment, progress.inner_step)
-                    self.intervals.append((fragment, loop.time(), steps))
-                    contribution = Contribution(
-                        values,
-                        progress.tokens[fragment],
-                        float(values.norm()),
-                        progress.inner_step,
-                        speed=self._pacing.speed(steps),
-                    )
-                    task = loop.create_task(node.contribute(fragment, contribution))
-                    flights[fragment] = task, progress.inner_step, progress.inner_step + self._settings.delay
-            for fragment, (task, began_step, use_at_step) in list(flights.items()):
-                if use_at_step <= self.progress.inner_step:
+                due = self._due(fragment) or called or fragment_round.ahead()
+                if fragment not in self._flights and due:
+                    self._begin(fragment)
+            for fragment, flight in list(self._flights.items()):
+                if flight.use_at_step <= self.progress.inner_step:
                     began_s = loop.time()
-                    self._land(fragment, began_step, await task)
+                    await self._stand_by(flight)
+                    self._land(fragment)
                     self.waited_s += loop.time() - began_s
-                    del flights[fragment]
-        for fragment, (task, began_step, _) in flights.items():
-            self._land(fragment, began_step, await task)
+        for fragment, flight in list(self._flights.items()):
+            await flight.task
+            self._land(fragment)
         self.phase = "leaving"
+        self.left_s = loop.time()
         await node.close()
         self.phase = "left"
 
     async def crash(self) -> None:
         """Stop everything at once, after the exchange has been killed."""
         self.phase = "dead"
+        for flight in self._flights.values():
+            flight.task.cancel()
         for fragment_round in self.node.rounds:
             await fragment_round.close()
         await self.node.peers.stop()
@@ -214,7 +219,35 @@ class SimIsland:
         self._pacing.step_ends(10 + self.number)
         self.node.peers.state.inner_step = self.progress.inner_step
 
-    def _land(self, fragment: int, began_step: int, outcome: RoundOutcome) -> None:
+    def _begin(self, fragment: int) -> None:
+        loop, node, progress = asyncio.get_running_loop(), self.node, self.progress
+        values = node.bases[fragment].load() - self.local[fragment]
+        steps = self._pacing.begin(fragment, progress.inner_step)
+        self.intervals.append((fragment, loop.time(), steps))
+        contribution = Contribution(
+            values,
+            progress.tokens[fragment],
+            float(values.norm()),
+            progress.inner_step,
+            speed=self._pacing.speed(steps),
+        )
+        task = loop.create_task(node.contribute(fragment, contribution))
+        use_at_step = progress.inner_step + self._settings.delay
+        self._flights[fragment] = _Flight(task, progress.inner_step, use_at_step)
+
+    async def _stand_by(self, flight: _Flight) -> None:
+        """See `Flights`: wait for a round, and begin what others are ready for meanwhile."""
+        while not flight.task.done():
+            if not self._pacing.fixed or any(self.progress.realign):
+                for fragment, fragment_round in enumerate(self.node.rounds):
+                    if fragment not in self._flights and fragment_round.called:
+                        self._begin(fragment)
+            await asyncio.wait([flight.task], timeout=STAND_BY_S)
+        await flight.task
+
+    def _land(self, fragment: int) -> None:
+        flight = self._flights.pop(fragment)
+        outcome, began_step = flight.task.result(), flight.began_step
         self.rounds.append((fragment, outcome))
         self.credited[fragment] += outcome.tokens
         self.progress.credit(fragment, outcome.tokens)
@@ -229,7 +262,8 @@ class SimIsland:
                 fragment,
                 began_step,
                 0 if interval is not None else outcome.swarm_step,
-                missed=outcome.adopted > 0,
+                self._settings.inner_steps,
+                out_of_step=outcome.out_of_step,
                 committed=outcome.entry is not None,
             )
         )

@@ -16,8 +16,10 @@ from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
 RUN_ID = "sim"
+LATE_S = 6.0
+"""What a fault delays may come so long after the last fault."""
 SETTLE_S = 30.0
-"""After the last fault the swarm has so long to be one again; what a fault delays may come 6 s later."""
+"""After the last fault the swarm has so long, at most, to be one again."""
 
 
 def name(number: int) -> PeerId:
@@ -74,7 +76,10 @@ class SimSwarm:
             await fault
         self._shaper.apart.clear()
         self.outcome.standings_when_quiet = self._standings()
-        await asyncio.sleep(self._until_s - 1.0 - loop.time())
+        await asyncio.sleep(LATE_S)
+        while loop.time() < self._until_s - 1.0 and not self._one_again():
+            await asyncio.sleep(0.5)
+        self._until_s = min(self._until_s, loop.time() + 1.0)
         self.outcome.final_standings = self._standings()
         self.outcome.final_heads = {
             number: tuple(chain.head for chain in island.node.state.chains)
@@ -89,6 +94,22 @@ class SimSwarm:
         self.outcome.struck = dict(self._shaper.struck)
         return self.outcome
 
+    def _one_again(self) -> bool:
+        """Whether the last commit of each fragment, here and at every island, is one of all islands."""
+        lives = [island for island, _ in self._lives.values()]
+        if any(island.phase != "training" for island in lives):
+            return False
+        for fragment, standings in enumerate(zip(*self._standings().values(), strict=True)):
+            before = max(then[fragment] for then in self.outcome.standings_when_quiet.values())
+            steps = [standing.outer_step for standing in standings]
+            if min(standings) <= before or max(steps) - min(steps) > 1:
+                return False
+            for island in lives:
+                entries = [o.entry for number, o in island.rounds if number == fragment and o.entry]
+                if not entries or len(entries[-1].participants) < len(lives):
+                    return False
+        return True
+
     def _standings(self) -> dict[int, tuple[Standing, ...]]:
         return {
             number: tuple(chain.standing for chain in island.node.state.chains)
@@ -99,7 +120,7 @@ class SimSwarm:
         inner = LoopbackExchange(self._hub, RUN_ID, name(number), founder=founder)
         exchange = ShapedExchange(inner, self._shaper)
         island = SimIsland(number, exchange, self._settings, self._promises[number])
-        task = asyncio.get_running_loop().create_task(island.live(expected, self._until_s))
+        task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._until_s))
         self._lives[number] = island, task
         self.outcome.lives.append(island)
 

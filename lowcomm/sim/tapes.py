@@ -22,7 +22,7 @@ ACCUSING = ("part", "mean", "vote")
 Action = Literal["lose", "delay", "repeat", "reorder", "corrupt"]
 ACTIONS: tuple[Action, ...] = ("lose", "delay", "repeat", "reorder", "corrupt")
 KINDS = (
-    "hello", "peers", "state", "ready", "roster", "part", "mean", "vote", "abort", "unformed",
+    "hello", "peers", "state", "ready", "unready", "roster", "part", "mean", "vote", "abort", "unformed",
     "entries?", "entries", "snapshot?", "snapshot", "blob?", "blob",
 )  # fmt: skip
 """All messages of the protocol: each stage of a round, of joining, and of catching up."""

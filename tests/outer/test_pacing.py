@@ -62,17 +62,6 @@ def test_who_is_slow_answers_when_the_time_has_passed() -> None:
     assert pacing.due(2) == ()
 
 
-def test_after_a_round_without_commit_an_island_answers_at_once() -> None:
-    pacing = Pacing(Schedule(inner_steps=8, mode="matched"), 1, 1, HandClock())
-    pacing.take(0, Interval(8, 0.8))
-    pacing.begin(0, 8)
-    assert not pacing.early(0, called=True)
-    pacing.answer(0)
-    assert pacing.early(0, called=True)
-    assert not pacing.early(0, called=False)
-    assert [pacing.due(step) for step in (15, 16)] == [(), (0,)]
-
-
 def test_progress_of_the_swarm_goes_on_between_rounds_but_not_for_ever() -> None:
     progress = Progress(1)
     for _ in range(4):

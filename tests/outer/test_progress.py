@@ -28,3 +28,26 @@ def test_the_first_fragment_stands_for_the_model() -> None:
     assert progress.recover([50, 90]) == 40
     assert progress.tokens == [0, 0]
     assert progress.tokens_trained == progress.tokens_credited == 1_040
+
+
+@pytest.mark.parametrize(
+    ("began", "swarm", "jump"),
+    [(20, 20, 0), (12, 20, 8), (21, 20, 7), (28, 20, 0), (35, 20, 1)],
+    ids=["in-step", "behind", "one-ahead", "an-interval-ahead", "nearly-two-ahead"],
+)
+def test_after_a_round_that_came_to_nothing_an_island_falls_in_with_the_others(
+    began: int, swarm: int, jump: int
+) -> None:
+    progress = Progress(1, inner_step=began)
+    assert progress.fall_in(0, began, 0, 8, out_of_step=True, committed=False) == 0
+    assert progress.realign == [True]
+    assert progress.fall_in(0, began, swarm, 8, out_of_step=False, committed=True) == jump
+    assert progress.inner_step == began + jump
+    assert (progress.inner_step - swarm) % 8 == 0
+    assert progress.realign == [False]
+
+
+def test_an_island_in_step_counts_its_own_steps() -> None:
+    progress = Progress(1, inner_step=12)
+    assert progress.fall_in(0, 12, 20, 8, out_of_step=False, committed=True) == 0
+    assert progress.inner_step == 12

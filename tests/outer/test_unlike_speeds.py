@@ -28,13 +28,13 @@ def run(schedule: Schedule, *, seconds: float = 60.0, slower: int | None = None)
         pace=schedule,
         lease_s=30.0,
     )
-    outcome = simulate(3, Tape(0, (), (), seconds - 20.0, base_delay_s=0.001), settings)
+    outcome = simulate(3, Tape(0, (), (), seconds, base_delay_s=0.001), settings)
     assert not outcome.errors
     return outcome.final
 
 
-def idle(island: SimIsland, seconds: float = 60.0) -> float:
-    return island.waited_s / (seconds - island.joined_s)
+def idle(island: SimIsland) -> float:
+    return island.waited_s / (island.left_s - island.joined_s)
 
 
 def pace(island: SimIsland, fragment: int = 0) -> list[int]:
@@ -84,9 +84,9 @@ def test_an_island_that_slows_down_is_followed_within_two_rounds(slower: int) ->
         # the round under way, and at most one more, still have the old pace or a mixed one
         assert all(right - 1 < steps <= right + 0.25 for steps in late[2:-1])
         assert len(late) > 8
-    assert max(idle(island, 80.0) for island in islands) < 0.08
+    assert max(idle(island) for island in islands) < 0.08
 
 
 def test_without_being_followed_the_others_would_wait() -> None:
     islands = run(Schedule(inner_steps=H), slower=2, seconds=80.0)
-    assert idle(islands[0], 80.0) > 0.8
+    assert idle(islands[0]) > 0.8
