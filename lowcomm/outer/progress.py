@@ -84,7 +84,7 @@ class Progress:
         out_of_step: bool,
         committed: bool,
     ) -> int:
-        """Be in step with the others again once a round that came to nothing is made up for: due when they are.
+        """Be due when the others are again, once a round that came to nothing is made up for.
 
         The count never goes back: where this island's is further, it goes on to where the others are due next
         by it.
