@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Lint, types and tests, on a fresh machine as well as at the desk. Other arguments go to pytest:
 #
-#   bash launch/test.sh              the default run: some five minutes after the setup
+#   bash launch/test.sh              the default run: some four minutes after the setup
 #   bash launch/test.sh --all        also what starts islands as processes, as CI does
 #   bash launch/test.sh tests/data -k resume
 set -euo pipefail
@@ -20,7 +20,7 @@ step mypy
 if [ $# -gt 0 ] && [ "$1" != --all ]; then
     step python -m pytest -q "$@"
 else
-    step python -m pytest -q -n 2 --dist loadfile
+    step python -m pytest -q -n 3 --dist loadfile
 fi
 if [ "${1:-}" = --all ]; then # they have the cores to themselves
     step python -m pytest -q -m "processes and not gpu and not slow"

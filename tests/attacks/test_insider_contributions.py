@@ -141,7 +141,7 @@ def test_krum_learns_as_if_the_sign_flipper_were_not_there(
         assert mean_loss(harmed, island) > 1.05 * mean_loss(long_without_liar, island)
 
 
-@pytest.mark.parametrize("rule", ["trimmed_mean", "median"])
+@pytest.mark.parametrize("rule", [pytest.param("trimmed_mean", marks=pytest.mark.slow), "median"])
 def test_elementwise_rules_learn_better_than_the_mean_under_a_sign_flip(
     rule: str, harmed: dict[int, Result]
 ) -> None:

@@ -15,6 +15,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.processes
 def test_quickstart_writes_what_scripts_read(tmp_path, start):
     out, figures_file = tmp_path / "run", tmp_path / "figures.json"
     process = start(
