@@ -6,6 +6,8 @@ A timed wait stands in for the compute, so that the network is measured and not 
 
 so whatever else a step costs (waiting for rounds, merging, encoding that delays it) counts as loss.
 The rounds still in flight after the last step are ended afterwards and are not part of the wall time.
+What the rounds moved, over the time that they took for it, is the link as this island saw it, and names the
+codec that it has time for (`codecs.auto`); where rounds overlap, that is less than the link can do.
 `blocking` is DiLoCo (one fragment, no delay, arXiv:2311.08105); `streaming` uses the given fragments
 and delay (arXiv:2501.18512).
 """
@@ -15,8 +17,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 
+from lowcomm import codecs
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.bench.site import Site, joined
+from lowcomm.bench.site import FLOAT_BYTES, Site, joined
 from lowcomm.clock import SystemClock
 from lowcomm.types import Json, RoundReport
 
@@ -39,6 +42,8 @@ class Work:
 def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
     """`utilisation`, `compute_s`, `wait_s` (= wall_s - compute_s), `wall_s`, `bytes_sent` (sockets).
 
+    Also `link_mbit_s`, and `codec_for_link` with its `reason`; None where no round has committed.
+
     Raises:
         ExchangeError, StorageError: see `joined`.
     """
@@ -46,7 +51,8 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
     never = threading.Event()
     reports: list[RoundReport] = []
     with joined(site, work.schedule) as member:
-        sent_before = member.outer.traffic.sent_bytes
+        traffic = member.outer.traffic
+        sent_before, received_before = traffic.sent_bytes, traffic.received_bytes
         began_s = clock.monotonic_s()
         for _ in range(work.steps):
             until_s = clock.monotonic_s() + work.step_s
@@ -54,7 +60,10 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
             never.wait(max(0.0, until_s - clock.monotonic_s()))
             reports += member.outer.step(tokens=1)
         wall_s = clock.monotonic_s() - began_s
-        bytes_sent = member.outer.traffic.sent_bytes - sent_before
+        bytes_sent = traffic.sent_bytes - sent_before
+        moved_bytes = min(bytes_sent, traffic.received_bytes - received_before)
+        transfer_s = sum(report.transfer_s for report in reports if report.committed)
+        link_mbit_s = 8e-6 * moved_bytes / transfer_s if transfer_s and moved_bytes else None
         blocked_s = sum(report.wait_s for report in reports)
         round_trips_s = member.outer.round_trips_s
         member.outer.finish()
@@ -72,4 +81,18 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
             "rounds": len(reports),
             "committed": sum(report.committed for report in reports),
             "slowest_round_s": max((report.round_s for report in reports), default=0.0),
+            "link_mbit_s": link_mbit_s,
+            **_codec_for(link_mbit_s, site, work),
         }
+
+
+def _codec_for(link_mbit_s: float | None, site: Site, work: Work) -> dict[str, Json]:
+    if link_mbit_s is None:
+        return {"codec_for_link": None, "reason": None}
+    choice = codecs.auto(
+        link_mbit_s,
+        elements=max(1, round(site.payload_mib * 2**20 / FLOAT_BYTES)),
+        round_s=work.schedule.inner_steps * work.step_s,
+        islands=max(2, site.islands),
+    )
+    return {"codec_for_link": choice.codec.name, "reason": choice.reason}
