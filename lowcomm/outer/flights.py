@@ -87,8 +87,11 @@ class Flights:
         yield
         self._pacing.step_begins()
 
-    def begin(self, fragment: Fragment) -> None:
+    def begin(self, fragment: Fragment, *, last: bool = False) -> None:
         """Send a fragment's pseudo-gradient; its outcome is merged `delay` inner steps later.
+
+        Args:
+            last: no inner step follows, so a round that is missed is not made up for later, but waited for.
 
         Raises:
             LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
@@ -123,7 +126,7 @@ class Flights:
             values, progress.tokens[fragment.index], norm, progress.inner_step, speed=speed
         )
         delay = self._delay(fragment.index, speed.step_s)
-        flight = self.submit(fragment, contribution, steps, progress.inner_step + delay)
+        flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
             momentum = self._node.standing[fragment.index].state.momentum if self._node else None
             flight.shift = self._run_ahead(fragment, base, momentum, values)
@@ -166,6 +169,8 @@ class Flights:
         steps: int,
         use_at_step: int,
         shift: Tensor | None = None,
+        *,
+        last: bool = False,
     ) -> Flight:
         """Send what was read before, anew after a restart.
 
@@ -175,7 +180,7 @@ class Flights:
         """
         outcome: Future[RoundOutcome] = Future()
         if self._node is not None:
-            outcome = self._thread.submit(self._node.contribute(fragment.index, contribution))
+            outcome = self._thread.submit(self._node.contribute(fragment.index, contribution, last=last))
         flight = self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome, shift)
         return flight
 

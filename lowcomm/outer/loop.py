@@ -318,7 +318,7 @@ class OuterLoop(Views):
         for fragment in self._fragments:
             again = self._needs_last_round(fragment.index)
             while again:
-                self._flights.begin(fragment)
+                self._flights.begin(fragment, last=True)
                 ended = self._flights.land(everything=True)
                 reports += ended
                 moved = any(r.fragment == fragment.index and r.round_tokens > 0 for r in ended)

@@ -164,7 +164,9 @@ class Node:
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange."""
         for fragment_round in self.rounds:
-            await fragment_round.abandon()  # before the farewell, which promises that no vote follows
+            await fragment_round.abandon(
+                answers=False
+            )  # before the farewell, which promises that no vote follows
         if self.peers.linked:
             self.peers.state.phase = "leaving"
             farewell = Message("state", self.peers.state.to_json())
@@ -195,8 +197,15 @@ class Node:
 
     # -- one round ---------------------------------------------------------------------------------
 
-    async def contribute(self, fragment: int, contribution: Contribution) -> RoundOutcome:
-        """Take part in the next round of a fragment; returns when it has committed or is given up."""
+    async def contribute(
+        self, fragment: int, contribution: Contribution, *, last: bool = False
+    ) -> RoundOutcome:
+        """Take part in the next round of a fragment; returns when it has committed or is given up.
+
+        Args:
+            last: this peer trains no more; where the others have gone on without it, it waits for their next
+                round.
+        """
         loop, traffic = asyncio.get_running_loop(), self.exchange.traffic
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
         fragment_round, call = self.rounds[fragment], _Call()
@@ -238,10 +247,10 @@ class Node:
                         missed = True
                 if mine is not None:
                     break
-                if missed and len(self.rounds) > 1 and not fragment_round.called:
-                    # to wait here for the next round would be to be missed in those of the other fragments
+                if missed and not last and not fragment_round.called:
+                    # to be ready now, while the others aren't, would be to commit without them, or to wait
                     reason = "the others committed without this island; it answers as soon as they are ready"
-                    await fragment_round.abandon()
+                    await fragment_round.abandon(answers=True)
                     break
                 if moved:
                     fragment_round.contribute(contribution)
@@ -252,7 +261,7 @@ class Node:
                         f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
                     )
                 if reason:
-                    await fragment_round.abandon()
+                    await fragment_round.abandon(answers=not unusable)
                     break
                 if fragment_round.ahead():
                     moved_on = await self.recovery.catch_up(fragment)

@@ -140,13 +140,17 @@ class FragmentRound:
         waited = self._topic.now_s() - since
         return max(0.05, deadline_s - waited if waited < deadline_s else deadline_s / 4)
 
-    async def abandon(self) -> None:
-        """Give up on this round, and say so. Training goes on; promises and an accepted update stay."""
+    async def abandon(self, *, answers: bool) -> None:
+        """Give up on this round, and say so. Training goes on; promises and an accepted update stay.
+
+        Args:
+            answers: this peer will be ready as soon as others are, so it is worth waiting for.
+        """
         decision = self.decision
         await self.ballots.end()
         if decision.ready is not None:  # else nothing was announced, maybe for lack of a name: never started
             decision.readies.pop(self._topic.me, None)
-            self._topic.broadcast("unready", {})
+        self._topic.broadcast("unready", {"answers": int(answers)})
         decision.contribution = decision.ready = None
 
     def restart(self) -> None:
@@ -236,8 +240,10 @@ class FragmentRound:
             self._early.setdefault(outer_step, {})[peer] = ready  # it has committed, this peer not yet
 
     def on_unready(self, peer: PeerId, fields: Fields) -> None:
-        """A peer has given up on a round that it was ready for."""
+        """A peer has given up on a round."""
         outer_step = fields.integer("outer_step", 1)
+        if fields.integer("answers", 0, 1):
+            self._electorate.absent.discard(peer)
         if outer_step == self.decision.outer_step:
             self.decision.readies.pop(peer, None)
         else:

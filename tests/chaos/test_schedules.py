@@ -1,15 +1,17 @@
 """Seeded fault schedules on a virtual clock, through the production round.
 
 Each schedule runs three or four islands, for half a minute of virtual time or longer. A failure prints the
-seed; the tape of a seed is the same every time.
+seed; the tape and the settings of a seed are the same every time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 
 import pytest
 
+from lowcomm.algorithms.schedule import Schedule
 from lowcomm.exchanges.base import Message
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.sim.invariants import broken
@@ -21,12 +23,37 @@ from lowcomm.types import PeerId
 
 SCHEDULES, MANY_SCHEDULES = 75, 500
 """Of each kind of partition: short ones in the default run, and long ones with `-m slow`."""
+DEADLINE_S = 3.0
+"""More than any delay takes, as users are told."""
 ROUND = ("ready", "unready", "roster", "part", "mean", "vote", "abort", "state")
 STAGES = [(action, kind) for kind in ROUND for action in ACTIONS]
 
 
 def settings(partition: str) -> IslandSettings:
-    return IslandSettings(policy=RoundPolicy(deadline_s=2.0, partition=partition))
+    return IslandSettings(policy=RoundPolicy(deadline_s=DEADLINE_S, partition=partition))
+
+
+def settings_of(seed: int, partition: str) -> IslandSettings:
+    """Any schedule, with islands of unlike speed where it is made for them."""
+    rng = random.Random(f"settings {seed}")
+    inner_steps = rng.choice([2, 5, 12])
+    pace = Schedule(
+        inner_steps=inner_steps,
+        num_fragments=rng.choice([1, 2]),
+        delay=rng.choice([0, 1, min(3, inner_steps - 1)]),
+        mode=(mode := rng.choice(["fixed", "matched", "timed"])),
+        round_s=4.0 if mode == "timed" else 0.0,
+    )
+    steps_s = [rng.choice([0.2, 0.4, 0.8]) if mode != "fixed" else 0.4 for _ in range(4)]
+    return IslandSettings(
+        policy=RoundPolicy(deadline_s=DEADLINE_S, partition=partition),
+        inner_steps=pace.inner_steps,
+        num_fragments=pace.num_fragments,
+        delay=pace.delay,
+        pace=pace,
+        step_s=lambda island, _: steps_s[island],
+        error_feedback=rng.random() < 0.7,
+    )
 
 
 @pytest.mark.parametrize("partition", ["majority", "continue"])
@@ -34,7 +61,8 @@ def settings(partition: str) -> IslandSettings:
 def test_random_schedules_break_nothing(partition: str, first: int) -> None:
     for seed in range(first, first + 5):
         islands = 3 + seed % 2
-        problems = broken(simulate(islands, make_tape(seed, islands, faulty_s=12.0), settings(partition)))
+        tape = make_tape(seed, islands, faulty_s=12.0, deadline_s=DEADLINE_S)
+        problems = broken(simulate(islands, tape, settings_of(seed, partition)))
         assert not problems, (seed, problems)
 
 
@@ -43,7 +71,9 @@ def test_random_schedules_break_nothing(partition: str, first: int) -> None:
 @pytest.mark.parametrize("first", range(0, MANY_SCHEDULES, 5))
 def test_long_random_schedules_break_nothing(partition: str, first: int) -> None:
     for seed in range(first, first + 5):
-        problems = broken(simulate(4, make_tape(seed, 4), settings(partition)))
+        problems = broken(
+            simulate(4, make_tape(seed, 4, deadline_s=DEADLINE_S), settings_of(seed, partition))
+        )
         assert not problems, (seed, problems)
 
 

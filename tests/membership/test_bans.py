@@ -77,7 +77,7 @@ def test_an_island_that_was_mended_takes_part_again() -> None:
     assert len({outcome.final_heads[number] for number in range(4)}) == 1
     entries = outcome.final[0].record.entries
     with_it = [entry.tokens_of(name(BROKEN)) is not None for entry in entries]
-    assert not any(with_it[18:30])
+    assert not any(with_it[20:35])
     assert all(with_it[-15:])
     assert not outcome.final[0].node.peers.banned.probation
 
