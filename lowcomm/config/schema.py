@@ -150,7 +150,10 @@ class RoundConfig:
 
     min_participants: int = setting(1, "fewer than this never commit", low=1, high=100_000)
     deadline_s: float = setting(
-        60.0, "longest wait for peers that are alive but not ready", low=0.1, high=86_400
+        60.0,
+        "longest wait for peers that are alive but not ready; more than delay inner steps take",
+        low=0.1,
+        high=86_400,
     )
     partition: Literal["continue", "majority"] = setting(
         "continue",
