@@ -19,7 +19,8 @@ class Electorate:
     """One fragment's view of the live peers; call only from the exchange's loop.
 
     Attributes:
-        absent: peers that missed a deadline; not waited for again before they have been ready.
+        absent: peers that missed a deadline; not waited for again before they have been ready, or have said
+            that they will be.
         committed_here: whether this peer has committed any round of the fragment itself.
     """
 
@@ -28,6 +29,7 @@ class Electorate:
         self._fragment = fragment
         self._chain = context.state.chains[fragment]
         self.absent: set[PeerId] = set()
+        self._promises: dict[PeerId, tuple[int, int]] = {}
         self._doubts: dict[PeerId, tuple[float, float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.committed_here = False
@@ -68,6 +70,23 @@ class Electorate:
             return set()
         now_s = self._loop.time()
         return {peer for peer, (until_s, _) in dict(self._doubts).items() if until_s > now_s}
+
+    def ready(self, peer: PeerId) -> None:
+        """A peer is ready: it is worth waiting for."""
+        self.absent.discard(peer)
+        self._promises.pop(peer, None)
+
+    def will_answer(self, peer: PeerId) -> None:
+        """A peer says that it will be ready as soon as others are.
+
+        If it wasn't, it is believed again only after some outer steps, twice as many each time: a lie costs a
+        deadline.
+        """
+        outer_step = self._chain.outer_step
+        believed_from, pause = self._promises.get(peer, (0, 1))
+        if peer in self.absent and outer_step >= believed_from:
+            self.absent.discard(peer)
+            self._promises[peer] = outer_step + pause, 2 * pause
 
     def trust(self, peer: PeerId) -> None:
         """A peer has handed over what it said it has."""

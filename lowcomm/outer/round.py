@@ -243,7 +243,7 @@ class FragmentRound:
         """A peer has given up on a round."""
         outer_step = fields.integer("outer_step", 1)
         if fields.integer("answers", 0, 1):
-            self._electorate.absent.discard(peer)
+            self._electorate.will_answer(peer)
         if outer_step == self.decision.outer_step:
             self.decision.readies.pop(peer, None)
         else:
@@ -350,7 +350,7 @@ class FragmentRound:
             self.decision.first_ready_s = self._topic.now_s()
         self.decision.readies[peer] = ready
         self.decision.busy.discard(peer)
-        self._electorate.absent.discard(peer)
+        self._electorate.ready(peer)
         self._lead()
         self.changed.notify()
 

@@ -80,3 +80,26 @@ def test_the_others_go_on(kinds: set[str], caplog: pytest.LogCaptureFixture) -> 
             assert max(late - early for early, late in pairwise(commits_s)) < 15.0
     told = [record.getMessage() for record in caplog.records]
     assert any(name(LIAR) in line and ("ballot ended" in line or "no message for" in line) for line in told)
+
+
+def test_one_that_says_it_will_be_ready_and_never_is_costs_ever_less() -> None:
+    """Whoever gives up on a round may say that it answers the next; believed each time, it would stop all."""
+    settings = IslandSettings(policy=RoundPolicy(deadline_s=2.0), inner_steps=2, num_fragments=1)
+    swarm = SimSwarm(3, Tape(1, (), (), quiet_s=150.0), settings)
+
+    def promise(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        late = asyncio.get_running_loop().time() > BEGINS_S and sender == name(LIAR)
+        if late and message.kind == "ready":
+            return Message("unready", {**message.body, "answers": 1})
+        return not late or message.kind != "unready"
+
+    swarm._hub.filter = promise
+    outcome = run_virtually(swarm.run(), 300.0)
+    assert not outcome.errors
+    for number in {0, 1, 2} - {LIAR}:
+        rounds = [result for _, result in outcome.final[number].rounds if result.entry is not None]
+        without = [result for result in rounds if len(result.entry.participants) == 2]
+        assert len(without) > 80
+        assert (
+            sum(result.round_s > 1.5 for result in without) < 20
+        )  # each of two leaders waits 1 + log2(80) times
