@@ -22,6 +22,6 @@ if [ $# -gt 0 ] && [ "$1" != --all ]; then
 else
     step python -m pytest -q -n 3 --dist loadfile
 fi
-if [ "${1:-}" = --all ]; then # they have the cores to themselves
-    step python -m pytest -q -m "processes and not gpu and not slow"
+if [ "${1:-}" = --all ]; then # two at a time: they wait more than they work
+    step python -m pytest -q -n 2 --dist loadfile -m "processes and not gpu and not slow"
 fi

@@ -47,6 +47,7 @@ def tables(results: Path) -> str:
         "deaths.json": _deaths,
         "churn.json": _churn,
         "donors.json": _donors,
+        "chaos_*.json": _chaos,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -451,6 +452,30 @@ def _donors(path: Path) -> str:
     donors = Donors(**{**{key: value for key, value in log.items() if key != "slower"}, "bench": bench})
     heading = "Islands that train while another one takes a snapshot from them (`lowcomm bench donors`)"
     return f"{heading}:\n\n{_table(Donors.HEADINGS, [donors.row()])}"
+
+
+def _chaos(*paths: Path) -> str:
+    rows = []
+    for path in paths:
+        log = json.loads(path.read_text(encoding="utf-8"))
+        held = sum(verdict is True for verdict in log["invariants"].values())
+        rows.append(
+            (
+                path.stem.rpartition("_seed")[2],
+                str(len(log["faults"])),
+                f"{held} of {len(log['invariants'])}",
+                f"{log['rounds_committed']:,}",
+                f"{log['participation']:.1%}",
+                f"{log['tokens_credited']:,} + {log['tokens_dropped']:,} = {log['tokens_trained']:,}",
+                f"{log['eval_loss']:.4f}",
+                f"{log['eval_loss'] / log['fault_free_eval_loss'] - 1:+.2%}",
+            )
+        )
+    headings = (
+        "seed", "faults", "invariants that held", "rounds", "live islands in a round",
+        "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
+    )  # fmt: skip
+    return f"Four real islands that are broken in many ways (`lowcomm chaos`):\n\n{_table(headings, rows)}"
 
 
 def main() -> None:
