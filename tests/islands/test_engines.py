@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
-from tests.islands.ranks import everything, make_island, outputs, train
+from tests.islands.joined import together
+from tests.islands.ranks import ENGINES, everything, make_island, outputs, run_ranks, train
 
 Ranks = list[dict[str, dict[str, Any]]]
+SLOW = ("deepspeed-zero2", "deepspeed-offload3")
+"""Run by `-m slow` only."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(engine, marks=pytest.mark.slow if engine in SLOW else pytest.mark.processes)
+        for engine in ENGINES
+    ],
+)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    """What each of two ranks of an island saw, by task."""
+    return run_ranks(2, tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def test_two_ranks_train_as_one_on_the_same_global_batch(ranks: Ranks) -> None:
@@ -82,3 +99,37 @@ def test_an_optimizer_of_another_model_is_refused(ranks: Ranks) -> None:
             "parameter group 0: expected parameters that the islands exchange|in a group of", said
         )
         assert "\n" not in said
+
+
+@cache
+def rounds_of_one_rank(codec: str) -> dict[str, Any]:
+    """What two plain islands end with."""
+    return together(make_island(engine="plain"), codec)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+def test_the_rounds_are_those_of_one_rank(ranks: Ranks, codec: str) -> None:
+    first, second = (rank["rounds"][codec] for rank in ranks)
+    alone = rounds_of_one_rank(codec)
+    assert first["digests"] == first["other"]["digests"] == alone["digests"]
+    assert len(first["digests"]) >= 6
+    assert first["digest"] == first["other"]["digest"] == alone["digest"]
+    assert torch.equal(first["local"], alone["local"])
+    assert torch.equal(first["anchor"], alone["anchor"])
+    assert len(second["digests"]) == len(first["digests"])
+
+
+def test_a_restart_goes_on_bit_for_bit(ranks: Ranks) -> None:
+    found = ranks[0]["outer resume"]
+    assert found["digests"]["again"] == found["digests"]["first"]
+    assert len(found["digests"]["again"]) >= 6
+    for kind in ("local", "anchor"):
+        assert torch.equal(found[kind]["first"], found[kind]["again"])
+    assert not torch.equal(found["local"]["first"], found["anchor"]["first"])
+
+
+@pytest.mark.parametrize("way", ["snapshot given", "snapshot taken"])
+def test_a_snapshot_is_the_state(ranks: Ranks, way: str) -> None:
+    found = ranks[0][way]
+    assert found["how"] == "snapshot"
+    assert found["equal"] == [True, True]

@@ -42,7 +42,7 @@ def noted(folder: Path) -> dict[str, object]:
     return found
 
 
-@pytest.mark.processes
+@pytest.mark.slow
 def test_halves_until_it_fits_and_trains_on_the_same_windows(tmp_path: Path) -> None:
     limited = train(tmp_path / "limited", 75, "train.micro_batch=auto")  # 8 windows need some 105, 4 some 60
     assert limited.returncode == 0, limited.stderr
