@@ -164,9 +164,8 @@ class Node:
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange."""
         for fragment_round in self.rounds:
-            await fragment_round.abandon(
-                answers=False
-            )  # before the farewell, which promises that no vote follows
+            # before the farewell, which promises that no vote follows
+            await fragment_round.abandon(answers=False)
         if self.peers.linked:
             self.peers.state.phase = "leaving"
             farewell = Message("state", self.peers.state.to_json())

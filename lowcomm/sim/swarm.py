@@ -95,7 +95,7 @@ class SimSwarm:
         return self.outcome
 
     def _one_again(self) -> bool:
-        """Whether the last commit of each fragment, here and at every island, is one of all islands."""
+        """Whether each island's last commit of each fragment is one of all islands, after the faults."""
         lives = [island for island, _ in self._lives.values()]
         if any(island.phase != "training" for island in lives):
             return False
