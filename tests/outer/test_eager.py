@@ -137,15 +137,19 @@ def test_who_missed_a_round_keeps_its_steps_and_no_preview() -> None:
     """Island 0 commits the first round alone; island 1 has sent its own part when it takes that over."""
 
     def missing(schedule: Schedule) -> dict[int, Result]:
-        alone = threading.Event()
+        alone, both = threading.Event(), threading.Barrier(2, timeout=60)
 
         def tell(inner_step: int) -> None:
             if inner_step == 10:
                 alone.set()
+            if inner_step == 11:
+                both.wait()  # the second round is due after the next step
 
         def be_late(inner_step: int) -> None:
             if inner_step == 3:
                 assert alone.wait(60)
+            if inner_step == 11:
+                both.wait()
 
         swarm = Swarm(schedule=schedule, policy=RoundPolicy(deadline_s=1.0))
         return run(swarm, 24, each=[tell, be_late])
