@@ -64,5 +64,5 @@ def test_utilisation_adds_up(tmp_path, mode) -> None:
         assert result["committed"] == result["rounds"] > 0
         assert result["bytes_sent"] > 0
         assert result["link_mbit_s"] > 0
-        assert result["reason"].startswith(f"{result['codec_for_link']}")
+        assert result["reason"].startswith(result["codec_for_link"])
         assert all(seconds > 0 for seconds in result["heartbeat_round_trips_s"])
