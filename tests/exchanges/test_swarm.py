@@ -406,9 +406,12 @@ def test_an_identity_file_is_private_stable_and_locked(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["key"]
 
 
+KEY = Identity.generate().to_bytes()
+
+
 @pytest.mark.parametrize(
     "data",
-    [b"", b"x" * 68, Identity.generate().to_bytes()[:-1] + b"\x00"],
+    [b"", b"x" * 68, KEY[:-1] + bytes([KEY[-1] ^ 1])],
     ids=["empty", "no-key", "another-end"],
 )
 def test_a_corrupt_identity_file_is_named(data: bytes, tmp_path: Path) -> None:
