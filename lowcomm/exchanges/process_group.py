@@ -122,6 +122,7 @@ class ProcessGroupExchange:
         self._dead: dict[PeerId, str] = {}
         self._locks: dict[tuple[str, PeerId], asyncio.Lock] = {}
         self._threads: list[threading.Thread] = []
+        self._all_heard = {peer: threading.Event() for peer in self._ranks}
         self._handling: set[Future[None]] = set()
         self._sends: set[asyncio.Task[None]] = set()
         self._pool: ThreadPoolExecutor | None = None
@@ -318,6 +319,7 @@ class ProcessGroupExchange:
             try:
                 await self._in_thread(self._put, self._groups[channel], self._ranks[peer], parts)
             except RuntimeError as error:
+                await self._in_thread(self._hear_out, peer)
                 self._lost(peer, "its connection broke")
                 raise PeerUnreachableError(f"{peer}: {error!s:.200}") from error
             self._traffic.count(peer, sent=sum(map(len, parts)))
@@ -338,7 +340,16 @@ class ProcessGroupExchange:
         except ProtocolError as error:
             self._post(self._lost, peer, f"it broke the protocol: {error}")
         except RuntimeError:  # how gloo says that the connection is gone
+            if channel == "bulk":
+                self._hear_out(peer)
             self._post(self._lost, peer, "its connection broke")
+        finally:
+            if channel == "control":
+                self._all_heard[peer].set()
+
+    def _hear_out(self, peer: PeerId) -> None:
+        """Let all control messages come first, a goodbye among them: its connections end in any order."""
+        self._all_heard[peer].wait(LEAVE_S)
 
     def _receive_one(self, group: Any, channel: str, peer: PeerId, rank: int) -> bool:
         first = self._get(group, rank, _FIRST_BYTES)

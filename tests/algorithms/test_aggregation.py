@@ -69,7 +69,7 @@ def test_too_few_contributions_are_named(rule: Aggregation) -> None:
     assert combine(rule, parts(rule.min_participants)).shape == (300,)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(st.lists(st.floats(-100, 100, width=32), min_size=3, max_size=3), min_size=5, max_size=9),
     faulty=st.integers(1, 2),

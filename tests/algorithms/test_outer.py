@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lowcomm.algorithms.eager import run_ahead
@@ -103,7 +103,6 @@ sizes = st.lists(st.integers(0, 500), min_size=1, max_size=30)
 
 
 @given(sizes=sizes, data=st.data(), fragmenting=st.sampled_from(["balanced", "strided"]))
-@settings(deadline=None)
 def test_every_tensor_is_in_one_fragment(sizes: list[int], data: st.DataObject, fragmenting: str) -> None:
     layout = tuple(TensorSpec(str(i), (size,)) for i, size in enumerate(sizes))
     count = data.draw(st.integers(1, len(sizes)))

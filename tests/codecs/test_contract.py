@@ -209,7 +209,7 @@ def test_decoding_is_the_same_where_denormals_are_flushed(case: Case) -> None:
 
 
 @given(cut=st.integers(0, 300), elements=st.integers(0, 70_000), seed=st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @pytest.mark.parametrize("name", CODECS)
 def test_cut_at_blocks_gives_the_same_values(name: str, cut: int, elements: int, seed: int) -> None:
     codec = CODECS[name].codec
@@ -258,7 +258,7 @@ def test_payload_of_the_wrong_size_is_refused(case: Case, elements: int) -> None
 
 
 @given(payload=st.binary(max_size=3000), elements=st.integers(0, 3000), fit=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @pytest.mark.parametrize("name", CODECS)
 def test_any_bytes_give_finite_numbers_or_a_codec_error(
     name: str, payload: bytes, elements: int, fit: bool
@@ -276,7 +276,7 @@ def test_any_bytes_give_finite_numbers_or_a_codec_error(
 
 
 @given(data=st.data(), elements=st.integers(1, 9000), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("name", CODECS)
 def test_damaged_payloads_give_finite_numbers_or_a_codec_error(
     name: str, data: st.DataObject, elements: int, seed: int

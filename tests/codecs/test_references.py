@@ -45,7 +45,7 @@ def test_blockwise_kernels_do_what_plain_torch_does(made: Format, magnitude: flo
 
 
 @given(payload=st.binary(min_size=200, max_size=200), exponent=st.integers(-60, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @pytest.mark.parametrize("made", FORMATS, ids=lambda made: made.name)
 def test_any_codes_decode_as_in_plain_torch(made: Format, payload: bytes, exponent: int) -> None:
     scale = np.full(made.blocks(200), 2.0**exponent, np.float32).view(np.uint32)
@@ -78,7 +78,7 @@ def test_topk_kernels_do_what_plain_torch_does(magnitude: float, kind: str) -> N
     spread=st.sampled_from([1, 7, 64, 4096]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_indices_come_back_and_take_at_most_8_bits(elements: int, spread: int, seed: int) -> None:
     """Wherever they lie: `spread` apart at most, or all at the end of their chunk."""
     generator = np.random.default_rng(seed)

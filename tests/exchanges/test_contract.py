@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.base import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
+from lowcomm.exchanges.frames import decode_body
 from lowcomm.exchanges.process_group import ProcessGroupExchange
 from lowcomm.types import PeerId
 from tests.exchanges.networks import KINDS, PATIENCE_S, RUN, Peer, Recorder, join_string, network
@@ -169,6 +171,16 @@ def test_a_peer_that_closes_is_down_at_once_with_its_last_message_delivered(kind
                 await a.exchange.send_bulk(b.id, Message("late", {}))
 
     asyncio.run(scenario())
+
+
+def test_a_goodbye_is_heard_though_another_connection_ends_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(body: bytes, payload: memoryview) -> Message:
+        time.sleep(0.2)
+        return decode_body(body, payload)
+
+    module = sys.modules[ProcessGroupExchange.__module__]
+    monkeypatch.setattr(module, "decode_body", slowly)  # bulk has ended long since
+    test_a_peer_that_closes_is_down_at_once_with_its_last_message_delivered("process_group")
 
 
 @each_kind
