@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -174,13 +173,36 @@ def test_a_peer_that_closes_is_down_at_once_with_its_last_message_delivered(kind
 
 
 def test_a_goodbye_is_heard_though_another_connection_ends_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slowly(body: bytes, payload: memoryview) -> Message:
-        time.sleep(0.2)
-        return decode_body(body, payload)
+    """The order of both is set: who hears the goodbye takes it up once its own bulk receive has failed."""
+    bulk_ended = threading.Event()
+    receive = ProcessGroupExchange._get
 
-    module = sys.modules[ProcessGroupExchange.__module__]
-    monkeypatch.setattr(module, "decode_body", slowly)  # bulk has ended long since
-    test_a_peer_that_closes_is_down_at_once_with_its_last_message_delivered("process_group")
+    def decode(body: bytes, payload: memoryview) -> Message:
+        message = decode_body(body, payload)
+        assert message.kind != "link.bye" or bulk_ended.wait(PATIENCE_S)
+        return message
+
+    async def scenario() -> None:
+        async with network("process_group") as (a, b):
+
+            def get(group: object, rank: int, size: int) -> memoryview:
+                try:
+                    return receive(group, rank, size)
+                except RuntimeError:
+                    if group is a.exchange._groups["bulk"]:
+                        bulk_ended.set()
+                    raise
+
+            monkeypatch.setattr(ProcessGroupExchange, "_get", staticmethod(get))
+            monkeypatch.setattr(sys.modules[ProcessGroupExchange.__module__], "decode_body", decode)
+            await b.exchange.send_bulk(a.id, Message("bulk", {}))  # what receives next calls `get`
+            await b.exchange.send(a.id, Message("farewell", {}))
+            await b.exchange.close()
+            await a.heard.until(lambda: bool(a.heard.reasons))
+            assert [m.kind for _, m in a.heard.messages] == ["farewell"]
+            assert a.heard.reasons == ["the peer left"]
+
+    asyncio.run(scenario())
 
 
 @each_kind

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.islands.ranks import TIMEOUT_S
 from tests.islands.weighed import FRAGMENTS, RANKS
 from tests.outer.weighed import MALLOC
 
 FP32 = 4.0
 """Bytes of one number; the rest is in bytes per parameter of the model, too."""
-TIMEOUT_S = 100
 
 
 def weigh(folder: Path, engine: str, *, error_feedback: bool) -> list[dict[str, float]]:
