@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -44,3 +47,30 @@ class Interrupts:
         if not self.can_wait:
             raise KeyboardInterrupt  # nothing to save yet, and the wait for others may be long
         logger.warning("leaving after this step; once more to leave at once")
+
+
+@contextmanager
+def signals_after_fork() -> Iterator[None]:
+    """Have signals that come while a child is forked handled as soon as it runs.
+
+    Python's own hooks around a fork swallow what a handler raises in them, so a Ctrl-C would be lost.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers run in the main thread only
+        return
+    came: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handled = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, keep)
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        for signal_number in came:
+            signal.raise_signal(signal_number)

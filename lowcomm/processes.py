@@ -16,6 +16,7 @@ from pathlib import Path
 from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
+from lowcomm.interrupts import signals_after_fork
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"
@@ -207,7 +208,7 @@ def start_process(
     variables.setdefault("OMP_NUM_THREADS", str(threads))
     package_root = str(Path(__file__).parents[1])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, variables.get("PYTHONPATH"))))
-    with (folder / LOG_FILE).open("ab") as log:
+    with (folder / LOG_FILE).open("ab") as log, signals_after_fork():
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

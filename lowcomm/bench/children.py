@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from lowcomm.errors import ExchangeError
+from lowcomm.interrupts import signals_after_fork
 from lowcomm.processes import die_with_parent
 from lowcomm.types import Json
 
@@ -67,16 +68,17 @@ class Children:
         # kept for when it fails; hivemind prints many harmless complaints as it ends
         messages = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         prefix = [part.replace("{number}", str(number)) for part in self._prefix]
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", self._module, json.dumps({**settings, "number": number})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=messages,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-            preexec_fn=None if self._dies is None else die_with_parent(self._dies),
-        )
+        with signals_after_fork():
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-m", self._module, json.dumps({**settings, "number": number})],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+                preexec_fn=None if self._dies is None else die_with_parent(self._dies),
+            )
         events: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read, args=(process, events), daemon=True).start()
         self._processes.append(process)
