@@ -7,7 +7,8 @@ Each peer decides this for itself. Where two disagree for a moment, ballots with
 end, and are formed again without it; nothing forks.
 
 Until that committed round, too, nobody follows a history that such a peer has alone (*probation*): it may
-have gone on by itself meanwhile, and be further ahead than the run.
+have gone on by itself meanwhile, and be further ahead than the run. Each peer says whom it has put out, so
+that a newcomer, which has put out nobody, doesn't follow that history either, and lead the others onto it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Bans:
             del self._bans[peer]
             self.probation.add(peer)
         return over
+
+    def names(self) -> tuple[PeerId, ...]:
+        """Who is out or on probation, the latest last."""
+        return (*sorted(self.probation), *self._bans)
 
     def proven(self, peers: Iterable[PeerId]) -> None:
         """A round with these has committed."""

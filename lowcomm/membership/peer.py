@@ -13,6 +13,7 @@ from lowcomm.types import Digest, Json, PeerId
 
 MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
+MAX_PUT_OUT = 256
 BURST_MESSAGES = 10_000.0
 """Control messages that a peer may send at once."""
 
@@ -28,6 +29,7 @@ class State:
         outer_steps, heads, total_tokens: of each fragment's chain; empty until known.
         checkpoints: inner steps of the checkpoints a restarting peer could load.
         shard: the part of the data it has claimed, or -1.
+        put_out: peers that it has put out of the run, or has on probation; the latest.
     """
 
     role: str = "island"
@@ -39,6 +41,7 @@ class State:
     tokens_per_s: float = 0.0
     shard: int = -1
     checkpoints: tuple[int, ...] = ()
+    put_out: tuple[PeerId, ...] = ()
 
     def standing(self, fragment: int) -> Standing | None:
         """How far it is with a fragment; None where it doesn't train or doesn't say."""
@@ -57,6 +60,7 @@ class State:
             "tokens_per_s": self.tokens_per_s,
             "shard": self.shard,
             "checkpoints": list(self.checkpoints),
+            "put_out": list(self.put_out),
         }
 
 
@@ -89,6 +93,7 @@ def parse_state(fields: Fields) -> State:
         tokens_per_s=fields.number("tokens_per_s"),
         shard=fields.integer("shard", -1),
         checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
+        put_out=tuple(PeerId(peer) for peer in fields.texts("put_out", MAX_PUT_OUT)),
     )
 
 

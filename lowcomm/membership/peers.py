@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -23,13 +23,13 @@ from lowcomm.membership.acquaintances import MAX_KNOWN, Acquaintances, record_ad
 from lowcomm.membership.bans import BAN_S, Bans
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
-from lowcomm.membership.peer import BURST_MESSAGES, MAX_FRAGMENTS, Peer, State, parse_state
+from lowcomm.membership.peer import BURST_MESSAGES, MAX_FRAGMENTS, MAX_PUT_OUT, Peer, State, parse_state
 from lowcomm.membership.pulse import Pulse
 from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 5
+PROTOCOL = 6
 RECORD_TTL_S = 60.0
 REFUSED_KEYS_SHOWN = 8
 ROUND_TRIPS_KEPT = 1_000
@@ -39,6 +39,7 @@ SILENT_BEATS = 2.5
 """Nobody counts as silent sooner."""
 STALLED_BEATS = 5.0
 """Nobody counts as stalled sooner."""
+LEAST_ACCUSERS = 2
 MESSAGES_PER_S = 1_000.0
 """Control messages of one peer, after a burst; the busiest honest one, which takes a snapshot, sends
 hundreds."""
@@ -129,6 +130,20 @@ class Peers:
             and peer.id not in self.banned
         ]
 
+    def untrusted(self) -> set[PeerId]:
+        """Whose history is not followed: who is on probation here, or out for most of the others that train.
+
+        One accuser alone is not believed: it may be the liar.
+        """
+        trainers = [peer for peer in self.live() if peer.state.phase == "training"]
+        accusers = Counter(name for peer in trainers for name in set(peer.state.put_out) - {peer.id})
+        training = {peer.id for peer in trainers}
+        return self.banned.probation | {
+            name
+            for name, count in accusers.items()
+            if count >= LEAST_ACCUSERS and 2 * count > len(training - {name})
+        }
+
     def statuses(self) -> list[PeerStatus]:
         """All greeted peers and this one, by id."""
         now = asyncio.get_running_loop().time()
@@ -170,8 +185,13 @@ class Peers:
 
     def announce(self) -> None:
         """Tell all linked peers this peer's state now."""
+        body = self._own_state()
         for peer in list(self.linked):
-            self.post(peer, Message("state", self.state.to_json()))
+            self.post(peer, Message("state", body))
+
+    def _own_state(self) -> dict[str, Json]:
+        self.state.put_out = self.banned.names()[-MAX_PUT_OUT:]
+        return self.state.to_json()
 
     def post(self, peer: PeerId, message: Message) -> None:
         """Send a control message in the background; a broken link shows up as `on_peer_down`."""
@@ -203,7 +223,7 @@ class Peers:
             "layout": self._layout,
             "addresses": list(self._exchange.addresses),
         }
-        self.post(peer, Message("hello", {**body, "state": self.state.to_json()}))
+        self.post(peer, Message("hello", {**body, "state": self._own_state()}))
 
     def heard(self, peer: PeerId) -> None:
         """Anything came from a peer, and be it a piece of a transfer: it lives."""
@@ -259,6 +279,7 @@ class Peers:
             self.banned.add(peer, reason[:800], now)
             self.known.refuse(peer)
             self.post(peer, Message("refuse", {"reasons": [self.banned.reason(peer, now)]}))
+            self.announce()
             self._on_change()
 
     async def _put_out(self, peer: PeerId, reason: str) -> None:

@@ -41,7 +41,7 @@ class Electorate:
         forked, the side on which more has been trained, also if it took fewer outer steps. Between sides
         that are equal in both, what most live peers have wins.
         """
-        doubted = self._doubted() | self._context.peers.banned.probation
+        doubted = self._doubted() | self._context.peers.untrusted()
         here = self._chain.standing
         further: list[tuple[Standing, Peer]] = []
         equal: list[Peer] = []

@@ -65,7 +65,9 @@ ROSTER = Roster(
 READY = Ready(
     HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), rates={PeerId("b"): 9}, speed=Speed(0.5, 10)
 )
-STATE = State(outer_steps=(1, 2), heads=(HASH, HASH), total_tokens=(64, 128), checkpoints=(5,))
+STATE = State(
+    outer_steps=(1, 2), heads=(HASH, HASH), total_tokens=(64, 128), checkpoints=(5,), put_out=(PeerId("bob"),)
+)
 EXPIRES_S = SystemClock().wall_s() + 86_400.0
 GATE = Gate("run", owner=OWNER.peer_id)
 SHOWN = Gate(

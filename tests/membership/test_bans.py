@@ -111,6 +111,51 @@ def test_an_island_that_went_on_alone_leads_nobody_away() -> None:
         assert not island.record.snapshots
 
 
+def test_who_comes_later_does_not_follow_it_either() -> None:
+    """Who has put out nobody is told whom the others have, and doesn't lead them onto that history."""
+    newcomer = 4
+    faults = (PeerFault("crash", (newcomer,), 10.0, 35.0),)
+    swarm = SimSwarm(
+        5, Tape(1, (), faults, quiet_s=100.0), settings(lambda number, _: 0.1 if number == BROKEN else 0.4)
+    )
+
+    async def scenario() -> Outcome:
+        running = asyncio.create_task(swarm.run())
+        await asyncio.sleep(20.0)
+        for island in swarm.outcome.lives:
+            if island.number not in (BROKEN, newcomer):
+                island.node.peers.ban(name(BROKEN), "for the test")
+        return await running
+
+    outcome = run_virtually(scenario(), 300.0)
+    assert not outcome.errors
+    late = outcome.final[newcomer]
+    assert name(BROKEN) not in late.node.peers.banned
+    others = [outcome.final[number] for number in range(5) if number != BROKEN]
+    assert outcome.final_standings[BROKEN] > outcome.final_standings[newcomer]
+    assert len({outcome.final_heads[island.number] for island in others}) == 1
+    entries = outcome.final[0].record.entries
+    assert [entry.outer_step for entry in entries] == list(range(1, len(entries) + 1))
+    assert all(entry.tokens_of(name(newcomer)) is not None for entry in entries[-15:])
+    assert not any(outcome.final[number].record.snapshots for number in (0, 1, 3))
+
+
+def test_one_accuser_alone_is_not_believed() -> None:
+    """One of four says from the start that another one is out; it is followed all the same."""
+    swarm = SimSwarm(4, Tape(1, (), (), quiet_s=40.0), settings())
+
+    def accuse(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        if sender == name(BROKEN) and message.kind == "state":
+            return Message("state", {**message.body, "put_out": [name(0)]}, message.payload)
+        return True
+
+    swarm._hub.filter = accuse
+    outcome = run_virtually(swarm.run(), 100.0)
+    assert not outcome.errors
+    assert all(island.node.peers.untrusted() == set() for island in outcome.final)
+    assert len(set(outcome.final_heads.values())) == 1
+
+
 def test_peers_that_did_not_fit_ask_again() -> None:
     """After a split two of three see another model in each other for a while; then the model is right."""
     unlike = {name(0), name(1)}
