@@ -120,6 +120,10 @@ def initialize(
             f"island.engine = deepspeed: DeepSpeed is not installed here ({error}); "
             "pip install 'lowcomm[deepspeed]', after torch"
         ) from error
+    if deepspeed.get_accelerator().device_name() == "cpu":
+        # At its first start on a machine DeepSpeed compiles collectives of its own for CPUs, in a minute or
+        # more. If it is killed meanwhile, all later starts wait for its lock for ever. gloo's do as well.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if dist.get_world_size() == 1:
         os.environ.setdefault("LOCAL_RANK", "0")  # which torchrun would have set, and DeepSpeed insists on
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizers[0], config=dict(ds_config))
