@@ -107,12 +107,15 @@ class Blobs:
         """One piece, or the manifest; None where the donor doesn't have it, or is gone.
 
         A donor is waited for as long as any piece of it comes within `deadline_s`: a slow link is no
-        reason to give it up, silence is.
+        reason to give it up, silence is. A ballot and a catch-up may want the same update at the same time:
+        the second one waits for what the first one has asked for.
         """
         loop = asyncio.get_running_loop()
         key = (donor, name, offset)
-        if key in self._waiting:
-            raise AssertionError(f"{name[:12]} at {offset} is asked of {donor} already")
+        while (pending := self._waiting.get(key)) is not None:
+            await asyncio.wait([pending], timeout=deadline_s)
+            if pending.done() and (piece := pending.result()) is not None:
+                return piece
         future: asyncio.Future[bytes | None] = loop.create_future()
         self._waiting[key] = future
         asked_s = loop.time()
@@ -129,7 +132,9 @@ class Blobs:
         except PeerUnreachableError:
             return None
         finally:
-            self._waiting.pop(key, None)
+            del self._waiting[key]
+            if not future.done():
+                future.set_result(None)  # whoever else waits asks for itself
 
     def on_piece(self, peer: PeerId, fields: Fields, payload: bytes) -> None:
         """`blob`: a piece that was asked for; anything else is dropped."""

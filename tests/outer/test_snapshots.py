@@ -76,16 +76,26 @@ class Scene:
         }
         self.took_s = 0.0
 
-    async def fetch(self, target: Incoming) -> None:
+    async def fetch(self, *targets: Incoming, cut_first_s: float | None = None) -> None:
+        """All of them at the same time; the first one is cancelled after `cut_first_s`."""
         loop = asyncio.get_running_loop()
         await self.taker.exchange.start(self.taker)
         for donor in self.donors.values():
             await donor.exchange.start(donor)
         began_s = loop.time()
         try:
-            await Fetch(
-                self.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL
-            ).run()
+            fetches = [
+                asyncio.create_task(
+                    Fetch(
+                        self.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL
+                    ).run()
+                )
+                for target in targets
+            ]
+            if cut_first_s is not None:
+                await asyncio.sleep(cut_first_s)
+                fetches.pop(0).cancel()
+            await asyncio.gather(*fetches)
         finally:
             self.took_s = loop.time() - began_s
             for peer in (self.taker, *self.donors.values()):
@@ -125,6 +135,22 @@ def test_all_donors_share_the_work() -> None:
     assert sum(scene.taker.received.values()) < 1.01 * STATE.size_bytes
     alone_s = 8 * STATE.size_bytes / 80e6
     assert scene.took_s < 0.5 * alone_s
+
+
+def test_two_that_want_the_same_blob_share_what_comes() -> None:
+    """As a ballot and a catch-up do."""
+    scene, targets = Scene(), (incoming(), incoming())
+    run_virtually(scene.fetch(*targets), 100.0)
+    for target in targets:
+        assert_whole(target)
+    assert sum(scene.taker.received.values()) < 1.01 * STATE.size_bytes
+
+
+def test_one_of_two_that_want_the_same_blob_may_give_up() -> None:
+    scene, targets = Scene(), (incoming(), incoming())
+    run_virtually(scene.fetch(*targets, cut_first_s=0.25), 100.0)
+    assert 0 < len(targets[0].have) < PIECES
+    assert_whole(targets[1])
 
 
 def test_a_donor_that_dies_in_mid_transfer_is_replaced() -> None:
