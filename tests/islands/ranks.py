@@ -23,8 +23,8 @@ from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 from lowcomm.islands.fsdp2 import shard
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 300
-"""A guard against a hang: DeepSpeed compiles an operator when it first starts on a machine, 40 s or more."""
+TIMEOUT_S = 100
+"""A guard against a hang."""
 
 
 def make_model(seed: int = 0) -> nn.Module:
