@@ -21,7 +21,6 @@ TIMEOUT_S = 280.0
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(300)
 def test_islands_come_and_go_and_one_history_stays(tmp_path: Path) -> None:
     out = tmp_path / "churn.json"
     options = ["--events", "4", "--every-s", "0.1", "--json", str(out)]

@@ -16,7 +16,6 @@ PAYLOAD_BYTES = 4 * 2**20
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("stop", ["SIGKILL", "SIGSTOP"])
 def test_the_others_commit_the_round_in_which_one_stops(tmp_path: Path, stop: str) -> None:
     out = tmp_path / "deaths.json"

@@ -14,7 +14,6 @@ TIMEOUT_S = 280.0
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(300)
 def test_donors_train_on_while_a_joiner_comes(tmp_path: Path) -> None:
     out = tmp_path / "donors.json"
     options = ["--payload-mib", "16", "--mbit-s", "40", "--before-s", "1", "--json", str(out)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.docs.pages import ROOT
 
-DEADLINE_S = 100.0
+DEADLINE_S = 250.0
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 100
+DEADLINE_S = 250
 SMALL = (
     "shared.schedule.inner_steps=10", "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2",
     "shared.model.kv_heads=2", "shared.model.ffn_dim=64", "shared.model.context=32", "train.eval_windows=16",
