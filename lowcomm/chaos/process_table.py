@@ -33,15 +33,17 @@ def alive(process: ProcessKey) -> bool:
 
 def children_of(pid: int) -> list[ProcessKey]:
     """The processes that any thread of a process has started."""
-    found = []
     try:
-        for task in (PROC / str(pid) / "task").iterdir():
-            for child in (task / "children").read_text(encoding="utf-8").split():
-                key = key_of(int(child))
-                if key is not None:
-                    found.append(key)
+        tasks = list((PROC / str(pid) / "task").iterdir())
     except OSError:
-        return found  # it ended while we looked
+        return []
+    found = []
+    for task in tasks:
+        try:
+            children = (task / "children").read_text(encoding="utf-8").split()
+        except OSError:
+            continue  # the thread has just ended
+        found += [key for child in children if (key := key_of(int(child))) is not None]
     return found
 
 

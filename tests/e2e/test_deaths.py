@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.chaos.process_table import alive, children_of
 from lowcomm.membership.roster import leader_order
 from tests.e2e.runs import DEADLINE_S, ROOT, lines
 
@@ -33,19 +34,6 @@ def wait_for(condition, what: str):
     return found
 
 
-def all_below(pid: int) -> list[int]:
-    """The processes that any thread of `pid` has started."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def one_history(*folders: Path) -> None:
     digests: dict[int, set[str]] = {}
     for folder in folders:
@@ -65,7 +53,7 @@ def test_sigkill_stops_nobody_and_leaves_nothing_behind(tmp_path, start, victim)
     others = [folder for index, folder in enumerate(folders) if index != victim]
     wait_for(lambda: all(len(rounds(folder)) >= 2 for folder in folders), "two rounds of three islands")
     pid = int((folders[victim] / "pid").read_text())
-    daemons = all_below(pid)
+    daemons = children_of(pid)
     assert daemons
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not any(alive(daemon) for daemon in daemons), "the daemons end with their parent")

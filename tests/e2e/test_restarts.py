@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.chaos.process_table import ProcessKey, alive, children_of, with_variable
 from tests.e2e.runs import DEADLINE_S, ROOT, SMALL, lines
-from tests.e2e.test_deaths import alive, all_below, one_history, rounds, wait_for
+from tests.e2e.test_deaths import one_history, rounds, wait_for
 
 RECIPE = "recipes/quickstart.toml"
 SETTINGS = (
@@ -38,13 +39,10 @@ def island(source, tmp_path, logged):
     return start
 
 
-def rank_pid(torchrun: int, rank: int) -> int:
+def process_of(torchrun: int, rank: int) -> ProcessKey:
     """The process of one rank."""
-    for pid in all_below(torchrun):
-        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        if f"RANK={rank}".encode() in environment:
-            return pid
-    raise AssertionError(f"torchrun has no rank {rank}")
+    (found,) = set(with_variable("RANK", str(rank))) & set(children_of(torchrun))
+    return found
 
 
 def starts(folder: Path) -> list[dict]:
@@ -72,10 +70,10 @@ def test_a_rank_dies_and_the_island_returns(tmp_path, island, victim, checkpoint
     )[0]
     if checkpoint_every:
         wait_for(lambda: any((b / "checkpoints").glob("step-*")), "a checkpoint")
-    ranks = {rank: rank_pid(pair.pid, rank) for rank in range(2)}
-    daemons = all_below(ranks[0])
+    ranks = {rank: process_of(pair.pid, rank) for rank in range(2)}
+    daemons = children_of(ranks[0].pid)
     seen = rounds(a)[-1]["outer_step"]
-    os.kill(ranks[victim], signal.SIGKILL)
+    os.kill(ranks[victim].pid, signal.SIGKILL)
 
     wait_for(lambda: not any(map(alive, (*ranks.values(), *daemons))), "torchrun ends the other rank, too")
     wait_for(

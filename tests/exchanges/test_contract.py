@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from lowcomm import exchanges
+from lowcomm.chaos.process_table import children_of, key_of
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.base import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
@@ -258,7 +259,7 @@ async def spawn(kind: str, where: str) -> asyncio.subprocess.Process:
 async def ended(pid: int) -> None:
     """Wait until a process that is not our child has ended."""
     async with asyncio.timeout(PATIENCE_S):
-        while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        while key_of(pid) is not None:
             await asyncio.sleep(0.01)
 
 
@@ -327,7 +328,7 @@ def test_a_failing_bulk_handler_takes_the_link_down_and_is_logged(
 @each_kind
 def test_close_is_idempotent_and_leaves_nothing(kind: str) -> None:
     async def scenario() -> None:
-        children = child_processes()
+        children = set(children_of(os.getpid()))
         threads = set(threading.enumerate())
         async with network(kind) as (a, b):
             await a.exchange.publish(b"record", 60.0)
@@ -336,7 +337,7 @@ def test_close_is_idempotent_and_leaves_nothing(kind: str) -> None:
             await a.exchange.close()
             with pytest.raises(PeerUnreachableError):
                 await a.exchange.send(b.id, Message("late", {}))
-        assert child_processes() == children
+        assert set(children_of(os.getpid())) == children
         assert {task for task in asyncio.all_tasks() if not task.done()} == {asyncio.current_task()}
         left = {
             t for t in set(threading.enumerate()) - threads if t.name.startswith(("lowcomm", "asyncio-wait"))
@@ -346,8 +347,3 @@ def test_close_is_idempotent_and_leaves_nothing(kind: str) -> None:
             assert not thread.is_alive()
 
     asyncio.run(scenario())
-
-
-def child_processes() -> set[str]:
-    tasks = Path("/proc/self/task").iterdir()
-    return {pid for task in tasks for pid in (task / "children").read_text().split()}
