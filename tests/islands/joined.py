@@ -49,7 +49,7 @@ def loop(island: Island, hub: LoopbackHub | None, name: str, expected: int, code
         outer_optimizer=nesterov(lr=0.7, momentum=0.6),
         round_policy=RoundPolicy(deadline_s=20.0),
         expected_peers=expected,
-        heartbeat_s=0.1,
+        heartbeat_s=0.5,
         lease_s=30.0,
         chunk_bytes=64,
     )

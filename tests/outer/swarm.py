@@ -101,7 +101,7 @@ class Swarm:
             "round_policy": self.policy,
             "expected_peers": self.islands if self.expected is None else self.expected,
             "gather_timeout_s": 30.0,
-            "heartbeat_s": 0.1,
+            "heartbeat_s": 0.5,
             "lease_s": 30.0,
             "chunk_bytes": self.chunk_bytes,
         }
