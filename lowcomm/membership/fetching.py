@@ -149,7 +149,8 @@ class Fetch:
             if index is None:
                 self._news.clear()
                 try:
-                    await asyncio.wait_for(self._news.wait(), self._patience_s / 2)
+                    async with asyncio.timeout(self._patience_s / 2):
+                        await self._news.wait()
                 except TimeoutError:
                     pass  # perhaps a piece is overdue by now
                 continue

@@ -40,6 +40,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId
 logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
+FAREWELL_S = 2.0
 ISLANDS_ONLY = frozenset(("ready", "unready", "roster", "unformed", "vote", "rejected", "abort", "again"))
 """What a seed or an observer, whose settings nobody compares, may not say."""
 MAX_BREACHES = 8
@@ -54,6 +55,7 @@ GIVE_UP_DEADLINES = 4.0
 class _Call:
     """Commits that happen while a contribution waits, and where each has led."""
 
+    task: asyncio.Task[Any]
     commits: list[tuple[Accepted, Position]] = field(default_factory=list)
 
 
@@ -162,7 +164,11 @@ class Node:
             fragment_round.recall()
 
     async def close(self) -> None:
-        """Say goodbye, end everything, close the exchange."""
+        """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
+        waiting = [call.task for call in self._calls.values()]
+        for task in waiting:
+            task.cancel()  # else each could announce its contribution anew
+        await asyncio.gather(*waiting, return_exceptions=True)
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows
             await fragment_round.abandon(answers=False)
@@ -170,7 +176,11 @@ class Node:
             self.peers.state.phase = "leaving"
             farewell = Message("state", self.peers.state.to_json())
             sends = [self.exchange.send(peer, farewell) for peer in self.peers.linked]
-            await asyncio.wait_for(asyncio.gather(*sends, return_exceptions=True), 2.0)
+            try:
+                async with asyncio.timeout(FAREWELL_S):
+                    await asyncio.gather(*sends, return_exceptions=True)
+            except TimeoutError:
+                pass  # who takes nothing any more finds out by the silence
         await self.peers.stop()
         await self.exchange.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -207,8 +217,9 @@ class Node:
         """
         loop, traffic = asyncio.get_running_loop(), self.exchange.traffic
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
-        fragment_round, call = self.rounds[fragment], _Call()
-        residual_before = await self._residual_norm(fragment)
+        task = asyncio.current_task()
+        assert task is not None
+        fragment_round, call = self.rounds[fragment], _Call(task)
         self._calls[fragment] = call
         chain = self.state.chains[fragment]
         before: Vector = self.bases[fragment]
@@ -221,9 +232,10 @@ class Node:
         mine: Accepted | None = None
         reason, unusable = "", False
         late_s = fragment_round.waiting_s
-        if not call.commits:  # else what is left of it is announced below
-            fragment_round.contribute(contribution)
         try:
+            residual_before = await self._residual_norm(fragment)
+            if not call.commits:  # else what is left of it is announced below
+                fragment_round.contribute(contribution)
             while mine is None:
                 decision = fragment_round.decision
                 attempts = max(attempts, decision.ballots)

@@ -39,7 +39,8 @@ class Questions:
             future = self._open[key] = asyncio.get_running_loop().create_future()
         try:
             await self._exchange.send(peer, Message(f"{kind}?", {**body, "fragment": fragment}))
-            reply = await asyncio.wait_for(asyncio.shield(future), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                reply = await asyncio.shield(future)
         except TimeoutError as error:
             raise PeerUnreachableError(f"{peer} did not answer within {deadline_s:g} s") from error
         finally:

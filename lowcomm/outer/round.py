@@ -147,11 +147,12 @@ class FragmentRound:
             answers: this peer will be ready as soon as others are, so it is worth waiting for.
         """
         decision = self.decision
+        decision.contribution = None  # first, so that no ballot is joined while the one under way ends
         await self.ballots.end()
         if decision.ready is not None:  # else nothing was announced, maybe for lack of a name: never started
             decision.readies.pop(self._topic.me, None)
         self._topic.broadcast("unready", {"answers": int(answers)})
-        decision.contribution = decision.ready = None
+        decision.ready = None
 
     def restart(self) -> None:
         """The chain moved by other means (catch-up, snapshot): decide what follows it."""

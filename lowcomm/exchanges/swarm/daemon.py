@@ -134,7 +134,8 @@ class Daemon:
             raise ExchangeError(f"p2pd can't be started ({program}): {error}; reinstall hivemind") from error
         daemon = cls(process, control_socket, on_exit)
         try:
-            await asyncio.wait_for(daemon._ready, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await daemon._ready
         except TimeoutError as error:
             await daemon.stop()
             raise ExchangeError(f"p2pd was not ready after {timeout_s:g} s{daemon._tail()}") from error
@@ -149,7 +150,8 @@ class Daemon:
         if self.alive:
             self._signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(self._process.wait(), _TERMINATE_S)
+                async with asyncio.timeout(_TERMINATE_S):
+                    await self._process.wait()
             except TimeoutError:
                 self._signal(signal.SIGKILL)
         await self._process.wait()
