@@ -48,6 +48,7 @@ def tables(results: Path) -> str:
         "churn.json": _churn,
         "donors.json": _donors,
         "chaos_*.json": _chaos,
+        "fuzz.json": _fuzz,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -476,6 +477,15 @@ def _chaos(*paths: Path) -> str:
         "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
     )  # fmt: skip
     return f"Four real islands that are broken in many ways (`lowcomm chaos`):\n\n{_table(headings, rows)}"
+
+
+def _fuzz(path: Path) -> str:
+    log = json.loads(path.read_text(encoding="utf-8"))
+    return (
+        "Damaged messages into every decoder of bytes from the network (`python -m tests.fuzz.decoders`): "
+        f"{log['inputs']:,} inputs, {len(log['decoders'])} decoders, {log['refused']:,} refused by a named "
+        f"error, {log['other_errors']:,} that raised anything else."
+    )
 
 
 def main() -> None:

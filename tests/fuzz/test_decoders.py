@@ -26,6 +26,15 @@ def test_noise_raises_only_named_errors(name: str, data: bytes) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_damaged_messages_raise_only_named_errors(seed: int) -> None:
     figures = run(5_000, seed)
-    decoders = figures["decoders"]
-    assert isinstance(decoders, dict)
-    assert sum(found["inputs"] for found in decoders.values()) == 5_000  # type: ignore[index, call-overload, misc]
+    assert (figures["inputs"], figures["other_errors"]) == (5_000, 0)
+
+
+def test_another_error_is_counted_and_its_input_printed(monkeypatch, capsys) -> None:
+    def broken(data: bytes) -> None:
+        raise KeyError("peer")
+
+    monkeypatch.setitem(DECODERS, "vote", (broken, DECODERS["vote"][1]))
+    inputs = 2 * len(DECODERS)
+    figures = run(inputs, 1)
+    assert (figures["inputs"], figures["other_errors"]) == (inputs, 2)
+    assert "vote, seed 1, input" in capsys.readouterr().err
