@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 280.0
 COMMON = ["--run-id", "bench-test", "--islands", "2", "--payload-mib", "0.1", "--deadline-s", "60"]
 LISTEN = ["--listen", "/ip4/127.0.0.1/tcp/0"]
 

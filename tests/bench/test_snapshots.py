@@ -9,7 +9,7 @@ import pytest
 
 from lowcomm.cli.main import main
 
-TIMEOUT_S = 110.0
+TIMEOUT_S = 280.0
 SIZE_BYTES = 64 * 2**20
 
 

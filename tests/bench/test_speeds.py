@@ -9,7 +9,7 @@ import pytest
 
 from lowcomm.bench.speeds import SpeedBench, SpeedRun, Speeds
 
-TIMEOUT_S = 110.0
+TIMEOUT_S = 280.0
 
 
 @pytest.mark.processes

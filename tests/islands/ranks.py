@@ -23,7 +23,7 @@ from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 from lowcomm.islands.fsdp2 import shard
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_S = 100
+TIMEOUT_S = 250
 """A guard against a hang."""
 
 
