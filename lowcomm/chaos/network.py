@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lowcomm.errors import ConfigError, LowcommError
+from lowcomm.errors import LowcommError
 
 SCRIPT = Path(__file__).parents[2] / "launch" / "wan" / "wan"
 DELAY_MS = 20
@@ -25,15 +26,14 @@ class Network:
     """A WAN of `size` namespaces; use as a context manager, which removes it.
 
     Raises:
-        ConfigError: the script isn't there.
-        NetworkError: it fails; it needs root.
+        NetworkError: it can't be made: it needs root, a checkout, `ip` and gcc, and no other WAN.
     """
 
     def __init__(self, size: int) -> None:
         if not SCRIPT.exists():
-            raise ConfigError(
-                f"--wan: expected {SCRIPT}: the emulator lives in the checkout, not in the package"
-            )
+            raise NetworkError(f"expected {SCRIPT}: the emulator lives in the checkout, not in the package")
+        if os.geteuid() != 0:
+            raise NetworkError("network namespaces need root")
         self._size, self._mbit, self._loss = size, MBIT, 0
         self._cuts: list[set[tuple[int, int]]] = []
 
@@ -43,13 +43,17 @@ class Network:
         return (self._mbit, self._loss) != (MBIT, 0)
 
     def __enter__(self) -> Self:
-        self._run(str(SCRIPT), "up", str(self._size), str(DELAY_MS), str(MBIT))
+        try:
+            self._run("up", str(self._size), str(DELAY_MS), str(MBIT))
+        except KeyboardInterrupt:
+            self._run("down")
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(str(SCRIPT), "down")
+        self._run("down")
 
     def enter(self, number: int) -> list[str]:
         """What to put before a command that shall run in a namespace."""
@@ -87,17 +91,15 @@ class Network:
 
     def _set(self) -> None:
         pairs = sorted(set().union(*self._cuts))
-        self._run(
-            str(SCRIPT),
-            "set",
-            str(self._mbit),
-            str(self._loss),
-            *(str(end) for pair in pairs for end in pair),
-        )
+        self._run("set", str(self._mbit), str(self._loss), *(str(end) for pair in pairs for end in pair))
 
-    def _run(self, *command: str) -> None:
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
+    def _run(self, *words: str) -> None:
+        found = subprocess.run(
+            [str(SCRIPT), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "WAN_OWNER": str(os.getpid())},
+        )
         if found.returncode:
-            raise NetworkError(
-                f"{' '.join(command)}: {(found.stderr or found.stdout).strip()}; are you root?"
-            )
+            raise NetworkError(f"launch/wan/wan {words[0]}: {(found.stderr or found.stdout).strip()}")

@@ -34,9 +34,8 @@ WORDS: dict[FaultKind, str] = {
 }
 """What each kind does, for people."""
 
-LOCAL: tuple[FaultKind, ...] = tuple(
-    kind for kind in WORDS if kind not in ("partition", "one_way", "loss", "slow")
-)
+NETWORK: frozenset[FaultKind] = frozenset({"partition", "one_way", "loss", "slow"})
+LOCAL: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in NETWORK)
 WAN: tuple[FaultKind, ...] = tuple(WORDS)
 KILLS: frozenset[FaultKind] = frozenset(kind for kind in WORDS if kind.startswith("kill"))
 MID_ROUND: frozenset[FaultKind] = frozenset({"kill_leader", "kill_reducer"})

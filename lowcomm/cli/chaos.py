@@ -27,6 +27,7 @@ from lowcomm.cli.common import (
 from lowcomm.clock import SystemClock
 
 if TYPE_CHECKING:
+    from lowcomm.chaos.network import Network
     from lowcomm.chaos.records import Story, Struck
     from lowcomm.chaos.settings import ChaosPlan
     from lowcomm.chaos.swarm import Swarm
@@ -43,7 +44,7 @@ def add_parser(commands: Subparsers) -> None:
         "chaos",
         about="break real islands on this machine in many ways, and check that the run survives it",
         example="lowcomm chaos --islands 4 --faults 20 --seed 1\n"
-        "         lowcomm chaos --islands 4 --faults 20 --seed 1 --wan    (as root, in network namespaces)",
+        "         lowcomm chaos --islands 4 --faults 20 --seed 1 --no-wan    (faults of processes only)",
     )
     parser.add_argument("--islands", metavar="N", type=positive, default=4, help="islands (default 4)")
     parser.add_argument("--faults", metavar="K", type=positive, default=20, help="faults (default 20)")
@@ -60,7 +61,10 @@ def add_parser(commands: Subparsers) -> None:
         "--only", metavar="KIND", action="append", default=[], help="this kind of fault; may be repeated"
     )
     parser.add_argument(
-        "--wan", action="store_true", help="in network namespaces, and break their network, too"
+        "--wan",
+        action=argparse.BooleanOptionalAction,
+        help="in network namespaces, and break their network, too (default: where that can be done: as root, "
+        "in a checkout, with iproute2 and gcc)",
     )
     parser.add_argument(
         "--no-fault-free", action="store_true", help="don't train once more without faults, to compare with"
@@ -76,25 +80,25 @@ def run(args: argparse.Namespace) -> int:
     """Play the tape, check the invariants, train once more without faults."""
     check_writable(args.json)
     from lowcomm.chaos.figures import contract, rows
-    from lowcomm.chaos.network import Network
-    from lowcomm.chaos.settings import NEWCOMERS, make_plan
+    from lowcomm.chaos.settings import make_plan
     from lowcomm.chaos.tape import LOCAL, WAN, WORDS, make_tape
     from lowcomm.errors import ConfigError
 
-    possible = WAN if args.wan else LOCAL
-    unknown = [kind for kind in args.only if kind not in possible]
+    known = LOCAL if args.wan is False else WAN
+    unknown = [kind for kind in args.only if kind not in known]
     if unknown:
-        raise ConfigError(f"--only {unknown[0]}: expected one of {', '.join(possible)}")
-    kinds = tuple(kind for kind in possible if kind in args.only) or possible
+        raise ConfigError(f"--only {unknown[0]}: expected one of {', '.join(known)}")
     minutes = args.minutes if args.minutes is not None else args.faults * SECONDS_PER_FAULT / 60
     if minutes <= 0:
         raise ConfigError(f"--minutes {minutes:g}: expected more than 0")
     out = args.out if args.out is not None else _free_folder()
-    plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides)
-    tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_as_interrupts())
-        network = stack.enter_context(Network(args.islands + NEWCOMERS)) if args.wan else None
+        network = _network(args, stack)
+        plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides)
+        possible = WAN if network else LOCAL
+        kinds = tuple(kind for kind in possible if kind in args.only) or possible
+        tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds)
         story = _play(plan, tape, network)
         fault_free = None
         if not args.no_fault_free:
@@ -118,6 +122,28 @@ def run(args: argparse.Namespace) -> int:
     for name in broken:
         print_error(f"{name}: {figures['invariants'][name]}; the islands' files are in {out}")
     return EXIT_FAILED if broken else EXIT_DONE
+
+
+def _network(args: argparse.Namespace, stack: contextlib.ExitStack) -> Network | None:
+    """A WAN that can be broken, unless nobody wants one, or nobody insists and it can't be made.
+
+    Raises:
+        NetworkError: it can't be made, and was asked for.
+    """
+    from lowcomm.chaos.network import Network, NetworkError
+    from lowcomm.chaos.settings import NEWCOMERS
+    from lowcomm.chaos.tape import NETWORK
+
+    asked = args.wan or any(kind in NETWORK for kind in args.only)
+    if args.wan is False or (args.only and not asked):
+        return None
+    try:
+        return stack.enter_context(Network(args.islands + NEWCOMERS))
+    except NetworkError as error:
+        if asked:
+            raise NetworkError(f"no network to break: {error}; without it: --no-wan") from error
+        print(f"Only processes are broken, the network is not: {error}", file=sys.stderr)
+        return None
 
 
 def _play(plan: ChaosPlan, tape: Any, network: Any) -> Story:

@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lowcomm.chaos.network import Network, NetworkError
 from lowcomm.chaos.process_table import with_variable
+from lowcomm.cli.main import main
 from tests.e2e.runs import DEADLINE_S, ROOT
 from tests.e2e.test_deaths import wait_for
 
@@ -45,20 +48,29 @@ def check(figures, faults):
     assert figures["participation"] > 0.5
 
 
+def network_can_be_broken() -> bool:
+    """Whether this machine lets us make network namespaces."""
+    try:
+        with Network(1):
+            return True
+    except NetworkError:
+        return False
+
+
 @pytest.mark.processes
 def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
     file = tmp_path / "chaos.json"
-    kinds = ("--only", "kill", "--only", "freeze", "--only", "p2pd")
+    kinds = ["kill", "freeze", "p2pd"] + (["partition"] if network_can_be_broken() else [])
     process = chaos(
-        tmp_path, "--islands", 3, "--faults", 3, "--seed", 5, "--minutes", 0.1, "--no-fault-free",
+        tmp_path, "--islands", 3, "--faults", len(kinds), "--seed", 5, "--minutes", 0.1, "--no-fault-free",
         "--json", file,
-        *kinds,
+        *(word for kind in kinds for word in ("--only", kind)),
     )  # fmt: skip
     stdout, stderr = finish(process, DEADLINE_S)
     assert process.returncode == 0, stdout + stderr
     figures = json.loads(file.read_text())
-    check(figures, 3)
-    assert {fault["kind"] for fault in figures["faults"]} == {"kill", "freeze", "p2pd"}
+    check(figures, len(kinds))
+    assert {fault["kind"] for fault in figures["faults"]} == set(kinds)
     assert figures["fault_free_eval_loss"] is None
     assert "digests_equal\tholds" in stdout
     assert with_variable(MINE, str(tmp_path)) == []
@@ -72,6 +84,16 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
     finish(process, DEADLINE_S)
     assert process.returncode == 130
     wait_for(lambda: not with_variable(MINE, str(tmp_path)), "all processes end")
+    assert not list(Path("/run/netns").glob("lcw*"))
+
+
+def test_a_network_that_can_not_be_made_is_named(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for options in (["--wan"], ["--only", "partition"]):
+        assert main(["chaos", "--out", str(tmp_path), *options]) == 1
+        assert "network namespaces need root; without it: --no-wan" in capsys.readouterr().err
+    assert main(["chaos", "--out", str(tmp_path), "--no-wan", "--only", "partition"]) == 2
+    assert "--only partition: expected one of kill," in capsys.readouterr().err
 
 
 @pytest.mark.slow
