@@ -49,6 +49,7 @@ def tables(results: Path) -> str:
         "donors.json": _donors,
         "chaos_*.json": _chaos,
         "fuzz.json": _fuzz,
+        "default_runs.jsonl": _default_runs,
     }
     logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
     parts = [make(*paths) for make, paths in logs if paths]
@@ -485,6 +486,16 @@ def _fuzz(path: Path) -> str:
         "Damaged messages into every decoder of bytes from the network (`python -m tests.fuzz.decoders`): "
         f"{log['inputs']:,} inputs, {len(log['decoders'])} decoders, {log['refused']:,} refused by a named "
         f"error, {log['other_errors']:,} that raised anything else."
+    )
+
+
+def _default_runs(path: Path) -> str:
+    runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    green = sum(run["exit_code"] == 0 for run in runs)
+    seconds = sorted(run["seconds"] for run in runs)
+    return (
+        f"The default test run, {len(runs)} times in a row: {green} green, {runs[0]['passed']:,} tests each, "
+        f"{seconds[0]} to {seconds[-1]} s, median {statistics.median(seconds):.0f} s."
     )
 
 
