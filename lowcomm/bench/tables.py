@@ -477,7 +477,8 @@ def _chaos(*paths: Path) -> str:
         "seed", "faults", "invariants that held", "rounds", "live islands in a round",
         "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
     )  # fmt: skip
-    return f"Four real islands that are broken in many ways (`lowcomm chaos`):\n\n{_table(headings, rows)}"
+    heading = "Four real islands in network namespaces, both broken in many ways (`lowcomm chaos`)"
+    return f"{heading}:\n\n{_table(headings, rows)}"
 
 
 def _fuzz(path: Path) -> str:
