@@ -477,7 +477,7 @@ def _chaos(*paths: Path) -> str:
         "seed", "faults", "invariants that held", "rounds", "live islands in a round",
         "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
     )  # fmt: skip
-    heading = "Four real islands in network namespaces, both broken in many ways (`lowcomm chaos`)"
+    heading = "Four real islands and the network between them, broken in many ways (`lowcomm chaos`)"
     return f"{heading}:\n\n{_table(headings, rows)}"
 
 
