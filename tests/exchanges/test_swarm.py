@@ -217,7 +217,7 @@ class Stranger:
         identity = Identity.generate()
         (folder / "key").write_bytes(identity.to_bytes())
         daemon = await Daemon.start(p2pd_program(), folder / "key", folder, DaemonOptions(), lambda _: None)
-        node = await HivemindNode.attach(daemon.control_socket)
+        node = await HivemindNode.attach(daemon.control_socket, daemon.pid)
         stranger = cls(daemon, node, identity)
         await node.serve(STREAM_NAME, stranger._accept)
         await node.connect(victim, addresses, 10.0)

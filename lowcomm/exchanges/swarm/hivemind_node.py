@@ -25,7 +25,9 @@ from hivemind.utils.multiaddr import Multiaddr
 from hivemind.utils.serializer import MSGPackSerializer
 
 from lowcomm.errors import AddressError, ExchangeError, PeerUnreachableError
+from lowcomm.exchanges.swarm.addresses import endpoint_of
 from lowcomm.exchanges.swarm.callers import Callers
+from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.types import PeerId
 
 StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -129,17 +131,18 @@ def _guard_dictionaries(protocol: Any) -> None:
 class HivemindNode:
     """A p2pd that runs already, its incoming streams, and a DHT node on it."""
 
-    def __init__(self, control_socket: Path, p2p: Any, callers: Callers) -> None:
-        self._control_socket, self._p2p = control_socket, p2p
+    def __init__(self, control_socket: Path, pid: int, p2p: Any, callers: Callers) -> None:
+        self._control_socket, self._pid, self._p2p = control_socket, pid, p2p
         self.callers = callers
         self._dht: Any = None
         self.peer_id = PeerId(p2p.peer_id.to_base58())
 
     @classmethod
-    async def attach(cls, control_socket: Path, *, closed: bool = False) -> HivemindNode:
+    async def attach(cls, control_socket: Path, pid: int, *, closed: bool = False) -> HivemindNode:
         """Connect to p2pd; our own socket is made beside its control socket.
 
         Args:
+            pid: of p2pd, a child of this process.
             closed: only members (`callers`) may call the handlers of the DHT.
 
         Raises:
@@ -157,7 +160,7 @@ class HivemindNode:
         for task in (control._read_task, control._write_task):
             # both break when p2pd ends, which its daemon object reports; nobody awaits them
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return cls(control_socket, p2p, callers)
+        return cls(control_socket, pid, p2p, callers)
 
     async def addresses(self) -> list[str]:
         """The multiaddrs p2pd listens on or announces, each with the peer id at its end."""
@@ -191,6 +194,22 @@ class HivemindNode:
         response, _, writer = await self._request("list peers", request, _RPC_TIMEOUT_S)
         writer.transport.abort()
         return frozenset(PeerId(PeerID(info.id).to_base58()) for info in response.peers)
+
+    async def connection_to(self, peer: PeerId) -> DaemonConnection | None:
+        """The TCP connection to a peer; None where there is none, as over QUIC or a relay."""
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
+        response, _, writer = await self._request("list peers", request, _RPC_TIMEOUT_S)
+        writer.transport.abort()
+        wanted = _peer_bytes(peer)
+        ends = set()
+        for packed in (packed for info in response.peers if info.id == wanted for packed in info.addrs):
+            try:
+                end = endpoint_of(str(Multiaddr(packed)))
+            except AddressError:  # through a relay
+                continue
+            if end.protocol == "tcp":
+                ends.add((end.host, end.port))
+        return DaemonConnection(self._pid, ends) if ends else None
 
     async def open_stream(
         self, peer: PeerId, protocol: str, timeout_s: float

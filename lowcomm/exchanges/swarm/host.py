@@ -103,7 +103,7 @@ class Host:
         )
         key_file.unlink()
         self._attached = self.node = await HivemindNode.attach(
-            self._daemon.control_socket, closed=self._gate is not None
+            self._daemon.control_socket, self._daemon.pid, closed=self._gate is not None
         )
         if self.node.peer_id != self._identity.peer_id:
             raise ExchangeError(f"p2pd took the name {self.node.peer_id}, not {self._identity.peer_id}")

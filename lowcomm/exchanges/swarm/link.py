@@ -22,7 +22,10 @@ from lowcomm.errors import (
 )
 from lowcomm.exchanges.base import Message, Receiver
 from lowcomm.exchanges.frames import encode_frame
+from lowcomm.exchanges.swarm.backlog import Backlog
+from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.exchanges.swarm.streams import PREAMBLE, Incoming, Outgoing, Verdict
+from lowcomm.exchanges.swarm.uplink import Uplink
 from lowcomm.types import Json, PeerId
 
 logger = logging.getLogger(__name__)
@@ -41,10 +44,13 @@ class LinkOwner(Protocol):
     run_id: str
     receiver: Receiver
     shown: str
+    uplink: Uplink
 
     async def open_stream(
         self, peer: PeerId, name: str, timeout_s: float
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]: ...
+
+    async def connection_to(self, peer: PeerId) -> DaemonConnection | None: ...
 
     def on_link_up(self, link: Link) -> None: ...
 
@@ -76,6 +82,7 @@ class Link:
         self._outgoing: list[Outgoing] = []
         self._control: Outgoing | None = None
         self._bulk: list[Outgoing] = []
+        self._backlog: Backlog | None = None
         self._dialed = False
         self.admitted = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -103,6 +110,11 @@ class Link:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 self._control = await self._open(CONTROL)
                 self._bulk = list(await asyncio.gather(*(self._open(k) for k in range(self._bulk_streams))))
+                connection = await self._owner.connection_to(self.peer)
+                if connection is not None:
+                    self._backlog = Backlog(connection, self._owner.uplink, self.spawn)
+                    for stream in self._bulk:
+                        stream.backlog = self._backlog
         except TimeoutError:
             self.fail(f"its streams could not be opened within {OPEN_TIMEOUT_S:g} s")
         except JoinRefusedError as error:
@@ -281,6 +293,8 @@ class Link:
     def _abort_outgoing(self) -> None:
         for stream in self._outgoing:
             stream.abort()
+        if self._backlog is not None:
+            self._backlog.close()
 
     def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run a task that ends with the link."""

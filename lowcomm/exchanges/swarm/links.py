@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import endpoint_of
+from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
 from lowcomm.exchanges.swarm.identity import Gatekeeper
 from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, Link
 from lowcomm.exchanges.swarm.streams import Incoming, Verdict
+from lowcomm.exchanges.swarm.uplink import Uplink
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class Links:
         shown: str = "",
     ) -> None:
         self._gate, self.shown = gate, shown
-        self._on_up = on_up
+        self._on_up, self.uplink = on_up, Uplink()
         self.run_id, self.receiver = run_id, receiver
         self._node, self._traffic, self._bulk_streams = node, traffic, bulk_streams
         self._links: dict[PeerId, Link] = {}
@@ -262,6 +264,10 @@ class Links:
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a stream to a connected peer, for its link."""
         return await self._node.open_stream(peer, name, timeout_s)
+
+    async def connection_to(self, peer: PeerId) -> DaemonConnection | None:
+        """p2pd's TCP connection to a peer."""
+        return await self._node.connection_to(peer)
 
     def on_link_up(self, link: Link) -> None:
         """A link came up."""

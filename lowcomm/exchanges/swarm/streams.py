@@ -26,13 +26,14 @@ from lowcomm.exchanges.frames import (
     decode_header,
     encode_frame,
 )
+from lowcomm.exchanges.swarm.backlog import Backlog
 
 PREAMBLE = b"lowcomm\x01"
 OPENING_BODY_BYTES = 1024
 """A stranger makes us allocate no more than this before its opening frame is accepted."""
 
 _STAGE_BYTES = 64 << 10
-_PIECE_BYTES = 256 << 10
+_PIECE_BYTES = 128 << 10
 _WRITE_HIGH_BYTES = 256 << 10
 
 
@@ -252,6 +253,7 @@ class Outgoing:
     ) -> None:
         self._reader, self._writer, self._count = reader, writer, count
         self._lock = asyncio.Lock()
+        self.backlog: Backlog | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self.pending_bytes = 0
         writer.transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
@@ -301,11 +303,13 @@ class Outgoing:
         except BaseException:
             self.pending_bytes -= size
             raise
-        offset = 0
+        offset, message = 0, self.backlog.next_message() if self.backlog is not None else 0
         try:
             self._write(head)
             while offset < payload.nbytes:
                 piece = payload[offset : offset + _PIECE_BYTES]
+                if self.backlog is not None:
+                    await self.backlog.wait_room(message, piece.nbytes)
                 offset += piece.nbytes
                 self._write(piece)
                 await self._writer.drain()

@@ -1,0 +1,102 @@
+"""Keeps what waits in this host for one link short, so that nothing waits long behind bulk data.
+
+Bulk data is handed to p2pd only while the kernel holds less than a limit that it has not sent: what it sends
+until this process looks again, and no more. That depends on how late it gets to run, which is measured. Who
+began a message first goes first, so that messages arrive one after the other, not all at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from lowcomm.exchanges.swarm.connection import DaemonConnection
+from lowcomm.exchanges.swarm.uplink import Uplink
+
+LEAST_BYTES = 128 << 10
+MOST_BYTES = 4 << 20
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 0.04
+"""Between two looks: short while there is processor time for it."""
+LATE = 1.5
+"""How much later than usual this process may get to run before the kernel runs dry."""
+_HALF_LIFE_S = 1.0
+"""After so long a delay counts half."""
+
+
+class Backlog:
+    """Of one link; call only from the exchange's loop.
+
+    Args:
+        connection: asks the kernel; where it knows nothing, nothing is held back.
+        uplink: shared by all links.
+        spawn: starts a task that ends with the link.
+    """
+
+    def __init__(
+        self, connection: DaemonConnection, uplink: Uplink, spawn: Callable[[Coroutine[Any, Any, None]], None]
+    ) -> None:
+        self._connection, self._uplink, self._spawn = connection, uplink, spawn
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._serving = self._closed = False
+        self._messages = 0
+        self._late_s, self._pause_s = 0.0, LEAST_PAUSE_S
+        self._room = 0.0
+        self._looked_s = float("-inf")
+
+    def next_message(self) -> int:
+        """The place of a message that begins now."""
+        self._messages += 1
+        return self._messages
+
+    async def wait_room(self, message: int, size: int) -> None:
+        """Return when `size` bytes more of a message may be written."""
+        if self._closed:
+            return
+        turn = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (message, size, turn))  # a message waits for one piece at a time
+        if not self._serving:
+            self._serving = True
+            self._spawn(self._serve())
+        await turn
+
+    def close(self) -> None:
+        """Hold nobody back any more: the link is down, as who writes will see."""
+        self._closed = True
+        for _, _, turn in self._waiting:
+            if not turn.done():
+                turn.set_result(None)
+        self._waiting.clear()
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            if loop.time() - self._looked_s >= self._pause_s:
+                self._look(loop.time(), waited=False)
+            while self._room <= 0:
+                await asyncio.sleep(self._pause_s)
+                self._look(loop.time(), waited=True)
+            if not self._waiting:
+                break
+            _, size, turn = heapq.heappop(self._waiting)
+            if not turn.done():  # done = whoever waited was cancelled
+                turn.set_result(None)
+                self._room -= size
+                await asyncio.sleep(0)  # it writes, and asks for its next piece before others get theirs
+        self._serving = False
+
+    def _look(self, now_s: float, *, waited: bool) -> None:
+        passed_s, self._looked_s = now_s - self._looked_s, now_s
+        state = self._connection.look()
+        if state is None:
+            self._room = float("inf")
+            return
+        self._uplink.heard(self, state, now_s)
+        self._connection.pace(self._uplink.rate)
+        self._late_s *= 0.5 ** (passed_s / _HALF_LIFE_S)
+        if waited:
+            self._late_s = max(self._late_s, passed_s - self._pause_s)
+        self._pause_s = min(MOST_PAUSE_S, max(LEAST_PAUSE_S, self._late_s / 2))
+        limit = state.rate * (2 * self._pause_s + LATE * self._late_s)
+        self._room = min(MOST_BYTES, max(LEAST_BYTES, limit)) - state.unsent_bytes

@@ -1,0 +1,139 @@
+"""p2pd's TCP connection to a peer, as the kernel sees it.
+
+All streams to a peer share one connection of p2pd, and p2pd takes what it is given as fast as its queue (64
+frames) and the kernel's (megabytes) hold it. What is written behind that waits for as long as these take to
+empty, heartbeats too. p2pd has no setting for it and doesn't say how full they are; the kernel does. p2pd is
+our child, so we may borrow its socket for a moment (pidfd_getfd, Linux 5.6), ask (TCP_INFO), and set how fast
+it sends (SO_MAX_PACING_RATE). Where that is forbidden, as by the seccomp profiles of some containers, nothing
+is known, and queues stay as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+_PIDFD_GETFD = 438
+# of struct tcp_info: tcpi_rtt, tcpi_pacing_rate, tcpi_bytes_acked, tcpi_notsent_bytes, tcpi_min_rtt
+_FIELDS = struct.Struct("=68xI32xQ8xQ16xII")
+_SO_MAX_PACING_RATE = 47
+_RATE = struct.Struct("=Q")
+_UNLIMITED = (1 << 64) - 1
+_LEAST_RATE = 16 << 10
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """Of one connection, as the kernel sees it.
+
+    Attributes:
+        unsent_bytes: what it has taken and not sent.
+        acked_bytes: what has arrived, since the connection was made.
+        rate: bytes per second at which it sends now, at most.
+        round_trip_s: smoothed.
+        least_round_trip_s: of the last minutes.
+    """
+
+    unsent_bytes: int
+    acked_bytes: int
+    rate: int
+    round_trip_s: float
+    least_round_trip_s: float
+
+
+class DaemonConnection:
+    """Of one process to one peer; where both have dialled at once, its two connections taken together.
+
+    Args:
+        pid: p2pd, a child of this process.
+        remotes: IP address and port at the other end of each connection.
+    """
+
+    def __init__(self, pid: int, remotes: Collection[tuple[str, int]]) -> None:
+        self._pid, self._remotes = pid, remotes
+        self._numbers: list[int] | None = None
+        self._rate = _UNLIMITED
+        self._told: dict[int, int] = {}
+
+    def pace(self, bytes_per_s: float) -> None:
+        """Have the kernel send no faster from the next look on."""
+        self._rate = _UNLIMITED if bytes_per_s == float("inf") else max(_LEAST_RATE, int(bytes_per_s))
+
+    def look(self) -> ConnectionState | None:
+        """The state of the connection, or of several taken together; None where it can't be known."""
+        if _LIBC is None or not hasattr(os, "pidfd_open"):
+            return None
+        try:
+            process = os.pidfd_open(self._pid)
+        except OSError:
+            return None
+        try:
+            if self._numbers is None:
+                self._numbers = [
+                    number for number in self._all_numbers() if self._ask(process, number) is not None
+                ]
+            answers = [self._ask(process, number) for number in self._numbers]
+        finally:
+            os.close(process)
+        known = [answer for answer in answers if answer is not None]
+        if len(known) < len(answers):
+            self._numbers, self._told = (
+                None,
+                {},
+            )  # a connection has ended; look for its successor the next time
+        if not known:
+            return None
+        return ConnectionState(
+            sum(state.unsent_bytes for state in known),
+            sum(state.acked_bytes for state in known),
+            max(state.rate for state in known),
+            max(state.round_trip_s for state in known),
+            min(state.least_round_trip_s for state in known),
+        )
+
+    def _all_numbers(self) -> Iterator[int]:
+        folder = f"/proc/{self._pid}/fd"
+        try:
+            for name in os.listdir(folder):
+                try:
+                    if os.readlink(f"{folder}/{name}").startswith("socket:"):
+                        yield int(name)
+                except OSError:
+                    continue  # closed in between
+        except OSError:
+            return
+
+    def _ask(self, process: int, number: int) -> ConnectionState | None:
+        """Of one file descriptor of p2pd, if it is a connection to the other address."""
+        assert _LIBC is not None
+        borrowed = _LIBC.syscall(_PIDFD_GETFD, process, number, 0)
+        if borrowed < 0:
+            return None
+        try:
+            connection = socket.socket(fileno=borrowed)
+        except OSError:  # the number is another file's by now
+            os.close(borrowed)
+            return None
+        with connection:
+            try:
+                if connection.type != socket.SOCK_STREAM or connection.family == socket.AF_UNIX:
+                    return None
+                host, port = connection.getpeername()[:2]
+                if (host.removeprefix("::ffff:"), port) not in self._remotes:
+                    return None
+                if self._rate != self._told.get(number):
+                    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _RATE.pack(self._rate))
+                    self._told[number] = self._rate
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
+            except OSError:  # not connected, or no socket of the Internet
+                return None
+        if len(info) < _FIELDS.size:  # an old kernel
+            return None
+        round_trip_us, rate, acked, unsent, least_us = _FIELDS.unpack(info)
+        return ConnectionState(unsent, acked, rate, round_trip_us / 1e6, least_us / 1e6)

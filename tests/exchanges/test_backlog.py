@@ -1,0 +1,240 @@
+"""What is handed to p2pd: how much, in which order, and what the kernel says of its connections."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from lowcomm.exchanges import Message
+from lowcomm.exchanges.swarm.backlog import LEAST_BYTES, Backlog
+from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
+from lowcomm.exchanges.swarm.exchange import SwarmExchange
+from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, TICK_S, Uplink
+from tests.exchanges.networks import PATIENCE_S, network
+
+MIB = 1 << 20
+PIECE = 32 << 10
+SENDER = """
+import socket, struct, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+connection.setblocking(False)
+sent = 0
+try:
+    while True:
+        sent += connection.send(bytes(65536))
+except BlockingIOError:
+    print(sent, flush=True)
+for _ in sys.stdin:
+    print(struct.unpack("Q", connection.getsockopt(socket.SOL_SOCKET, 47, 8))[0], flush=True)
+"""
+
+
+def state(
+    *, unsent: int = 0, acked: int = 0, rate: int = MIB, trip_s: float = 0.1, least_s: float = 0.1
+) -> ConnectionState:
+    return ConnectionState(unsent, acked, rate, trip_s, least_s)
+
+
+class Told(DaemonConnection):
+    """A connection of which the test says what the kernel would."""
+
+    def __init__(self, now: ConnectionState | None) -> None:
+        super().__init__(os.getpid(), [])
+        self.now, self.paced = now, 0.0
+
+    def look(self) -> ConnectionState | None:
+        return self.now
+
+    def pace(self, bytes_per_s: float) -> None:
+        self.paced = bytes_per_s
+
+
+@asynccontextmanager
+async def backlog(connection: DaemonConnection) -> AsyncIterator[Backlog]:
+    tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
+        tasks.add(asyncio.get_running_loop().create_task(coroutine))
+
+    made = Backlog(connection, Uplink(), spawn)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield made
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def write(to: Backlog, pieces: int, wrote: Callable[[int], None]) -> None:
+    """A message of some pieces, as `Outgoing` sends it."""
+    message = to.next_message()
+    for _ in range(pieces):
+        await to.wait_room(message, PIECE)
+        wrote(message)
+
+
+def test_no_more_is_written_than_the_kernel_has_room_for() -> None:
+    async def scenario() -> None:
+        connection = Told(state(unsent=LEAST_BYTES))
+        async with backlog(connection) as held:
+            wrote: list[int] = []
+            writing = asyncio.create_task(write(held, 100, wrote.append))
+            await asyncio.sleep(0.1)
+            assert wrote == []
+            connection.now = state(unsent=LEAST_BYTES - 1)  # room for a byte is room for a piece
+            while not wrote:
+                await asyncio.sleep(0.001)
+            connection.now = state(unsent=4 * MIB)
+            await asyncio.sleep(0.1)
+            assert len(wrote) < 100
+            connection.now = state()
+            await writing
+            assert len(wrote) == 100
+
+    asyncio.run(scenario())
+
+
+def test_the_message_that_began_first_is_written_first() -> None:
+    async def scenario() -> None:
+        connection = Told(state(unsent=MIB))
+        async with backlog(connection) as held:
+            wrote: list[int] = []
+            writing = [asyncio.create_task(write(held, 8, wrote.append)) for _ in range(3)]
+            await asyncio.sleep(0.05)
+            connection.now = state()
+            await asyncio.gather(*writing)
+            assert wrote == [1] * 8 + [2] * 8 + [3] * 8
+
+    asyncio.run(scenario())
+
+
+def test_where_nothing_is_known_nothing_is_held_back() -> None:
+    async def scenario() -> None:
+        async with backlog(Told(None)) as held:
+            wrote: list[int] = []
+            await write(held, 1_000, wrote.append)
+            assert len(wrote) == 1_000
+
+    asyncio.run(scenario())
+
+
+def test_a_writer_that_gives_up_and_a_link_that_ends_hold_nobody() -> None:
+    async def scenario() -> None:
+        connection = Told(state(unsent=MIB))
+        async with backlog(connection) as held:
+            wrote: list[int] = []
+            first, second, third = (asyncio.create_task(write(held, 2, wrote.append)) for _ in range(3))
+            await asyncio.sleep(0.02)
+            first.cancel()
+            connection.now = state()
+            await second
+            assert wrote[:2] == [2, 2]
+            connection.now = state(unsent=MIB)
+            fourth = asyncio.create_task(write(held, 2, wrote.append))
+            await asyncio.sleep(0.02)
+            held.close()
+            await asyncio.gather(third, fourth)
+            await write(held, 2, wrote.append)
+
+    asyncio.run(scenario())
+
+
+def carry(
+    uplink: Uplink, seconds: float, mib_s: float, *, began_s: float = 0.0, trip_s: float = 0.1
+) -> float:
+    """Traffic at one rate over two connections; returns when it ends."""
+    now_s = began_s
+    while now_s < began_s + seconds:
+        for path in ("a", "b"):
+            acked = int(now_s * mib_s * MIB / 2)
+            uplink.heard(path, state(acked=acked, trip_s=trip_s), now_s)
+        now_s += TICK_S / 5
+    return now_s
+
+
+@pytest.mark.parametrize(
+    ("trip_s", "room"), [(0.101, ROOM_UNQUEUED), (0.13, ROOM), (0.2, ROOM_QUEUED), (0.4, ROOM_QUEUED)]
+)
+def test_a_connection_may_use_what_all_have_carried(trip_s: float, room: float) -> None:
+    uplink = Uplink()
+    ended_s = carry(uplink, 0.9, 10.0, trip_s=trip_s)
+    assert uplink.rate == float("inf")  # not long enough to tell
+    carry(uplink, 2.0, 10.0, began_s=ended_s, trip_s=trip_s)
+    assert uplink.rate == pytest.approx(room * 10 * MIB, rel=0.02)
+
+
+def test_pauses_and_slow_traffic_do_not_lower_the_rate_of_an_uplink() -> None:
+    uplink = Uplink()
+    ended_s = carry(uplink, 3.0, 10.0, trip_s=0.13)
+    carry(uplink, 3.0, 1.0, began_s=ended_s + 60.0, trip_s=0.13)
+    assert uplink.rate == pytest.approx(ROOM * 10 * MIB, rel=0.02)
+    carry(uplink, 60.0, 1.0, began_s=ended_s + 90.0, trip_s=0.13)  # so long that it is the uplink
+    assert uplink.rate == pytest.approx(ROOM * MIB, rel=0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_the_kernel_tells_what_a_child_has_not_sent_and_paces_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with subprocess.Popen(
+            [sys.executable, "-c", SENDER, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            accepted, _ = server.accept()
+            taken = int(child.stdout.readline())
+            connection = DaemonConnection(child.pid, [("127.0.0.1", port)])
+            before = connection.look()
+            if before is None:
+                child.kill()
+                pytest.skip("this container forbids pidfd_getfd")
+            assert 0 < before.unsent_bytes < taken
+            assert before.acked_bytes + before.unsent_bytes <= taken
+            connection.pace(3 * MIB)
+            connection.look()
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert int(child.stdout.readline()) == 3 * MIB
+            connection.pace(float("inf"))
+            connection.look()
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            assert int(child.stdout.readline()) > 1 << 40
+            got = 0
+            while got < taken:
+                got += len(accepted.recv(MIB))
+            after = connection.look()
+            assert after is not None
+            assert after.unsent_bytes == 0
+            child.stdin.close()
+        accepted.close()
+        assert connection.look() is None  # it has ended
+
+
+def test_p2pd_s_own_connections_are_found_over_tcp() -> None:
+    async def scenario() -> None:
+        async with network("swarm", 3) as (a, b, c):
+            assert isinstance(a.exchange, SwarmExchange)
+            await a.exchange.send_bulk(b.id, Message("data", {}, bytes(MIB)))
+            await b.heard.until(lambda: len(b.heard.bulk) == 1)
+            links = a.exchange._links
+            assert links is not None
+            to_b, to_c = [await links.connection_to(peer.id) for peer in (b, c)]
+            assert to_b is not None
+            assert to_c is not None
+            found = to_b.look(), to_c.look()
+            if found == (None, None):
+                pytest.skip("this container forbids pidfd_getfd")
+            assert found[0] is not None
+            assert found[0].acked_bytes > MIB
+            assert found[1] is not None
+            assert found[1].acked_bytes < MIB
+
+    asyncio.run(scenario())
