@@ -4,7 +4,7 @@ Each connection's congestion control looks for more than there is, time and agai
 packets are lost by the hundred, and heartbeats wait. So the kernel is told to pace each connection
 (SO_MAX_PACING_RATE) by `room` times the most that arrived in a second or two of traffic without pause, of all
 connections together. `room` is above 1, so that an uplink that carries more is noticed, more so while round
-trips are as short as ever. Nothing is paced before a second of traffic has been seen.
+trips are as short as ever. Nothing is paced while what is carried still grows, nor before a second of traffic.
 
 The rate is for each connection, not divided among them: who sends to one peer alone may use all of it.
 """
@@ -16,7 +16,9 @@ from collections import deque
 from lowcomm.exchanges.swarm.connection import ConnectionState
 
 TICK_S = 0.25
-ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.1, 1.25, 1.0
+ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.1, 1.5, 1.0
+GROWS = 1.05
+"""What is carried still grows, as when connections are new, where it is so much more than ever before."""
 UNQUEUED, QUEUED = 1.15, 1.6
 """Mean round trip relative to the shortest, below and above which the room is another."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
@@ -58,9 +60,12 @@ class Uplink:
         acked = sum(state.acked_bytes - self._first[path] for path, state in self._paths.items())
         self._window.append((now_s, acked))
         began_s, before = self._window[0]
-        if len(self._window) > _LEAST_TICKS:
-            self._carried.append((acked - before) / (now_s - began_s))
-        if not self._carried:
+        if len(self._window) <= _LEAST_TICKS:
+            return
+        most, now = max(self._carried, default=0.0), (acked - before) / (now_s - began_s)
+        self._carried.append(now)
+        if now > GROWS * most:
+            self.rate = float("inf")
             return
         trips = [
             state.round_trip_s / state.least_round_trip_s
@@ -69,4 +74,4 @@ class Uplink:
         ]
         trip = sum(trips) / len(trips) if trips else 1.0
         room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
-        self.rate = room * max(self._carried)
+        self.rate = room * max(most, now)
