@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.deaths import Death
 from lowcomm.bench.donors import DonorBench, Donors
 from lowcomm.bench.learning import read_log
+from lowcomm.bench.markdown import table
 from lowcomm.bench.snapshots import Cut
+from lowcomm.bench.wan_tables import wan_tables
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
 SHOWN_STEPS = 5
 """The first ones of a trajectory, and then every so many."""
-_WAN_TIMES = ("cold_s", "warm_s", "slowest_s")
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
 
 
@@ -38,7 +39,7 @@ def tables(results: Path) -> str:
         "codecs_learning.jsonl": _codecs_learning,
         "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
-        "wan.json": _wan,
+        "wan.json": wan_tables,
         "codecs.json": _codecs,
         "overhead_*.json": _overhead,
         "speeds_*.json": _speeds,
@@ -62,11 +63,6 @@ def with_tables(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _quickstart(path: Path) -> str:
     figures = json.loads(path.read_text(encoding="utf-8"))
     sent, baseline = max(figures["wan_bytes_sent"]), figures["baseline_eval_loss"]
@@ -85,7 +81,7 @@ def _quickstart(path: Path) -> str:
         ("outer states equal, bit for bit", "yes" if len(set(figures["digests"])) == 1 else "no"),
         ("wall time", f"{figures['wall_s']:.0f} s"),
     ]
-    return "`lowcomm quickstart --baseline` (2 cores, 1 seed):\n\n" + _table(("quickstart", ""), rows)
+    return "`lowcomm quickstart --baseline` (2 cores, 1 seed):\n\n" + table(("quickstart", ""), rows)
 
 
 def _learning(path: Path) -> str:
@@ -108,7 +104,7 @@ def _sweep(path: Path) -> str:
         f"How {name} inside was tuned: 1,000 steps, one seed, outer lr and momentum after the word outer "
         f"(`lowcomm bench learning recipes/studies/{path.stem}.toml`)"
     )
-    return f"{heading}:\n\n" + _table(("run", "eval loss"), rows)
+    return f"{heading}:\n\n" + table(("run", "eval loss"), rows)
 
 
 def _runs(path: Path) -> str:
@@ -151,7 +147,7 @@ def _runs(path: Path) -> str:
         "outer steps",
         "times fewer bytes",
     )
-    return _table(headings, rows)
+    return table(headings, rows)
 
 
 def _codecs_learning(path: Path) -> str:
@@ -181,7 +177,7 @@ def _costs(heading: str, path: Path) -> str:
         for cost in costs(path)
     ]
     headings = ("exchange", "eval loss, by seed", "against fp32, by seed", "sent by each island")
-    return f"{heading}:\n\n" + _table(headings, rows)
+    return f"{heading}:\n\n" + table(headings, rows)
 
 
 def _rounds(*paths: Path) -> str:
@@ -198,106 +194,7 @@ def _rounds(*paths: Path) -> str:
         for one in json.loads(path.read_text(encoding="utf-8"))["rounds"]
     ]
     headings = ("who", "peers", "fp32 payload", "median round", "fastest .. slowest", "bit-identical rounds")
-    return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + _table(headings, rows)
-
-
-def _counted(runs: Mapping[str, Any]) -> str:
-    """What crossed the interfaces of the runs that were trained on the emulated WAN, a paragraph each."""
-    names = {"bytes": "The quickstart's run", "few-bytes": "The first seed of `few_bytes.toml`"}
-    text = ""
-    for name in (name for name in names if name in runs):
-        islands, sent = runs[name]["islands"], max(runs[name]["interface_sent_bytes"])
-        whole = islands[0]["data_parallel_bytes"]
-        text += (
-            f"{names[name]} with an island in each of two namespaces: {sent / 1e6:.1f} MB left each network "
-            f"interface, all headers included; data-parallel would have sent {whole / 1e9:.2f} GB, "
-            f"{whole / sent:.0f} times as much. Loss {islands[0]['eval_loss']:.4f}.\n\n"
-        )
-    return text
-
-
-def _wan(path: Path) -> str:
-    from lowcomm.bench import wan
-
-    runs = json.loads(path.read_text(encoding="utf-8"))
-    rounds = []
-    for name, run in runs.items():
-        if name.startswith("round-"):
-            one = wan.round_row(run)
-            against = {key: f"{one[key]:.2f} s ({one[key] / one['bound_s']:.2f}x)" for key in _WAN_TIMES}
-            committed = f"{one['committed']} and {one['equal']} of {one['rounds']}"
-            rounds.append(
-                (f"lowcomm, {name[6:]} islands", f"{one['bound_s']:.2f} s", *against.values(), committed)
-            )
-        elif name.startswith("stock-"):
-            for who in run["rounds"]:
-                seconds = who["seconds"]
-                rounds.append(
-                    (
-                        f"{who['who']} beside it, {who['peers']} peers",
-                        "",
-                        f"{seconds[0]:.2f} s",
-                        f"{statistics.median(seconds):.2f} s",
-                        f"{max(seconds):.2f} s",
-                        f"- and {who['bit_identical']} of {len(seconds)}",
-                    )
-                )
-
-    def order(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
-        """Rows of one schedule together, by bandwidth."""
-        kind, run = item
-        setup = run["setup"]
-        step_s = float(wan.option(run, "step-s"))
-        return kind == "many", kind != "blocking", step_s, setup["islands"], setup["mbit_s"]
-
-    timed = [
-        (kind, run)
-        for name, run in runs.items()
-        if (kind := name.split("-")[0]) in ("blocking", "streaming", "four", "many")
-    ]
-    used = [
-        (
-            wan.CURVES["four" if kind == "streaming" else kind],
-            str(run["setup"]["islands"]),
-            f"{wan.option(run, 'payload-mib')} MiB",
-            f"{run['setup']['mbit_s']:g} Mbit/s",
-            f"{wan.floor_mbit_s(run):.1f} Mbit/s",
-            f"{wan.utilisation(run):.1%}",
-        )
-        for kind, run in sorted(timed, key=order)
-    ]
-    first = (
-        "25 MiB of fp32, 100 Mbit/s, 100 ms",
-        "bound",
-        "cold",
-        "warm, median",
-        "slowest",
-        "committed and equal",
-    )
-    second = ("exchange", "islands", "fp32 parameters", "bandwidth", "floor", "time spent training")
-    return _counted(runs) + (
-        "Rounds on an emulated WAN, times against the bound (`launch/wan/figures.sh`):\n\n"
-        + _table(first, rounds)
-        + _wan_heartbeats(runs)
-        + "\n\nUtilisation on it, of the island that waits most:\n\n"
-        + _table(second, used)
-    )
-
-
-def _wan_heartbeats(runs: Mapping[str, Any]) -> str:
-    from lowcomm.bench import wan
-
-    rows = []
-    for name, transport in (("heartbeat-udp", "QUIC"), ("heartbeat-tcp", "TCP")):
-        if name in runs:
-            one = wan.heartbeat_row(runs[name])
-            times = (f"{one[key]:.3f} s" for key in ("median_s", "slowest_s"))
-            round_s = f"{wan.round_row(runs[name])['warm_s']:.2f} s"
-            rows.append((transport, *times, f"{one['late']} of {one['heartbeats']}", round_s))
-    if not rows:
-        return ""
-    heading = "\n\nHeartbeats there and back while such rounds of 2 islands fill the link:\n\n"
-    return heading + _table(("transport", "median", "slowest", "3 round trips or more", "warm round"), rows)
+    return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + table(headings, rows)
 
 
 def _codecs(path: Path) -> str:
@@ -320,7 +217,7 @@ def _codecs(path: Path) -> str:
         f"{copy:.1f} GB/s; hivemind's uniform 8-bit encodes at {log['hivemind_uniform8_gb_s'] / copy:.2f} "
         "(`lowcomm bench codecs`)"
     )
-    return f"{heading}:\n\n" + _table(headings, rows)
+    return f"{heading}:\n\n" + table(headings, rows)
 
 
 def _overhead(*paths: Path) -> str:
@@ -351,7 +248,7 @@ def _overhead(*paths: Path) -> str:
     )
     size = f"{runs[0]['parameters']:,} parameters, AdamW, a thread per rank"
     heading = f"Overhead between rounds, {size} (`lowcomm bench overhead`):"
-    return f"{heading}\n\n" + _table(headings, rows)
+    return f"{heading}\n\n" + table(headings, rows)
 
 
 def _speeds(*paths: Path) -> str:
@@ -401,7 +298,7 @@ def _speeds(*paths: Path) -> str:
         f"Islands of unlike speed, H = {bench['inner_steps']}, small GPT, by seed, outer states {equal} on "
         "all (`lowcomm bench speeds`)"
     )
-    return f"{heading}:\n\n" + _table(("", "fixed", "matched"), rows)
+    return f"{heading}:\n\n" + table(("", "fixed", "matched"), rows)
 
 
 def _engines(path: Path) -> str:
@@ -421,14 +318,14 @@ def _engines(path: Path) -> str:
         "(`lowcomm bench engines`)"
     )
     headings = ("outer step", "loss", "of plain islands", "losses apart", "anchors apart")
-    return f"{heading}:\n\n" + _table(headings, rows)
+    return f"{heading}:\n\n" + table(headings, rows)
 
 
 def _snapshot(path: Path) -> str:
     one = json.loads(path.read_text(encoding="utf-8"))["snapshot"]
     cuts = [Cut(**{key: value for key, value in cut.items() if key != "ratio"}) for cut in one["cuts"]]
     heading = f"A snapshot from {one['donors']} donors that is cut (`lowcomm bench snapshot`)"
-    return f"{heading}:\n\n" + _table(Cut.HEADINGS, [cut.row() for cut in cuts])
+    return f"{heading}:\n\n" + table(Cut.HEADINGS, [cut.row() for cut in cuts])
 
 
 def _deaths(path: Path) -> str:
@@ -437,7 +334,7 @@ def _deaths(path: Path) -> str:
         "One of three islands stops in the middle of a round; each reduces a third "
         f"(`lowcomm bench deaths`; deadline {log['bench']['deadline_s']:g} s)"
     )
-    return f"{heading}:\n\n" + _table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]])
+    return f"{heading}:\n\n" + table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]])
 
 
 def _churn(path: Path) -> str:
@@ -445,7 +342,7 @@ def _churn(path: Path) -> str:
     bench = ChurnBench(**log["bench"])
     churn = Churn(**{**{key: value for key, value in log.items() if key != "within"}, "bench": bench})
     heading = f"At most {bench.islands} islands, {bench.events} joins and leaves (`lowcomm bench churn`)"
-    return f"{heading}:\n\n{_table(Churn.HEADINGS, churn.rows())}"
+    return f"{heading}:\n\n{table(Churn.HEADINGS, churn.rows())}"
 
 
 def _donors(path: Path) -> str:
@@ -453,7 +350,7 @@ def _donors(path: Path) -> str:
     bench = DonorBench(**log["bench"])
     donors = Donors(**{**{key: value for key, value in log.items() if key != "slower"}, "bench": bench})
     heading = "Islands that train while another one takes a snapshot from them (`lowcomm bench donors`)"
-    return f"{heading}:\n\n{_table(Donors.HEADINGS, [donors.row()])}"
+    return f"{heading}:\n\n{table(Donors.HEADINGS, [donors.row()])}"
 
 
 def _chaos(*paths: Path) -> str:
@@ -478,7 +375,7 @@ def _chaos(*paths: Path) -> str:
         "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
     )  # fmt: skip
     heading = "Four real islands and the network between them, broken in many ways (`lowcomm chaos`)"
-    return f"{heading}:\n\n{_table(headings, rows)}"
+    return f"{heading}:\n\n{table(headings, rows)}"
 
 
 def _fuzz(path: Path) -> str:

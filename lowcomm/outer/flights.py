@@ -214,7 +214,7 @@ class Flights:
         assert self._node is not None
         while not flight.outcome.done():
             for index, fragment_round in enumerate(self._node.rounds):
-                if index not in self._under_way and fragment_round.called:
+                if index not in self._under_way and fragment_round.is_called():
                     return index
             wait((flight.outcome,), STAND_BY_S)
         return -1

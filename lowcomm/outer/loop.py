@@ -352,8 +352,8 @@ class OuterLoop(Views):
                 int(
                     index in due
                     or bool(fragment_round.ahead())
-                    or (self._progress.realign[index] and fragment_round.called)
-                    or self._pacing.early(index, called=fragment_round.called)
+                    or (self._progress.realign[index] and fragment_round.is_called())
+                    or self._pacing.early(index, fragment_round.is_called)
                 )
                 for index, fragment_round in enumerate(self._node.rounds)
             ]

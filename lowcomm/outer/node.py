@@ -35,6 +35,7 @@ from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
 from lowcomm.outer.state import OuterState, Position
+from lowcomm.outer.thread import give_way
 from lowcomm.types import Digest, Json, Layout, PeerId
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Node:
         self.exchange, self.state, self._policy = exchange, state, policy
         self.notes = Notes(ledger_file)
         self.folder = folder
-        self.pool = pool or ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="lowcomm-codec")
+        self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         state.keep_updates(folder, self.pool)
         self.changed = Signal()
         self.refusals: list[str] = []
@@ -258,7 +259,7 @@ class Node:
                         missed = True
                 if mine is not None:
                     break
-                if missed and not last and not fragment_round.called:
+                if missed and not last and not fragment_round.is_called():
                     # to be ready now, while the others aren't, would be to commit without them, or to wait
                     reason = "the others committed without this island; it answers as soon as they are ready"
                     await fragment_round.abandon(answers=True)

@@ -68,8 +68,7 @@ class FragmentRound:
 
     # -- called by the node ----------------------------------------------------------------------
 
-    @property
-    def called(self) -> bool:
+    def is_called(self) -> bool:
         """Whether others have gone past the next outer step, or are ready for it and enough are live."""
         if self.ahead():
             return True

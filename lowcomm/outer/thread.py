@@ -1,14 +1,26 @@
-"""An asyncio event loop in a thread of its own, for the network beside training."""
+"""Threads beside training: an asyncio event loop in one of its own, and workers that give way."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+NICENESS = 5
+"""Added to that of the process; a thread gets a third of the processor time of one that it competes with."""
+
+
+def give_way() -> None:
+    """Let other threads run before the calling one: training, the network. Linux only, elsewhere nothing."""
+    if sys.platform == "linux":  # where niceness belongs to threads
+        me = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, me, min(19, os.getpriority(os.PRIO_PROCESS, me) + NICENESS))
 
 
 class LoopThread:

@@ -175,7 +175,7 @@ class SimIsland:
             await asyncio.sleep(self._step_s(loop.time()))
             self._train()
             for fragment, fragment_round in enumerate(node.rounds):
-                called = self.progress.realign[fragment] and fragment_round.called
+                called = self.progress.realign[fragment] and fragment_round.is_called()
                 due = self._due(fragment) or called or fragment_round.ahead()
                 if fragment not in self._flights and due:
                     self._begin(fragment)
@@ -209,8 +209,8 @@ class SimIsland:
 
     def _due(self, fragment: int) -> bool:
         step = self.progress.inner_step
-        called = self.node.rounds[fragment].called
-        return fragment in self._pacing.due(step) or self._pacing.early(fragment, called=called)
+        called = self.node.rounds[fragment].is_called
+        return fragment in self._pacing.due(step) or self._pacing.early(fragment, called)
 
     def _train(self) -> None:
         for local, target in zip(self.local, self._targets, strict=True):
@@ -240,7 +240,7 @@ class SimIsland:
         while not flight.task.done():
             if not self._pacing.fixed or any(self.progress.realign):
                 for fragment, fragment_round in enumerate(self.node.rounds):
-                    if fragment not in self._flights and fragment_round.called:
+                    if fragment not in self._flights and fragment_round.is_called():
                         self._begin(fragment)
             await asyncio.wait([flight.task], timeout=STAND_BY_S)
         await flight.task

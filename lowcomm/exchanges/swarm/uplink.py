@@ -4,7 +4,7 @@ Each connection's congestion control looks for more than there is, time and agai
 packets are lost by the hundred, and heartbeats wait. So the kernel is told to pace each connection
 (SO_MAX_PACING_RATE) by `room` times the most that arrived in a second or two of traffic without pause, of all
 connections together. `room` is above 1, so that an uplink that carries more is noticed, more so while round
-trips are as short as ever. Nothing is paced while what is carried still grows, nor before a second of traffic.
+trips are as short as ever. Nothing is paced before a second of traffic, or while what is carried still grows.
 
 The rate is for each connection, not divided among them: who sends to one peer alone may use all of it.
 """
