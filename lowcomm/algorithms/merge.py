@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
@@ -27,10 +28,15 @@ def merge_(
     local: Tensor, anchor: Tensor, old_anchor: Tensor, pseudo_gradient: Tensor, merge_alpha: float
 ) -> Tensor:
     """`merge` in place, with sent = old_anchor - pseudo_gradient, and no temporary of the size of these."""
+    moved = local.new_empty(min(CACHED_ELEMENTS, local.numel()))
     for start in range(0, local.numel(), CACHED_ELEMENTS):
         part = slice(start, start + CACHED_ELEMENTS)
-        sent = old_anchor[part] - pseudo_gradient[part]
-        local[part] = merge(anchor[part], local[part], sent, merge_alpha)
+        way = moved[: len(local[part])]
+        torch.sub(old_anchor[part], pseudo_gradient[part], out=way)
+        torch.sub(anchor[part], way, out=way)
+        if merge_alpha:
+            way.mul_(1.0 - merge_alpha)
+        local[part].add_(way)
     return local
 
 
