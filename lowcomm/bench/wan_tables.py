@@ -33,7 +33,7 @@ def wan_tables(path: Path) -> str:
     """All of them, from `wan.json`."""
     runs = json.loads(path.read_text(encoding="utf-8"))
     rounds = []
-    for name, run in runs.items():
+    for name, run in sorted(runs.items()):
         if name.startswith("round-"):
             one = wan.round_row(run)
             against = {key: f"{one[key]:.2f} s ({one[key] / one['bound_s']:.2f}x)" for key in _TIMES}
