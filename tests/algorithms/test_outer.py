@@ -78,10 +78,14 @@ def test_merge_and_rebase() -> None:
     assert torch.allclose(new - rebase_(local.clone(), old, new), old - local, atol=1e-6)
 
 
-def test_merging_in_place_gives_the_same_bits() -> None:
-    old, new, local, own = (torch.randn(70_003, generator=torch.Generator().manual_seed(n)) for n in range(4))
-    expected = merge(new, local, old - own, 0.3)
-    assert merge_(local, new, old, own, 0.3) is local
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("elements", [0, 7, 70_003])
+def test_merging_in_place_gives_the_same_bits(elements: int, alpha: float) -> None:
+    old, new, local, own = (
+        torch.randn(elements, generator=torch.Generator().manual_seed(n)) for n in range(4)
+    )
+    expected = merge(new, local, old - own, alpha)
+    assert merge_(local, new, old, own, alpha) is local
     assert torch.equal(local, expected)
 
 

@@ -83,10 +83,8 @@ class DaemonConnection:
             os.close(process)
         known = [answer for answer in answers if answer is not None]
         if len(known) < len(answers):
-            self._numbers, self._told = (
-                None,
-                {},
-            )  # a connection has ended; look for its successor the next time
+            self._numbers = None  # a connection has ended; look for its successor the next time
+            self._told.clear()
         if not known:
             return None
         return ConnectionState(

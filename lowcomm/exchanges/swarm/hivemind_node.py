@@ -190,19 +190,14 @@ class HivemindNode:
 
     async def connected(self) -> frozenset[PeerId]:
         """The peers that p2pd has a connection to."""
-        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
-        response, _, writer = await self._request("list peers", request, _RPC_TIMEOUT_S)
-        writer.transport.abort()
-        return frozenset(PeerId(PeerID(info.id).to_base58()) for info in response.peers)
+        return frozenset(PeerId(PeerID(info.id).to_base58()) for info in await self._list_peers())
 
     async def connection_to(self, peer: PeerId) -> DaemonConnection | None:
         """The TCP connection to a peer; None where there is none, as over QUIC or a relay."""
-        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
-        response, _, writer = await self._request("list peers", request, _RPC_TIMEOUT_S)
-        writer.transport.abort()
         wanted = _peer_bytes(peer)
         ends = set()
-        for packed in (packed for info in response.peers if info.id == wanted for packed in info.addrs):
+        listed = await self._list_peers()
+        for packed in (packed for info in listed if info.id == wanted for packed in info.addrs):
             try:
                 end = endpoint_of(str(Multiaddr(packed)))
             except AddressError:  # through a relay
@@ -227,6 +222,13 @@ class HivemindNode:
         )
         _, reader, writer = await self._request(peer, request, timeout_s)
         return reader, writer
+
+    async def _list_peers(self) -> Sequence[Any]:
+        """The peers that p2pd has connections to, each with the addresses at their other ends."""
+        request = p2pd_pb2.Request(type=p2pd_pb2.Request.LIST_PEERS)
+        response, _, writer = await self._request("list peers", request, _RPC_TIMEOUT_S)
+        writer.transport.abort()
+        return tuple(response.peers)
 
     async def _request(
         self, what: str, request: Any, timeout_s: float
