@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
-
 
 def merge(anchor: Tensor, local: Tensor, sent: Tensor, merge_alpha: float) -> Tensor:
     """alpha * local + (1 - alpha) * (anchor + (local - sent)) = local + (1 - alpha) * (anchor - sent).
@@ -24,20 +22,16 @@ def merge(anchor: Tensor, local: Tensor, sent: Tensor, merge_alpha: float) -> Te
     return local + (1.0 - merge_alpha) * (anchor - sent)
 
 
-def merge_(
-    local: Tensor, anchor: Tensor, old_anchor: Tensor, pseudo_gradient: Tensor, merge_alpha: float
+def movement_(
+    out: Tensor, anchor: Tensor, old_anchor: Tensor, pseudo_gradient: Tensor, merge_alpha: float
 ) -> Tensor:
-    """`merge` in place, with sent = old_anchor - pseudo_gradient, and no temporary of the size of these."""
-    moved = local.new_empty(min(CACHED_ELEMENTS, local.numel()))
-    for start in range(0, local.numel(), CACHED_ELEMENTS):
-        part = slice(start, start + CACHED_ELEMENTS)
-        way = moved[: len(local[part])]
-        torch.sub(old_anchor[part], pseudo_gradient[part], out=way)
-        torch.sub(anchor[part], way, out=way)
-        if merge_alpha:
-            way.mul_(1.0 - merge_alpha)
-        local[part].add_(way)
-    return local
+    """What `merge` adds to the local parameters, into `out`; with sent = old_anchor - pseudo_gradient.
+
+    It doesn't depend on the steps taken since, so it can be computed beside them.
+    """
+    torch.sub(old_anchor, pseudo_gradient, out=out)
+    torch.sub(anchor, out, out=out)
+    return out.mul_(1.0 - merge_alpha) if merge_alpha else out
 
 
 def rebase_(local: Tensor, old_anchor: Tensor, new_anchor: Tensor) -> Tensor:

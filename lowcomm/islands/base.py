@@ -82,6 +82,10 @@ class Island(Protocol):
         """Overwrite them on all ranks with the lead's `values` (others pass None). Collective."""
         ...
 
+    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Add the lead's `values` (others pass None), 1-D fp32, to them on all ranks. Collective."""
+        ...
+
     def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
         """The lead's `count` integers on every rank (others pass None). Collective."""
         ...

@@ -294,6 +294,10 @@ class DeepSpeedIsland(RanksIsland):
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # small ones are kept whole on every rank
             parameter.data.copy_(value)
 
+    def _increase(self, index: int, value: Tensor) -> None:
+        master = self._whole(index)
+        self._overwrite(index, master + value.to(master.device))
+
     def _masters(self) -> list[Tensor]:
         """This rank's flat fp32 shards, one for each (sub)group of parameters."""
         zero = self._engine.optimizer

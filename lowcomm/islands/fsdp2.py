@@ -137,6 +137,11 @@ class FSDP2Island(RanksIsland):
         self._reshard()
         super().write(indices, values)
 
+    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Broadcast the lead's values; each rank adds its part. Collective."""
+        self._reshard()
+        super().add(indices, values)
+
     def state_dict(self) -> dict[str, Any]:
         """As that of a plain island, so that any sharding can load it. Collective."""
         self._reshard()
@@ -167,13 +172,12 @@ class FSDP2Island(RanksIsland):
         parameter = self._parameters[index]
         _local(parameter).copy_(_local(self._part(value, parameter)))
 
+    def _increase(self, index: int, value: Tensor) -> None:
+        parameter = self._parameters[index]
+        _local(parameter).add_(_local(_cut(value, parameter)))
+
     def _part(self, value: Tensor, like: Tensor) -> Tensor:
-        """Cut without communication: all ranks have the whole."""
-        if not isinstance(like, DTensor):
-            return value
-        mesh = like.device_mesh
-        value = value.to(mesh.device_type, like.dtype)
-        return distribute_tensor(value, mesh, like.placements, src_data_rank=None).to(like.device)
+        return _cut(value.to(like.dtype), like) if isinstance(like, DTensor) else value
 
     def _full(self, value: object) -> object:
         if not isinstance(value, DTensor):
@@ -193,6 +197,15 @@ class FSDP2Island(RanksIsland):
 def _local(tensor: Tensor) -> Tensor:
     local: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return local
+
+
+def _cut(value: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, without communication: all ranks have it."""
+    if not isinstance(like, DTensor):
+        return value.to(like.device)
+    mesh = like.device_mesh
+    value = value.to(mesh.device_type)
+    return distribute_tensor(value, mesh, like.placements, src_data_rank=None).to(like.device)
 
 
 def _gathered(tensor: Tensor) -> Tensor:

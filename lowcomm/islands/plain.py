@@ -149,6 +149,13 @@ class PlainIsland:
         for part, index in self._parts(values, indices):
             self._overwrite(index, part)
 
+    @torch.no_grad()
+    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Add to the tensors at `indices`."""
+        assert values is not None
+        for part, index in self._parts(values, indices):
+            self._increase(index, part)
+
     def _check_groups(self) -> None:
         check_groups(self._parameters, self._optimizers, self._advice)
 
@@ -159,6 +166,11 @@ class PlainIsland:
     def _overwrite(self, index: int, value: Tensor) -> None:
         """Take this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
         self._parameters[index].copy_(value)
+
+    def _increase(self, index: int, value: Tensor) -> None:
+        """Add this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
+        parameter = self._parameters[index]
+        parameter.add_(value.to(parameter.device))
 
     def _part(self, value: Tensor, like: Tensor) -> Tensor:
         """What this rank holds of a whole tensor out of a checkpoint, where it holds `like` now."""

@@ -55,16 +55,22 @@ class RanksIsland(PlainIsland):
             start += whole.numel()
         return flat
 
-    @torch.no_grad()
     def write(self, indices: Sequence[int], values: Tensor | None) -> None:
         """Broadcast the lead's values and overwrite the tensors with them. Collective."""
-        elements = sum(self.layout[index].elements for index in indices)
+        super().write(indices, self._from_lead(indices, values))
+
+    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Broadcast the lead's values and add them to the tensors. Collective."""
+        super().add(indices, self._from_lead(indices, values))
+
+    def _from_lead(self, indices: Sequence[int], values: Tensor | None) -> Tensor:
         if values is None:
+            elements = sum(self.layout[index].elements for index in indices)
             flat = torch.empty(elements, dtype=torch.float32, device=self._link_device)
         else:
             flat = values.to(self._link_device)
         dist.broadcast(flat, src=0)
-        super().write(indices, flat)
+        return flat
 
     def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
         """The lead's integers on all ranks. Collective."""

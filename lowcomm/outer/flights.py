@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from torch import Tensor
 from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import Fragment, named_parts
 from lowcomm.algorithms.intervals import Interval
-from lowcomm.algorithms.merge import merge_, rebase_
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
 from lowcomm.errors import LossError
@@ -37,6 +37,7 @@ STAND_BY_S = 0.05
 class Flight:
     """A round under way: what was sent, after how many inner steps, and when its result is to be used.
 
+    `outcome`: with what it adds to the local parameters, where that was computed beside training.
     `shift`: what a preview of the outer step has added to the local parameters, 1-D fp32, empty on ranks
     other than the lead; None without a preview.
     """
@@ -44,7 +45,7 @@ class Flight:
     contribution: Contribution
     steps: int
     use_at_step: int
-    outcome: Future[RoundOutcome]
+    outcome: Future[tuple[RoundOutcome, Tensor | None]]
     shift: Tensor | None = None
 
 
@@ -178,11 +179,29 @@ class Flights:
             steps: inner steps since the contribution before.
             shift: of the preview that the local parameters have in them.
         """
-        outcome: Future[RoundOutcome] = Future()
+        outcome: Future[tuple[RoundOutcome, Tensor | None]] = Future()
         if self._node is not None:
-            outcome = self._thread.submit(self._node.contribute(fragment.index, contribution, last=last))
+            beside = use_at_step > contribution.inner_step
+            outcome = self._thread.submit(
+                self._take_part(self._node, fragment, contribution, last=last, beside=beside)
+            )
         flight = self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome, shift)
         return flight
+
+    async def _take_part(
+        self, node: Node, fragment: Fragment, contribution: Contribution, *, last: bool, beside: bool
+    ) -> tuple[RoundOutcome, Tensor | None]:
+        """The round.
+
+        Args:
+            beside: training goes on meanwhile, so what it needs not do itself is done here.
+        """
+        outcome = await node.contribute(fragment.index, contribution, last=last)
+        if not (beside and outcome.moves):
+            return outcome, None
+        alpha = self._schedule.merge_alpha
+        loop = asyncio.get_running_loop()
+        return outcome, await loop.run_in_executor(node.pool, outcome.movement, alpha)
 
     def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
         """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
@@ -222,6 +241,7 @@ class Flights:
     def _finish_round(self, fragment: Fragment, flight: Flight) -> RoundReport:
         """Wait for a round's outcome and bring it into the local parameters of all ranks."""
         outcome: RoundOutcome | None = None
+        movement: Tensor | None = None
         began_s = self._clock.monotonic_s()
         if len(self._fragments) > 1 and (not self._pacing.fixed or any(self._progress.realign)):
             self._stand_by(flight)
@@ -230,8 +250,8 @@ class Flights:
         interval: Interval | None = None
         late_steps = 0
         if self._node is not None:
-            outcome = flight.outcome.result()
-            moved, credited = int(outcome.entry is not None or outcome.adopted > 0), outcome.tokens
+            outcome, movement = flight.outcome.result()
+            moved, credited = int(outcome.moves), outcome.tokens
             outer_step = outcome.outer_step
             interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
             if interval is not None:
@@ -260,12 +280,13 @@ class Flights:
         if self._node is not None and outcome is not None:
             self._node.standing[fragment.index] = outcome.position  # first, as it frees the momentum before
         if moved or flight.shift is not None:
-            # what was committed replaces the local parameters, or they are read on all ranks and merged
             stood_still = self._progress.inner_step == flight.contribution.inner_step
-            replaced = committed and whole and stood_still and self._schedule.merge_alpha == 0.0
-            local = None if replaced else self._island.read(fragment.tensors)
-            values = None if outcome is None else self._merged(outcome, local, flight.shift)
-            self._island.write(fragment.tensors, values)
+            if committed and whole and stood_still and self._schedule.merge_alpha == 0.0:
+                self._island.write(fragment.tensors, outcome.after.load() if outcome else None)
+            else:
+                if outcome is not None:
+                    movement = self._movement(outcome, movement, flight.shift)
+                self._island.add(fragment.tensors, movement)
         del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
@@ -296,22 +317,11 @@ class Flights:
             fragment, flight, outcome, outer_step, bool(committed), credited, wait_s, total_tokens
         )
 
-    def _merged(self, outcome: RoundOutcome, local: Tensor | None, shift: Tensor | None) -> Tensor:
-        """The new local parameters; `local` are those now, None where they are replaced."""
-        if local is None:
-            return outcome.after.load()
-        if shift is not None:
-            local.sub_(shift)
-        alpha = self._schedule.merge_alpha
-        for start, stop in spans(local.numel()):
-            part = local[start:stop]
-            base = outcome.base.load(start, stop)
-            if outcome.base is not outcome.before:
-                rebase_(part, outcome.before.load(start, stop), base)
-            if outcome.entry is not None:
-                sent = outcome.values.load(start, stop)
-                merge_(part, outcome.after.load(start, stop), base, sent, alpha)
-        return local
+    def _movement(self, outcome: RoundOutcome, movement: Tensor | None, shift: Tensor | None) -> Tensor:
+        """What to add to the local parameters, the preview's `shift` taken out; `movement` if it is there."""
+        if movement is None:
+            movement = outcome.movement(self._schedule.merge_alpha)
+        return movement if shift is None else movement.sub_(shift)
 
     def _report(
         self,

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lowcomm.algorithms.intervals import Speed
-from lowcomm.islands.vectors import Vector
+from lowcomm.algorithms.merge import movement_
+from lowcomm.islands.vectors import Vector, spans
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.outer.chunks import shares_of
@@ -74,6 +78,23 @@ class RoundOutcome:
     def out_of_step(self) -> bool:
         """Whether the others have gone on without this contribution, or nothing came of the round."""
         return self.adopted > 0 or (self.entry is None and not self.unusable)
+
+    @property
+    def moves(self) -> bool:
+        """Whether the local parameters have to follow."""
+        return self.entry is not None or self.adopted > 0
+
+    def movement(self, merge_alpha: float) -> Tensor:
+        """What it adds to the local parameters, 1-D fp32, wherever training has brought them since."""
+        moved = torch.zeros(self.after.elements)
+        for start, stop in spans(self.after.elements):
+            part, base = moved[start:stop], self.base.load(start, stop)
+            if self.entry is not None:
+                values = self.values.load(start, stop)
+                movement_(part, self.after.load(start, stop), base, values, merge_alpha)
+            if self.base is not self.before:
+                part.add_(base - self.before.load(start, stop))
+        return moved
 
 
 def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:

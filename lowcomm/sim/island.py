@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from lowcomm.algorithms.fragments import make_fragments
-from lowcomm.algorithms.merge import merge_, rebase_
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
@@ -267,11 +265,5 @@ class SimIsland:
                 committed=outcome.entry is not None,
             )
         )
-        if outcome.entry is not None or outcome.adopted:
-            self.local[fragment] = self._merged(outcome, self.local[fragment])
-
-    def _merged(self, outcome: RoundOutcome, local: Tensor) -> Tensor:
-        moved = rebase_(local, outcome.before.load(), outcome.base.load())
-        if outcome.entry is None:
-            return moved
-        return merge_(moved, outcome.after.load(), outcome.base.load(), outcome.values.load(), MERGE_ALPHA)
+        if outcome.moves:
+            self.local[fragment].add_(outcome.movement(MERGE_ALPHA))
