@@ -100,7 +100,7 @@ class Flights:
         values = self._island.read(fragment.tensors)
         base: Vector | None = None
         if self._node is not None:
-            base = self._node.bases[fragment.index]
+            base = self._node.contributing.bases[fragment.index]
             for start, stop in spans(fragment.elements):
                 part = values[start:stop]
                 torch.sub(base.load(start, stop), part, out=part)
@@ -129,7 +129,7 @@ class Flights:
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
-            momentum = self._node.standing[fragment.index].state.momentum if self._node else None
+            momentum = self._node.contributing.standing[fragment.index].state.momentum if self._node else None
             flight.shift = self._run_ahead(fragment, base, momentum, values)
 
     def _run_ahead(
@@ -196,7 +196,7 @@ class Flights:
         Args:
             beside: training goes on meanwhile, so what it needs not do itself is done here.
         """
-        outcome = await node.contribute(fragment.index, contribution, last=last)
+        outcome = await node.contributing.contribute(fragment.index, contribution, last=last)
         if not (beside and outcome.moves):
             return outcome, None
         alpha = self._schedule.merge_alpha
@@ -278,7 +278,8 @@ class Flights:
         moved, credited, outer_step, committed, out_of_step, swarm_step = facts[:6]
         total_tokens, next_steps, next_us, late_steps, whole = facts[6:]
         if self._node is not None and outcome is not None:
-            self._node.standing[fragment.index] = outcome.position  # first, as it frees the momentum before
+            # first, as it frees the momentum before
+            self._node.contributing.standing[fragment.index] = outcome.position
         if moved or flight.shift is not None:
             stood_still = self._progress.inner_step == flight.contribution.inner_step
             if committed and whole and stood_still and self._schedule.merge_alpha == 0.0:

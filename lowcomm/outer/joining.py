@@ -147,10 +147,10 @@ class Joining:
                 moved = await self._come_up(fragment, give_up_s)
                 snapshot_bytes += moved.snapshot_bytes
                 skipped[fragment] = moved.snapshot_bytes > 0
-                node.stand(fragment)  # what it stood on before goes
+                node.contributing.stand(fragment)  # what it stood on before goes
         for fragment in range(len(node.state.fragments)):
             # what was replayed, and what a vote of this island's earlier process has committed
-            found = node.take_late(fragment)
+            found = node.contributing.take_late(fragment)
             entries += len(found)
             credits[fragment] = sum(entry.tokens_of(node.exchange.peer_id) or 0 for entry in found)
         if snapshot_bytes:
@@ -163,7 +163,7 @@ class Joining:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
                 state.inner_step = max(state.inner_step, furthest(steps))
         await self._claim_shard(num_shards)
-        node.rebase()
+        node.contributing.rebase()
         node.context.founders = max(node.context.founders, 1 + len(node.peers.live()))
         state.phase = "training"
         node.publish_position()

@@ -405,7 +405,7 @@ class OuterLoop(Views):
 
         Under `tensors` the anchor as named fp32 tensors of their own shapes.
         """
-        saved = saved_position(self._lead.standing[index])
+        saved = saved_position(self._lead.contributing.standing[index])
         sent, shift = self._flights.sent(index)
         named = dict(named_parts(self._layout, self._fragments[index], saved["anchor"]))
         return {**saved, "sent": sent, "shift": shift, "tensors": named}

@@ -1,7 +1,7 @@
 """One peer's part in the swarm: it owns the outer state, answers messages, and runs the rounds.
 
-Everything here runs in the exchange's event loop. `OuterLoop` calls `contribute`, `connect` and
-`join` from the training thread through futures.
+Everything here runs in the exchange's event loop. `OuterLoop` calls it, its `joining` and its `contributing`
+from the training thread through futures.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lowcomm.errors import JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
-from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
@@ -24,17 +22,16 @@ from lowcomm.membership.pace import Pace
 from lowcomm.membership.peer import State
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.promises import FilePromises, Promises
-from lowcomm.outer.decision import Accepted, Context, Contribution, RoundPolicy
+from lowcomm.outer.contributing import Contributing
+from lowcomm.outer.decision import Accepted, Context, RoundPolicy
 from lowcomm.outer.donating import Donor
 from lowcomm.outer.joining import Joining
 from lowcomm.outer.notes import EntrySink, Notes
-from lowcomm.outer.outcome import RoundOutcome, mean_cosine
-from lowcomm.outer.progress import furthest
 from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
-from lowcomm.outer.state import OuterState, Position
+from lowcomm.outer.state import OuterState
 from lowcomm.outer.thread import give_way
 from lowcomm.types import Digest, Json, Layout, PeerId
 
@@ -48,16 +45,6 @@ MAX_BREACHES = 8
 """Who breaks the protocol so often, without a round with it that commits, is out."""
 MAX_REFUSALS = 16
 """Kept to be told."""
-GIVE_UP_DEADLINES = 4.0
-"""After so many deadlines a round without commit is given up and training goes on."""
-
-
-@dataclass(slots=True)
-class _Call:
-    """Commits that happen while a contribution waits, and where each has led."""
-
-    task: asyncio.Task[Any]
-    commits: list[tuple[Accepted, Position]] = field(default_factory=list)
 
 
 class Node:
@@ -122,12 +109,9 @@ class Node:
             exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements, promises
         )
         self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
-        self._calls: dict[int, _Call] = {}
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
-        self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in state.fragments]
-        self.bases: list[Vector] = [kept.anchor for kept in state.states]
-        self.standing = [state.position(f.index) for f in state.fragments]
+        self.contributing = Contributing(self)
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
@@ -166,10 +150,7 @@ class Node:
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
-        waiting = [call.task for call in self._calls.values()]
-        for task in waiting:
-            task.cancel()  # else each could announce its contribution anew
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await self.contributing.close()  # else each call could announce its contribution anew
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows
             await fragment_round.abandon(answers=False)
@@ -194,7 +175,7 @@ class Node:
             CheckpointError: it belongs to another model or is damaged.
         """
         self.state.load(fragment, saved)
-        self.stand(fragment)
+        self.contributing.stand(fragment)
         self.rounds[fragment].restart()
 
     def publish_position(self) -> None:
@@ -205,126 +186,7 @@ class Node:
         self.peers.state.total_tokens = tuple(chain.total_tokens for chain in chains)
         self.peers.announce()
 
-    # -- one round ---------------------------------------------------------------------------------
-
-    async def contribute(
-        self, fragment: int, contribution: Contribution, *, last: bool = False
-    ) -> RoundOutcome:
-        """Take part in the next round of a fragment; returns when it has committed or is given up.
-
-        Args:
-            last: this peer trains no more; where the others have gone on without it, it waits for their next
-                round.
-        """
-        loop, traffic = asyncio.get_running_loop(), self.exchange.traffic
-        began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
-        task = asyncio.current_task()
-        assert task is not None
-        fragment_round, call = self.rounds[fragment], _Call(task)
-        self._calls[fragment] = call
-        chain = self.state.chains[fragment]
-        before: Vector = self.bases[fragment]
-        base = before
-        position = self.standing[fragment]
-        call.commits, self._late[fragment] = self._late[fragment], []
-        height = chain.outer_step - len(call.commits)
-        credited = attempts = 0
-        form_s = transfer_s = 0.0
-        mine: Accepted | None = None
-        reason, unusable = "", False
-        late_s = fragment_round.waiting_s
-        try:
-            residual_before = await self._residual_norm(fragment)
-            if not call.commits:  # else what is left of it is announced below
-                fragment_round.contribute(contribution)
-            while mine is None:
-                decision = fragment_round.decision
-                attempts = max(attempts, decision.ballots)
-                moved = missed = False
-                while call.commits and mine is None:
-                    (accepted, position), moved = call.commits.pop(0), True
-                    own, tokens = accepted.contribution, accepted.entry.tokens_of(self.exchange.peer_id)
-                    if own is contribution or (contribution.resent and tokens == contribution.tokens):
-                        mine = accepted
-                        credited += tokens or 0
-                        continue
-                    base = accepted.after.anchor
-                    if own is not None:
-                        # what was sent in an earlier call has been committed after all
-                        credited += own.tokens
-                        arrived = accepted.sent(own)
-                        contribution = _remaining(contribution, own, arrived)
-                        before = Difference(before, arrived)
-                    else:
-                        missed = True
-                if mine is not None:
-                    break
-                if missed and not last and not fragment_round.is_called():
-                    # to be ready now, while the others aren't, would be to commit without them, or to wait
-                    reason = "the others committed without this island; it answers as soon as they are ready"
-                    await fragment_round.abandon(answers=True)
-                    break
-                if moved:
-                    fragment_round.contribute(contribution)
-                    continue
-                reason, unusable = decision.refusal or decision.unformed, bool(decision.refusal)
-                if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._policy.deadline_s:
-                    reason = (
-                        f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
-                    )
-                if reason:
-                    await fragment_round.abandon(answers=not unusable)
-                    break
-                if fragment_round.ahead():
-                    moved_on = await self.recovery.catch_up(fragment)
-                    if moved_on.snapshot_bytes and not call.commits:
-                        fragment_round.contribute(contribution)  # nobody has heard of it on this head
-                    base, position = self.state.states[fragment].anchor, self.state.position(fragment)
-                    continue
-                await fragment_round.changed.wait(fragment_round.next_deadline_s())
-                if decision.joined_s:
-                    form_s = decision.joined_s - began_s
-                    transfer_s = max(0.0, decision.accepted_s - decision.joined_s)
-                fragment_round.ballots.check_stall()
-                fragment_round.look()
-        finally:
-            del self._calls[fragment]
-            self._late[fragment] = call.commits
-        state = self.state.states[fragment]
-        self.bases[fragment] = mine.after.anchor if mine else base
-        return RoundOutcome(
-            entry=mine.entry if mine else None,
-            reason=reason,
-            unusable=unusable,
-            outer_step=mine.entry.outer_step if mine else chain.outer_step,
-            before=before,
-            values=mine.sent(contribution) if mine else HostVector(contribution.values),
-            whole=mine is None or mine.unsent is None,
-            base=base,
-            after=self.bases[fragment],
-            position=position,
-            tokens=credited,
-            adopted=max(chain.outer_step - height - (1 if mine else 0), int(base is not before)),
-            attempts=max(attempts, 1),
-            mean_norm=mine.mean_norm if mine else None,
-            cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
-            swarm_step=furthest([m.inner_step for m in mine.participants]) if mine else 0,
-            speeds={member.peer: member.speed for member in mine.participants} if mine else {},
-            total_tokens=chain.total_tokens,
-            late_s=late_s,
-            form_s=form_s,
-            transfer_s=transfer_s,
-            round_s=loop.time() - began_s,
-            bytes_sent=traffic.sent_bytes - sent,
-            bytes_received=traffic.received_bytes - received,
-            digest=mine.after.digest if mine else state.digest,
-            head=mine.entry.hash if mine else chain.head,
-            rejected=(*fragment_round.take_rejected(), *self._take_dropped()),
-            residual_before=residual_before,
-            residual_norm=await self._residual_norm(fragment),
-        )
-
-    def _take_dropped(self) -> list[str]:
+    def take_dropped(self) -> list[str]:
         """Peers that broke the protocol since the last report, as `peer: reason`."""
         dropped, self._dropped = self._dropped, []
         return dropped
@@ -333,46 +195,14 @@ class Node:
         """This peer broke the protocol, says another one; it will be linked again in a moment."""
         logger.warning("%s drops the link to this island: %s", peer, fields.text("reason", 500))
 
-    async def _residual_norm(self, fragment: int) -> float | None:
-        """The L2 norm of what encodings of means have lost here; None without error feedback."""
-        if not self.state.codec.error_feedback:
-            return None
-        kept = self.state.residuals[fragment]
-        if kept is None:
-            return 0.0
-        return await asyncio.get_running_loop().run_in_executor(self.pool, kept.norm)
-
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
-        call = self._calls.get(entry.fragment)
-        commits = self._late[entry.fragment] if call is None else call.commits
-        commits.append((accepted, self.state.position(entry.fragment)))
+        self.contributing.committed(accepted)
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
         self.notes.committed(entry, accepted.update)
         self.publish_position()
         self.changed.notify()
-
-    def late_tokens(self, fragment: int) -> int:
-        """Tokens of this island committed after its last call gave up; the next call counts them."""
-        parts = [accepted.contribution for accepted, _ in self._late[fragment]]
-        return sum(part.tokens for part in parts if part is not None)
-
-    def take_late(self, fragment: int) -> list[Entry]:
-        """The entries committed since the last call, which no call is to count any more."""
-        late, self._late[fragment] = self._late[fragment], []
-        return [accepted.entry for accepted, _ in late]
-
-    def rebase(self) -> None:
-        """The island's own parameters stand on the anchors as they are now."""
-        for fragment, late in enumerate(self._late):
-            self.stand(fragment)
-            late.clear()
-
-    def stand(self, fragment: int) -> None:
-        """The island's own parameters stand, or are going to, on a fragment's anchor as it is now."""
-        self.bases[fragment] = self.state.states[fragment].anchor
-        self.standing[fragment] = self.state.position(fragment)
 
     def adopt(self, accepted: Accepted) -> None:
         """Commit an entry that another peer has committed."""
@@ -495,10 +325,3 @@ class Node:
             if (kept := chain.update(name)) is not None:
                 return kept
         return self._donor.find(name)
-
-
-def _remaining(whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
-    """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
-    values = whole.values - sent.load()
-    tokens = max(0, whole.tokens - credited.tokens)
-    return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)

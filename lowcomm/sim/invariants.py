@@ -74,7 +74,7 @@ def _tokens(outcome: Outcome) -> list[str]:
                 for entry in entries.values()
                 if entry.fragment == fragment and entry.outer_step <= height
             )
-            credited += life.node.late_tokens(fragment)
+            credited += life.node.contributing.late_tokens(fragment)
             if ledger != credited:
                 problems.append(
                     f"{name(life.number)}, fragment {fragment}: counts {credited} tokens as credited, "

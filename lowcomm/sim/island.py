@@ -219,7 +219,7 @@ class SimIsland:
 
     def _begin(self, fragment: int) -> None:
         loop, node, progress = asyncio.get_running_loop(), self.node, self.progress
-        values = node.bases[fragment].load() - self.local[fragment]
+        values = node.contributing.bases[fragment].load() - self.local[fragment]
         steps = self._pacing.begin(fragment, progress.inner_step)
         self.intervals.append((fragment, loop.time(), steps))
         contribution = Contribution(
@@ -229,7 +229,7 @@ class SimIsland:
             progress.inner_step,
             speed=self._pacing.speed(steps),
         )
-        task = loop.create_task(node.contribute(fragment, contribution))
+        task = loop.create_task(node.contributing.contribute(fragment, contribution))
         use_at_step = progress.inner_step + self._settings.delay
         self._flights[fragment] = _Flight(task, progress.inner_step, use_at_step)
 
