@@ -27,7 +27,7 @@ def movement_(
 ) -> Tensor:
     """What `merge` adds to the local parameters, into `out`; with sent = old_anchor - pseudo_gradient.
 
-    It doesn't depend on the steps taken since, so it can be computed beside them.
+    It doesn't depend on the steps taken since.
     """
     torch.sub(old_anchor, pseudo_gradient, out=out)
     torch.sub(anchor, out, out=out)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lowcomm.islands.vectors import Vectors
+from lowcomm.islands.vectors import Vector, Vectors
 from lowcomm.types import Layout
 
 
@@ -82,8 +82,8 @@ class Island(Protocol):
         """Overwrite them on all ranks with the lead's `values` (others pass None). Collective."""
         ...
 
-    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
-        """Add the lead's `values` (others pass None), 1-D fp32, to them on all ranks. Collective."""
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
+        """Add the lead's `values` (others pass None) to them on all ranks, piece by piece. Collective."""
         ...
 
     def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:

@@ -29,6 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lowcomm.errors import ConfigError, ModelError
 from lowcomm.islands.checkpointing import outermost_lists
 from lowcomm.islands.ranks import RanksIsland
+from lowcomm.islands.vectors import Vector
 
 
 def shard(
@@ -137,7 +138,7 @@ class FSDP2Island(RanksIsland):
         self._reshard()
         super().write(indices, values)
 
-    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
         """Broadcast the lead's values; each rank adds its part. Collective."""
         self._reshard()
         super().add(indices, values)

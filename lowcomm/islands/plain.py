@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
 from lowcomm.errors import CheckpointError, ModelError
-from lowcomm.islands.vectors import HostVectors, Vectors
+from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
 from lowcomm.types import Layout, TensorSpec
 
 COMPILED = "_orig_mod"
@@ -150,11 +151,21 @@ class PlainIsland:
             self._overwrite(index, part)
 
     @torch.no_grad()
-    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
         """Add to the tensors at `indices`."""
         assert values is not None
-        for part, index in self._parts(values, indices):
-            self._increase(index, part)
+        first = 0
+        for index in indices:
+            parameter = self._parameters[index].detach()
+            if parameter.is_contiguous():
+                flat = parameter.view(-1)
+                for start, stop in spans(flat.numel(), CACHED_ELEMENTS):
+                    part = values.load(first + start, first + stop)
+                    flat[start:stop].add_(part.to(parameter.device))
+            else:
+                whole = values.load(first, first + parameter.numel()).view(parameter.shape)
+                parameter.add_(whole.to(parameter.device))
+            first += parameter.numel()
 
     def _check_groups(self) -> None:
         check_groups(self._parameters, self._optimizers, self._advice)
@@ -166,11 +177,6 @@ class PlainIsland:
     def _overwrite(self, index: int, value: Tensor) -> None:
         """Take this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
         self._parameters[index].copy_(value)
-
-    def _increase(self, index: int, value: Tensor) -> None:
-        """Add this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
-        parameter = self._parameters[index]
-        parameter.add_(value.to(parameter.device))
 
     def _part(self, value: Tensor, like: Tensor) -> Tensor:
         """What this rank holds of a whole tensor out of a checkpoint, where it holds `like` now."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lowcomm.islands.plain import PlainIsland
 from lowcomm.islands.sharded import open_vectors
-from lowcomm.islands.vectors import Vectors
+from lowcomm.islands.vectors import Vector, Vectors
 
 
 class RanksIsland(PlainIsland):
@@ -59,9 +59,20 @@ class RanksIsland(PlainIsland):
         """Broadcast the lead's values and overwrite the tensors with them. Collective."""
         super().write(indices, self._from_lead(indices, values))
 
-    def add(self, indices: Sequence[int], values: Tensor | None) -> None:
-        """Broadcast the lead's values and add them to the tensors. Collective."""
-        super().add(indices, self._from_lead(indices, values))
+    @torch.no_grad()
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
+        """Broadcast the lead's values, one whole tensor at a time, and add them. Collective."""
+        start = 0
+        for index in indices:
+            spec = self.layout[index]
+            part = None if values is None else values.load(start, start + spec.elements)
+            self._increase(index, self._from_lead([index], part).view(spec.shape))
+            start += spec.elements
+
+    def _increase(self, index: int, value: Tensor) -> None:
+        """Add this rank's part of the whole fp32 `value`, which all ranks pass. Collective."""
+        parameter = self._parameters[index]
+        parameter.add_(value.to(parameter.device))
 
     def _from_lead(self, indices: Sequence[int], values: Tensor | None) -> Tensor:
         if values is None:

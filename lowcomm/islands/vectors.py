@@ -114,10 +114,10 @@ class Difference:
         return self._minuend.load(start, stop) - self._subtrahend.load(start, stop)
 
 
-def spans(elements: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `SPAN_ELEMENTS`, in order, that cover a vector."""
-    for start in range(0, elements, SPAN_ELEMENTS):
-        yield start, min(start + SPAN_ELEMENTS, elements)
+def spans(elements: int, most: int = SPAN_ELEMENTS) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `most` elements, in order, that cover a vector."""
+    for start in range(0, elements, most):
+        yield start, min(start + most, elements)
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
 from lowcomm.outer.decision import Contribution
 from lowcomm.outer.node import Node
-from lowcomm.outer.outcome import RoundOutcome
+from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.room import Room
@@ -37,7 +36,6 @@ STAND_BY_S = 0.05
 class Flight:
     """A round under way: what was sent, after how many inner steps, and when its result is to be used.
 
-    `outcome`: with what it adds to the local parameters, where that was computed beside training.
     `shift`: what a preview of the outer step has added to the local parameters, 1-D fp32, empty on ranks
     other than the lead; None without a preview.
     """
@@ -45,7 +43,7 @@ class Flight:
     contribution: Contribution
     steps: int
     use_at_step: int
-    outcome: Future[tuple[RoundOutcome, Tensor | None]]
+    outcome: Future[RoundOutcome]
     shift: Tensor | None = None
 
 
@@ -179,29 +177,13 @@ class Flights:
             steps: inner steps since the contribution before.
             shift: of the preview that the local parameters have in them.
         """
-        outcome: Future[tuple[RoundOutcome, Tensor | None]] = Future()
+        outcome: Future[RoundOutcome] = Future()
         if self._node is not None:
-            beside = use_at_step > contribution.inner_step
             outcome = self._thread.submit(
-                self._take_part(self._node, fragment, contribution, last=last, beside=beside)
+                self._node.contributing.contribute(fragment.index, contribution, last=last)
             )
         flight = self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome, shift)
         return flight
-
-    async def _take_part(
-        self, node: Node, fragment: Fragment, contribution: Contribution, *, last: bool, beside: bool
-    ) -> tuple[RoundOutcome, Tensor | None]:
-        """The round.
-
-        Args:
-            beside: training goes on meanwhile, so what it needs not do itself is done here.
-        """
-        outcome = await node.contributing.contribute(fragment.index, contribution, last=last)
-        if not (beside and outcome.moves):
-            return outcome, None
-        alpha = self._schedule.merge_alpha
-        loop = asyncio.get_running_loop()
-        return outcome, await loop.run_in_executor(node.pool, outcome.movement, alpha)
 
     def land(self, *, everything: bool) -> tuple[RoundReport, ...]:
         """Wait for the rounds whose results are to be used now, or for all; reports, in order."""
@@ -241,7 +223,6 @@ class Flights:
     def _finish_round(self, fragment: Fragment, flight: Flight) -> RoundReport:
         """Wait for a round's outcome and bring it into the local parameters of all ranks."""
         outcome: RoundOutcome | None = None
-        movement: Tensor | None = None
         began_s = self._clock.monotonic_s()
         if len(self._fragments) > 1 and (not self._pacing.fixed or any(self._progress.realign)):
             self._stand_by(flight)
@@ -250,7 +231,7 @@ class Flights:
         interval: Interval | None = None
         late_steps = 0
         if self._node is not None:
-            outcome, movement = flight.outcome.result()
+            outcome = flight.outcome.result()
             moved, credited = int(outcome.moves), outcome.tokens
             outer_step = outcome.outer_step
             interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
@@ -285,9 +266,8 @@ class Flights:
             if committed and whole and stood_still and self._schedule.merge_alpha == 0.0:
                 self._island.write(fragment.tensors, outcome.after.load() if outcome else None)
             else:
-                if outcome is not None:
-                    movement = self._movement(outcome, movement, flight.shift)
-                self._island.add(fragment.tensors, movement)
+                alpha, shift = self._schedule.merge_alpha, flight.shift
+                self._island.add(fragment.tensors, Movement(outcome, alpha, shift) if outcome else None)
         del self._under_way[fragment.index]
         wait_s = self._clock.monotonic_s() - began_s
         self._progress.credit(fragment.index, credited)
@@ -317,12 +297,6 @@ class Flights:
         return self._report(
             fragment, flight, outcome, outer_step, bool(committed), credited, wait_s, total_tokens
         )
-
-    def _movement(self, outcome: RoundOutcome, movement: Tensor | None, shift: Tensor | None) -> Tensor:
-        """What to add to the local parameters, the preview's `shift` taken out; `movement` if it is there."""
-        if movement is None:
-            movement = outcome.movement(self._schedule.merge_alpha)
-        return movement if shift is None else movement.sub_(shift)
 
     def _report(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lowcomm.algorithms.intervals import Speed
 from lowcomm.algorithms.merge import movement_
-from lowcomm.islands.vectors import Vector, spans
+from lowcomm.islands.vectors import Vector
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.outer.chunks import shares_of
@@ -84,16 +84,39 @@ class RoundOutcome:
         """Whether the local parameters have to follow."""
         return self.entry is not None or self.adopted > 0
 
-    def movement(self, merge_alpha: float) -> Tensor:
-        """What it adds to the local parameters, 1-D fp32, wherever training has brought them since."""
-        moved = torch.zeros(self.after.elements)
-        for start, stop in spans(self.after.elements):
-            part, base = moved[start:stop], self.base.load(start, stop)
-            if self.entry is not None:
-                values = self.values.load(start, stop)
-                movement_(part, self.after.load(start, stop), base, values, merge_alpha)
-            if self.base is not self.before:
-                part.add_(base - self.before.load(start, stop))
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What a round adds to the local parameters, wherever training has brought them since; a `Vector`.
+
+    It is computed when it is asked for, so that no copy of a fragment is needed.
+
+    Attributes:
+        merge_alpha: see `merge`.
+        shift: what a preview has added, which is taken out; None without one.
+    """
+
+    outcome: RoundOutcome
+    merge_alpha: float
+    shift: Tensor | None = None
+
+    @property
+    def elements(self) -> int:
+        return self.outcome.after.elements
+
+    def load(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """See `Vector`."""
+        outcome = self.outcome
+        base = outcome.base.load(start, stop)
+        if outcome.entry is None:
+            moved = torch.zeros_like(base)
+        else:
+            after, values = outcome.after.load(start, stop), outcome.values.load(start, stop)
+            moved = movement_(torch.empty_like(base), after, base, values, self.merge_alpha)
+        if outcome.base is not outcome.before:
+            moved.add_(base - outcome.before.load(start, stop))
+        if self.shift is not None:
+            moved.sub_(self.shift[start:stop])
         return moved
 
 

@@ -22,7 +22,7 @@ from lowcomm.membership.promises import Promises
 from lowcomm.membership.update import Update
 from lowcomm.outer.decision import Contribution, RoundPolicy
 from lowcomm.outer.node import Node
-from lowcomm.outer.outcome import RoundOutcome
+from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.state import OuterState
@@ -266,4 +266,4 @@ class SimIsland:
             )
         )
         if outcome.moves:
-            self.local[fragment].add_(outcome.movement(MERGE_ALPHA))
+            self.local[fragment].add_(Movement(outcome, MERGE_ALPHA).load())

@@ -9,6 +9,7 @@ from torch import nn
 
 from lowcomm.errors import CheckpointError, ConfigError, ModelError
 from lowcomm.islands import wrap_island
+from lowcomm.islands.vectors import HostVector
 from lowcomm.models.gpt import GPT, GPTShape
 from tests.islands.ranks import everything, make_island, make_model, train
 
@@ -69,6 +70,21 @@ def test_tensors_that_are_not_contiguous() -> None:
     assert torch.equal(island.read((0,)), model.weight.detach().flatten())
     island.write((0,), torch.arange(12.0))
     assert torch.equal(model.weight.detach(), torch.arange(12.0).view(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adding_rounds_the_sum_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.ParameterList(
+        torch.randn(shape, generator=generator).to(dtype) for shape in ((70_003,), (), (5, 3))
+    )
+    model.append(torch.randn(4, 6, generator=generator).to(dtype).t())
+    island = wrap(model)
+    values = torch.randn(1 + 24 + 70_003, generator=generator)
+    before, kept = island.read([1, 3, 0]), island.read([2])
+    island.add([1, 3, 0], HostVector(values))
+    assert torch.equal(island.read([1, 3, 0]), (before + values).to(dtype).float())
+    assert torch.equal(island.read([2]), kept)
 
 
 def test_one_rank_agrees_with_itself() -> None:

@@ -2,9 +2,9 @@
 
 At rest: anchor and momentum, and with error feedback what the means lost that are reduced here. A round
 under way adds, for its fragment only: the pseudo-gradient, the anchor and the momentum after it (staged, or
-those from before it until the result is merged, with a delay beside what that will add), the encoded mean,
-with error feedback what encodings lose in it, and in eager mode what the preview has added. Chunks under way
-and updates that are still being written come on top.
+those from before it until the result is merged), the encoded mean, with error feedback what encodings lose
+in it, and in eager mode what the preview has added. Chunks under way and updates that are still being
+written come on top.
 """
 
 from __future__ import annotations
