@@ -12,6 +12,7 @@ mkdir -p "$out"; out=$(cd "$out" && pwd)
 rm -f "$out/address"
 printf '{"part": "%s", "islands": %s, "one_way_ms": %s, "mbit_s": %s, "options": "%s"}\n' \
   "$part" "$n" "$delay" "$rate" "$*" >"$out/setup.json"
+export WAN_OWNER=${WAN_OWNER:-$$}
 "$here/wan" up "$n" "$delay" "$rate"
 pids=()
 end() {

@@ -8,6 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"; out=$(cd "$1" && pwd); shift
 python=${PYTHON:-python}
 [ $# -gt 0 ] || set -- bytes few-bytes rounds heartbeats stock utilisation sweep
+export WAN_OWNER=$$
 bench() { echo "== $1"; "$here/bench.sh" "$out/$1" "${@:2}" >/dev/null; }
 steps=(--step-s 0.1 --inner-steps 30)
 streaming=(--mode streaming --codec int4 --num-fragments 4 --delay auto)
