@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -97,12 +98,14 @@ class Flights:
         """
         values = self._island.read(fragment.tensors)
         base: Vector | None = None
+        norms = []
         if self._node is not None:
             base = self._node.contributing.bases[fragment.index]
             for start, stop in spans(fragment.elements):
                 part = values[start:stop]
                 torch.sub(base.load(start, stop), part, out=part)
-        norm = float(values.norm())
+                norms.append(float(part.norm()))
+        norm = math.hypot(*norms)
         finite = norm < float("inf")
         if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it
             if finite:

@@ -301,11 +301,10 @@ class OuterLoop(Views):
             self._node.peers.state.inner_step = self.swarm_step
         due = self._pacing.due(self._progress.inner_step)
         looks = self._pacing.looks(self._progress.inner_step)
-        if not (due or looks or self._flights or any(self._progress.realign) or self._is_behind()):
-            return ()
-        for index in self._called(due, looks):
-            if index not in self._flights:
-                self._flights.begin(self._fragments[index])
+        if due or looks or any(self._progress.realign) or self._is_behind():
+            for index in self._called(due):
+                if index not in self._flights:
+                    self._flights.begin(self._fragments[index])
         return self._flights.land(everything=False)
 
     def finish(self) -> tuple[RoundReport, ...]:
@@ -344,8 +343,11 @@ class OuterLoop(Views):
             and any(fragment_round.ahead() for fragment_round in self._node.rounds)
         )
 
-    def _called(self, due: tuple[int, ...], looks: bool) -> list[int]:
-        """Fragments to begin now: due; missed; waited for; or, while out of step, asked for by others."""
+    def _called(self, due: tuple[int, ...]) -> list[int]:
+        """Fragments to begin now: due; missed; waited for; or, while out of step, asked for by others.
+
+        Collective in the island.
+        """
         flags = None
         if self._node is not None:
             flags = [
@@ -357,10 +359,8 @@ class OuterLoop(Views):
                 )
                 for index, fragment_round in enumerate(self._node.rounds)
             ]
-        if self._island.world_size == 1 or any(self._progress.realign) or due or looks:
-            chosen = self._island.broadcast(flags, len(self._fragments))
-            return [index for index, flag in enumerate(chosen) if flag]
-        return []
+        chosen = self._island.broadcast(flags, len(self._fragments))
+        return [index for index, flag in enumerate(chosen) if flag]
 
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """How many inner steps a round is given before its result is used, measured: `delay = "auto"`.
 
 The smallest delay that hides the rounds as they have been lately: what the slowest of the last ones took
-over what an inner step takes, and a quarter more. More delay would only make the merged anchor staler
+over what an inner step takes, and a quarter more; while few have been timed, more than that, as the slowest
+of few says little of the next one. More delay would only make the merged anchor staler
 (Streaming DiLoCo, arXiv:2501.18512, section 3.2).
 """
 
@@ -12,6 +13,8 @@ from collections import deque
 
 _ROUNDS = 8
 _MARGIN = 1.25
+_UNSURE = 1.0
+"""What is added to the margin, over the number of rounds that have been timed."""
 _FIRST_SHARE = 0.5
 """Of the most possible, before any round has been timed: one round that is merged late costs less than one
 that is waited for."""
@@ -37,4 +40,5 @@ class Room:
         """
         if not self._rounds_s or step_s <= 0.0:
             return int(_FIRST_SHARE * most)
-        return min(most, math.ceil(_MARGIN * max(self._rounds_s) / step_s - _ROUNDING))
+        margin = _MARGIN + (_UNSURE / len(self._rounds_s) if len(self._rounds_s) < _ROUNDS else 0.0)
+        return min(most, math.ceil(margin * max(self._rounds_s) / step_s - _ROUNDING))

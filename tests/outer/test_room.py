@@ -13,13 +13,19 @@ def delay(rounds_s: list[float], step_s: float = 0.1, most: int = 99) -> int:
 
 
 def test_rounds_fit_with_a_quarter_to_spare() -> None:
-    assert delay([0.8]) == 10
-    assert delay([0.81]) == 11
-    assert delay([0.8], step_s=0.4) == 3
+    assert delay([0.8] * 8) == 10
+    assert delay([0.81] * 8) == 11
+    assert delay([0.8] * 8, step_s=0.4) == 3
+
+
+def test_while_few_are_known_there_is_more_to_spare() -> None:
+    assert delay([0.8]) == 18
+    assert delay([0.8] * 2) == 14
+    assert delay([0.8] * 5) == 12
 
 
 def test_the_slowest_of_the_last_rounds_counts() -> None:
-    assert delay([0.2, 0.8, 0.2]) == 10
+    assert delay([0.2] * 6 + [0.8, 0.2]) == 10
     assert delay([0.8] + [0.2] * 8) == 3
 
 
