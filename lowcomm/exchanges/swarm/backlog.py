@@ -93,7 +93,7 @@ class Backlog:
             self._room = float("inf")
             return
         self._uplink.heard(self, state, now_s)
-        self._connection.pace(self._uplink.rate)
+        self._connection.pace(self._uplink.rate(self))
         self._late_s *= 0.5 ** (passed_s / _HALF_LIFE_S)
         if waited:
             self._late_s = max(self._late_s, passed_s - self._pause_s)

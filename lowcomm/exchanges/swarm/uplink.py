@@ -1,26 +1,33 @@
-"""What this host's uplink carries, so that no connection asks for more.
+"""What this host's uplink carries, and each connection's share of it.
 
 Each connection's congestion control looks for more than there is, time and again: queues in the network fill,
-packets are lost by the hundred, and heartbeats wait. So the kernel is told to pace each connection
-(SO_MAX_PACING_RATE) by `room` times the most that arrived in a second or two of traffic without pause, of all
-connections together. `room` is above 1, so that an uplink that carries more is noticed, more so while round
-trips are as short as ever. Nothing is paced before a second of traffic, or while what is carried still grows.
+packets are lost by the hundred, and heartbeats wait. Where several connections do so at once it is worse: the
+queue of one host's uplink holds up the acknowledgements of all that send to it, whose congestion control then
+sends less than their links can do. So the kernel is told to pace each connection (SO_MAX_PACING_RATE) to a
+share of `room` times the most that arrived in a second or two of traffic without pause, of all connections
+together. `room` is above 1 while round trips are as short as ever, so that an uplink that carries more is
+noticed, and below 1 while they are long, so that queues empty. Nothing is paced before a second of traffic,
+or while what is carried still grows.
 
-The rate is for each connection, not divided among them: who sends to one peer alone may use all of it.
+Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
+equal part.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import deque
+from collections.abc import Mapping
 
 from lowcomm.exchanges.swarm.connection import ConnectionState
 
 TICK_S = 0.25
-ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.1, 1.5, 1.0
+ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.0, 1.35, 0.9
 GROWS = 1.05
 """What is carried still grows, as when connections are new, where it is so much more than ever before."""
 UNQUEUED, QUEUED = 1.15, 1.6
-"""Mean round trip relative to the shortest, below and above which the room is another."""
+"""Round trip relative to the shortest, of the connection in the middle, below and above which the room is
+another."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
 _REMEMBERED = 120
 """Ticks of traffic."""
@@ -29,19 +36,19 @@ _PAUSE_S = 2 * TICK_S
 
 
 class Uplink:
-    """Of one host; call only from the exchange's loop.
-
-    Attributes:
-        rate: bytes per second.
-    """
+    """Of one host; call only from the exchange's loop."""
 
     def __init__(self) -> None:
-        self.rate = float("inf")
         self._paths: dict[object, ConnectionState] = {}
         self._first: dict[object, int] = {}
-        self._window: deque[tuple[float, int]] = deque(maxlen=_WINDOW_TICKS + 1)
+        self._window: deque[tuple[float, dict[object, int]]] = deque(maxlen=_WINDOW_TICKS + 1)
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
+        self._rates: dict[object, float] = {}
         self._heard_s = self._ticked_s = float("-inf")
+
+    def rate(self, path: object) -> float:
+        """Bytes per second that a connection is to send at most."""
+        return self._rates.get(path, float("inf"))
 
     def heard(self, path: object, state: ConnectionState, now_s: float) -> None:
         """The state of one connection that has bulk data to send."""
@@ -57,21 +64,38 @@ class Uplink:
             self._tick(now_s)
 
     def _tick(self, now_s: float) -> None:
-        acked = sum(state.acked_bytes - self._first[path] for path, state in self._paths.items())
+        acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
         self._window.append((now_s, acked))
         began_s, before = self._window[0]
         if len(self._window) <= _LEAST_TICKS:
             return
-        most, now = max(self._carried, default=0.0), (acked - before) / (now_s - began_s)
+        carried = {path: (count - before.get(path, 0)) / (now_s - began_s) for path, count in acked.items()}
+        most, now = max(self._carried, default=0.0), sum(carried.values())
         self._carried.append(now)
         if now > GROWS * most:
-            self.rate = float("inf")
+            self._rates = {}
             return
         trips = [
             state.round_trip_s / state.least_round_trip_s
             for state in self._paths.values()
             if state.least_round_trip_s
         ]
-        trip = sum(trips) / len(trips) if trips else 1.0
+        trip = statistics.median_low(trips) if trips else 1.0
         room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
-        self.rate = room * max(most, now)
+        wanted = {path: ROOM_UNQUEUED * rate for path, rate in carried.items()}
+        self._rates = shares(room * max(most, now), wanted)
+
+
+def shares(total: float, wanted: Mapping[object, float]) -> dict[object, float]:
+    """Max-min fair shares of `total`; none is below an equal part, which who wants less may still use.
+
+    Args:
+        wanted: what each would use, in the unit of `total`.
+    """
+    equal = total / len(wanted)
+    left, found = total, {}
+    for number, path in enumerate(sorted(wanted, key=lambda path: wanted[path])):
+        fair = left / (len(wanted) - number)
+        found[path] = max(equal, fair)
+        left -= min(wanted[path], fair)
+    return found
