@@ -45,7 +45,9 @@ for part in "$@"; do
     mapfile -t settings < <("$python" -c "$first" <"$recipes/studies/few_bytes.toml")
     counted few-bytes "$recipes/studies/base.toml" "${settings[@]/#/--set=}" ;;
   rounds)
-    for n in 2 4; do bench "round-$n" "$n" 50 100 round --payload-mib 25 --rounds 20 --codec fp32; done ;;
+    for n in 2 4; do bench "round-$n" "$n" 50 100 round --payload-mib 25 --rounds 20 --codec fp32; done
+    # and where the two cores that all share are not the limit
+    bench round-4-50 4 50 50 round --payload-mib 25 --rounds 20 --codec fp32 ;;
   heartbeats)  # what control messages wait for bulk data, over either transport
     for transport in tcp/0 udp/0/quic-v1; do
       TRANSPORT=$transport bench "heartbeat-${transport%%/*}" 2 50 100 round --payload-mib 25 --rounds 20 --codec fp32

@@ -38,15 +38,14 @@ def wan_tables(path: Path) -> str:
             one = wan.round_row(run)
             against = {key: f"{one[key]:.2f} s ({one[key] / one['bound_s']:.2f}x)" for key in _TIMES}
             committed = f"{one['committed']} and {one['equal']} of {one['rounds']}"
-            rounds.append(
-                (f"lowcomm, {name[6:]} islands", f"{one['bound_s']:.2f} s", *against.values(), committed)
-            )
+            label = f"lowcomm, {run['setup']['islands']} islands, {run['setup']['mbit_s']:g} Mbit/s"
+            rounds.append((label, f"{one['bound_s']:.2f} s", *against.values(), committed))
         elif name.startswith("stock-"):
             for who in run["rounds"]:
                 seconds = who["seconds"]
                 rounds.append(
                     (
-                        f"{who['who']} beside it, {who['peers']} peers",
+                        f"{who['who']} beside it, {who['peers']} peers, 100 Mbit/s",
                         "",
                         f"{seconds[0]:.2f} s",
                         f"{statistics.median(seconds):.2f} s",
@@ -79,7 +78,7 @@ def wan_tables(path: Path) -> str:
         for kind, run in sorted(timed, key=order)
     ]
     first = (
-        "25 MiB of fp32, 100 Mbit/s, 100 ms",
+        "25 MiB of fp32, 100 ms",
         "bound",
         "cold",
         "warm, median",

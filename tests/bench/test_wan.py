@@ -70,7 +70,7 @@ def test_a_sweep_is_drawn_and_stands_in_the_tables(tmp_path: Path) -> None:
     assert wan.sweep_plot(runs).startswith(b"\x89PNG")
     (tmp_path / "wan.json").write_text(json.dumps(runs))
     text = tables(tmp_path)
-    assert "| lowcomm, 2 islands | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
+    assert "| lowcomm, 2 islands, 100 Mbit/s | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
     assert "| QUIC | 0.120 s | 0.300 s | 1 of 5 | 2.60 s |" in text
     assert "| int4, 24 fragments, delay 5 | 2 | 25 MiB | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
 
