@@ -15,7 +15,7 @@ from lowcomm.exchanges import Message
 from lowcomm.exchanges.swarm.backlog import LEAST_BYTES, Backlog
 from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
-from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, TICK_S, Uplink, shares
+from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, SEVERAL, TICK_S, Uplink, shares
 from tests.exchanges.networks import PATIENCE_S, network
 
 MIB = 1 << 20
@@ -162,21 +162,32 @@ def carry(
     ("trip_s", "room"), [(0.101, ROOM_UNQUEUED), (0.13, ROOM), (0.2, ROOM_QUEUED), (0.4, ROOM_QUEUED)]
 )
 def test_connections_share_what_all_have_carried(trip_s: float, room: float) -> None:
-    for rates in ([10.0], [5.0, 5.0]):
+    for rates, several in (([10.0], 1.0), ([5.0, 5.0], SEVERAL)):
         uplink = Uplink()
         ended_s = carry(uplink, 0.9, rates, trip_s=trip_s)
         assert uplink.rate(0) == float("inf")  # not long enough to tell
         carry(uplink, 2.0, rates, began_s=ended_s, trip_s=trip_s)
         for path, rate in enumerate(rates):
-            assert uplink.rate(path) == pytest.approx(room * rate * MIB, rel=0.02)
+            assert uplink.rate(path) == pytest.approx(several * room * rate * MIB, rel=0.02)
+
+
+def test_a_queue_that_sending_less_does_not_empty_is_not_answered_with_less_and_less() -> None:
+    uplink, ended_s, found = Uplink(), 0.0, []
+    for _ in range(40):
+        ended_s = carry(uplink, TICK_S, [5.0, 5.0], began_s=ended_s, trip_s=0.4)
+        found.append(uplink.rate(0) / MIB)
+    paced = [rate for rate in found if rate < 100]
+    less = [rate for rate in paced if rate == pytest.approx(SEVERAL * 5, rel=0.05)]
+    assert 10 <= len(less) <= len(paced) - 10
+    assert all(rate == pytest.approx(5, rel=0.05) for rate in paced if rate not in less)
 
 
 def test_what_a_slow_receiver_leaves_is_for_the_others() -> None:
-    uplink = Uplink()
+    uplink, total = Uplink(), 10 * SEVERAL * ROOM
     carry(uplink, 3.0, [0.5, 4.75, 4.75], trip_s=0.13)
-    slow, *others = (uplink.rate(path) for path in range(3))
-    assert slow == pytest.approx(ROOM * 10 * MIB / 3, rel=0.02)
-    assert others == pytest.approx([(ROOM * 10 - ROOM_UNQUEUED * 0.5) * MIB / 2] * 2, rel=0.02)
+    slow, *others = (uplink.rate(path) / MIB for path in range(3))
+    assert slow == pytest.approx(total / 3, rel=0.02)
+    assert others == pytest.approx([(total - ROOM_UNQUEUED * 0.5) / 2] * 2, rel=0.02)
 
 
 def test_shares_are_max_min_fair() -> None:

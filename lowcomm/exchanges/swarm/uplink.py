@@ -6,8 +6,9 @@ queue of one host's uplink holds up the acknowledgements of all that send to it,
 sends less than their links can do. So the kernel is told to pace each connection (SO_MAX_PACING_RATE) to a
 share of `room` times the most that arrived in a second or two of traffic without pause, of all connections
 together. `room` is above 1 while round trips are as short as ever, so that an uplink that carries more is
-noticed, and below 1 while they are long, so that queues empty. Nothing is paced before a second of traffic,
-or while what is carried still grows.
+noticed. Several connections have a tenth less together, so that while round trips are long the queue empties;
+if it doesn't, it is not of their making, and less would only be less every time. Nothing is paced before a
+second of traffic, or while what is carried still grows.
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
@@ -22,7 +23,9 @@ from collections.abc import Mapping
 from lowcomm.exchanges.swarm.connection import ConnectionState
 
 TICK_S = 0.25
-ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.0, 1.35, 0.9
+ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.1, 1.5, 1.0
+SEVERAL = 0.9
+"""Of the room, where several connections send."""
 GROWS = 1.05
 """What is carried still grows, as when connections are new, where it is so much more than ever before."""
 UNQUEUED, QUEUED = 1.15, 1.6
@@ -31,6 +34,8 @@ another."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
 _REMEMBERED = 120
 """Ticks of traffic."""
+_EMPTYING_TICKS = 8
+"""If round trips are still long after so many ticks of less, there is no less for as many."""
 _PAUSE_S = 2 * TICK_S
 """Without news for so long, traffic has paused."""
 
@@ -44,6 +49,7 @@ class Uplink:
         self._window: deque[tuple[float, dict[object, int]]] = deque(maxlen=_WINDOW_TICKS + 1)
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
         self._rates: dict[object, float] = {}
+        self._queued_ticks = 0
         self._heard_s = self._ticked_s = float("-inf")
 
     def rate(self, path: object) -> float:
@@ -80,10 +86,16 @@ class Uplink:
             for state in self._paths.values()
             if state.least_round_trip_s
         ]
-        trip = statistics.median_low(trips) if trips else 1.0
-        room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
+        room = self._room(statistics.median_low(trips) if trips else 1.0)
         wanted = {path: ROOM_UNQUEUED * rate for path, rate in carried.items()}
         self._rates = shares(room * max(most, now), wanted)
+
+    def _room(self, trip: float) -> float:
+        """For all connections together, when round trips are so much longer than the shortest."""
+        self._queued_ticks = self._queued_ticks + 1 if trip > QUEUED else 0
+        room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
+        in_vain = self._queued_ticks // (_EMPTYING_TICKS + 1) % 2 == 1
+        return room if len(self._paths) == 1 or in_vain else SEVERAL * room
 
 
 def shares(total: float, wanted: Mapping[object, float]) -> dict[object, float]:
