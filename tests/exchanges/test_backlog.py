@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 from lowcomm.exchanges import Message
-from lowcomm.exchanges.swarm.backlog import LEAST_BYTES, Backlog
+from lowcomm.exchanges.swarm.backlog import LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PIECE_S, Backlog
 from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, SEVERAL, TICK_S, Uplink, shares
 from tests.exchanges.networks import PATIENCE_S, network
 
 MIB = 1 << 20
-PIECE = 32 << 10
 SENDER = """
 import socket, struct, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -36,7 +35,7 @@ for _ in sys.stdin:
 
 
 def state(
-    *, unsent: int = 0, acked: int = 0, rate: int = MIB, trip_s: float = 0.1, least_s: float = 0.1
+    *, unsent: int = 0, acked: int = 0, rate: int = 1000, trip_s: float = 0.1, least_s: float = 0.1
 ) -> ConnectionState:
     return ConnectionState(unsent, acked, rate, trip_s, least_s)
 
@@ -55,14 +54,25 @@ class Told(DaemonConnection):
         self.paced = bytes_per_s
 
 
+class Carries(Uplink):
+    """An uplink of which it is known what it carries, in bytes per second."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        super().__init__()
+        self.bytes_per_s = bytes_per_s
+
+    def rate(self, path: object) -> float:
+        return self.bytes_per_s
+
+
 @asynccontextmanager
-async def backlog(connection: DaemonConnection) -> AsyncIterator[Backlog]:
+async def backlog(connection: DaemonConnection, uplink: Uplink | None = None) -> AsyncIterator[Backlog]:
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
         tasks.add(asyncio.get_running_loop().create_task(coroutine))
 
-    made = Backlog(connection, Uplink(), spawn)
+    made = Backlog(connection, uplink or Uplink(), spawn)
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield made
@@ -76,19 +86,19 @@ async def write(to: Backlog, pieces: int, wrote: Callable[[int], None]) -> None:
     """A message of some pieces, as `Outgoing` sends it."""
     message = to.next_message()
     for _ in range(pieces):
-        await to.wait_room(message, PIECE)
+        await to.wait_room(message)
         wrote(message)
 
 
 def test_no_more_is_written_than_the_kernel_has_room_for() -> None:
     async def scenario() -> None:
-        connection = Told(state(unsent=LEAST_BYTES))
+        connection = Told(state(unsent=MOST_PIECE_BYTES))
         async with backlog(connection) as held:
             wrote: list[int] = []
             writing = asyncio.create_task(write(held, 100, wrote.append))
             await asyncio.sleep(0.1)
             assert wrote == []
-            connection.now = state(unsent=LEAST_BYTES - 1)  # room for a byte is room for a piece
+            connection.now = state(unsent=MOST_PIECE_BYTES - 1)  # room for a byte is room for a piece
             while not wrote:
                 await asyncio.sleep(0.001)
             connection.now = state(unsent=4 * MIB)
@@ -97,6 +107,31 @@ def test_no_more_is_written_than_the_kernel_has_room_for() -> None:
             connection.now = state()
             await writing
             assert len(wrote) == 100
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("carried", "piece"),
+    [
+        (float("inf"), MOST_PIECE_BYTES),
+        (100 * MIB, MOST_PIECE_BYTES),
+        (MIB, int(PIECE_S * MIB)),
+        (1000, LEAST_PIECE_BYTES),
+    ],
+)
+def test_the_slower_the_link_the_less_waits_for_it(carried: float, piece: int) -> None:
+    async def scenario() -> None:
+        connection = Told(state(unsent=piece - 1))
+        async with backlog(connection, Carries(carried)) as held:
+            message = held.next_message()
+            assert await held.wait_room(message) == piece
+            connection.now = state(unsent=piece)
+            more = asyncio.create_task(held.wait_room(message))
+            await asyncio.sleep(0.1)
+            assert not more.done()
+            connection.now = state(unsent=0)
+            assert await more == piece
 
     asyncio.run(scenario())
 

@@ -15,8 +15,10 @@ from typing import Any
 from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.exchanges.swarm.uplink import Uplink
 
-LEAST_BYTES = 128 << 10
 MOST_BYTES = 4 << 20
+PIECE_S, LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 0.05, 32 << 10, 128 << 10
+"""A message is written in pieces of what the link carries in so long, and one piece at least may wait in the
+kernel: on a slow link more of it would take a control message longer than the network does."""
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 0.04
 """Between two looks: short while there is processor time for it."""
 LATE = 1.5
@@ -38,11 +40,12 @@ class Backlog:
         self, connection: DaemonConnection, uplink: Uplink, spawn: Callable[[Coroutine[Any, Any, None]], None]
     ) -> None:
         self._connection, self._uplink, self._spawn = connection, uplink, spawn
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[int, asyncio.Future[int]]] = []
         self._serving = self._closed = False
         self._messages = 0
         self._late_s, self._pause_s = 0.0, LEAST_PAUSE_S
         self._room = 0.0
+        self._piece_bytes = MOST_PIECE_BYTES
         self._looked_s = float("-inf")
 
     def next_message(self) -> int:
@@ -50,23 +53,23 @@ class Backlog:
         self._messages += 1
         return self._messages
 
-    async def wait_room(self, message: int, size: int) -> None:
-        """Return when `size` bytes more of a message may be written."""
+    async def wait_room(self, message: int) -> int:
+        """Return when the next piece of a message may be written: how many bytes at most."""
         if self._closed:
-            return
-        turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (message, size, turn))  # a message waits for one piece at a time
+            return MOST_PIECE_BYTES
+        turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (message, turn))  # a message waits for one piece at a time
         if not self._serving:
             self._serving = True
             self._spawn(self._serve())
-        await turn
+        return await turn
 
     def close(self) -> None:
         """Hold nobody back any more: the link is down, as who writes will see."""
         self._closed = True
-        for _, _, turn in self._waiting:
+        for _, turn in self._waiting:
             if not turn.done():
-                turn.set_result(None)
+                turn.set_result(MOST_PIECE_BYTES)
         self._waiting.clear()
 
     async def _serve(self) -> None:
@@ -79,10 +82,10 @@ class Backlog:
                 self._look(loop.time(), waited=True)
             if not self._waiting:
                 break
-            _, size, turn = heapq.heappop(self._waiting)
+            _, turn = heapq.heappop(self._waiting)
             if not turn.done():  # done = whoever waited was cancelled
-                turn.set_result(None)
-                self._room -= size
+                turn.set_result(self._piece_bytes)
+                self._room -= self._piece_bytes
                 await asyncio.sleep(0)  # it writes, and asks for its next piece before others get theirs
         self._serving = False
 
@@ -93,10 +96,12 @@ class Backlog:
             self._room = float("inf")
             return
         self._uplink.heard(self, state, now_s)
-        self._connection.pace(self._uplink.rate(self))
+        paced = self._uplink.rate(self)
+        self._connection.pace(paced)
         self._late_s *= 0.5 ** (passed_s / _HALF_LIFE_S)
         if waited:
             self._late_s = max(self._late_s, passed_s - self._pause_s)
         self._pause_s = min(MOST_PAUSE_S, max(LEAST_PAUSE_S, self._late_s / 2))
         limit = state.rate * (2 * self._pause_s + LATE * self._late_s)
-        self._room = min(MOST_BYTES, max(LEAST_BYTES, limit)) - state.unsent_bytes
+        self._piece_bytes = int(min(MOST_PIECE_BYTES, max(LEAST_PIECE_BYTES, PIECE_S * paced)))
+        self._room = min(MOST_BYTES, max(self._piece_bytes, limit)) - state.unsent_bytes

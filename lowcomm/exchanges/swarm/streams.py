@@ -26,14 +26,13 @@ from lowcomm.exchanges.frames import (
     decode_header,
     encode_frame,
 )
-from lowcomm.exchanges.swarm.backlog import Backlog
+from lowcomm.exchanges.swarm.backlog import MOST_PIECE_BYTES, Backlog
 
 PREAMBLE = b"lowcomm\x01"
 OPENING_BODY_BYTES = 1024
 """A stranger makes us allocate no more than this before its opening frame is accepted."""
 
 _STAGE_BYTES = 64 << 10
-_PIECE_BYTES = 128 << 10
 _WRITE_HIGH_BYTES = 256 << 10
 
 
@@ -307,9 +306,8 @@ class Outgoing:
         try:
             self._write(head)
             while offset < payload.nbytes:
-                piece = payload[offset : offset + _PIECE_BYTES]
-                if self.backlog is not None:
-                    await self.backlog.wait_room(message, piece.nbytes)
+                size = await self.backlog.wait_room(message) if self.backlog is not None else MOST_PIECE_BYTES
+                piece = payload[offset : offset + size]
                 offset += piece.nbytes
                 self._write(piece)
                 await self._writer.drain()
@@ -342,8 +340,8 @@ class Outgoing:
 
     async def _write_all(self, head: bytes, payload: memoryview) -> None:
         self._write(head)
-        for offset in range(0, payload.nbytes, _PIECE_BYTES):
-            self._write(payload[offset : offset + _PIECE_BYTES])
+        for offset in range(0, payload.nbytes, MOST_PIECE_BYTES):
+            self._write(payload[offset : offset + MOST_PIECE_BYTES])
             await self._writer.drain()
         await self._writer.drain()
 
