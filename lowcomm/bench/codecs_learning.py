@@ -1,6 +1,6 @@
-"""What codecs cost in loss: the table and the plot of the study recipes/studies/codecs.toml.
+"""What codecs cost in loss: tables and plots of recipes/studies/codecs.toml and topk.toml.
 
-`python -m lowcomm.bench.codecs_learning` draws docs/img/codecs_learning.png from its log.
+`python -m lowcomm.bench.codecs_learning` draws docs/img/codecs_learning.png and topk.png from their logs.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from matplotlib.figure import Figure
 from lowcomm.bench.learning import read_log
 
 ROOT = Path(__file__).parents[2]
-LOG = ROOT / "docs" / "results" / "codecs_learning.jsonl"
-PLOT = ROOT / "docs" / "img" / "codecs_learning.png"
+PLOTS = {
+    "codecs_learning": "Muon inside, four islands, 50 outer steps of 10: mean and range of the seeds",
+    "topk": "AdamW inside, four islands, 1,000 outer steps of 1: mean and range of the seeds",
+}
+"""Of which logs, and their titles."""
 REFERENCE = "fp32"
 
 
@@ -59,7 +62,7 @@ def costs(log: Path) -> list[Cost]:
     ]
 
 
-def plot(found: Sequence[Cost]) -> bytes:
+def plot(found: Sequence[Cost], title: str) -> bytes:
     """Loss against bytes, the mean of the seeds with their spread, as a PNG."""
     figure = Figure(figsize=(7.0, 4.2), dpi=130, layout="constrained")
     axes = figure.add_subplot()
@@ -71,7 +74,7 @@ def plot(found: Sequence[Cost]) -> bytes:
     axes.set_xscale("log")
     axes.set_xlabel("MB sent by each of four islands")
     axes.set_ylabel("loss on held-out text, nats per byte")
-    axes.set_title("Four islands, 50 outer steps of 10: mean and range of the seeds")
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     buffer = io.BytesIO()
@@ -80,4 +83,6 @@ def plot(found: Sequence[Cost]) -> bytes:
 
 
 if __name__ == "__main__":
-    PLOT.write_bytes(plot(costs(LOG)))
+    for name, title in PLOTS.items():
+        drawn = plot(costs(ROOT / "docs" / "results" / f"{name}.jsonl"), title)
+        (ROOT / "docs" / "img" / f"{name}.png").write_bytes(drawn)
