@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from lowcomm.config.load import load_config, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError
 from lowcomm.metrics.factory import METRICS_FILE
+from lowcomm.processes import die_with_parent
 from lowcomm.types import Json
 
 KINDS = ("islands", "data-parallel", "alone")
@@ -230,7 +232,13 @@ def train_islands(config: Config, islands: int) -> tuple[list[dict[str, Any]], l
         recipe.write_text(to_toml(config), encoding="utf-8")
         command = [sys.executable, "-m", "lowcomm", "launch", str(recipe), "--islands", str(islands)]
         command += ["--out", str(out), "--set", "metrics.wandb=off"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=die_with_parent(signal.SIGTERM),  # it ends its islands
+        )
         if done.returncode != 0:
             raise LowcommError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2_000:]}")
         folders = [out / f"island-{island}" for island in range(islands)]

@@ -73,18 +73,37 @@ def test_what_is_logged_is_not_trained_again(tmp_path: Path) -> None:
 def test_a_run_that_was_stopped_is_not_logged(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     process = start(study(tmp_path, 1_000_000), log)
-    islands = dict.fromkeys(range(2), 0)
-    while process.poll() is None and not all(islands.values()):
-        time.sleep(0.1)
-        for metrics in tmp_path.glob("lowcomm-study-*/run/island-*/metrics.jsonl"):
-            if '"train"' in metrics.read_text():
-                islands[int(metrics.parent.name[-1])] = pid_of(metrics.parent)
-    for pid in islands.values():
+    for pid in training(process, tmp_path):
         os.kill(pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1, stderr
     assert "island-0 was stopped by a signal after" in stderr
     assert not log.exists()
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only there children can follow their parent"
+)
+def test_a_study_that_is_ended_leaves_no_islands(tmp_path: Path) -> None:
+    process = start(study(tmp_path, 1_000_000), tmp_path / "log.jsonl")
+    islands = training(process, tmp_path)
+    process.terminate()
+    process.communicate(timeout=DEADLINE_S)
+    while any(Path(f"/proc/{pid}").exists() for pid in islands):
+        time.sleep(0.1)
+
+
+def training(process: subprocess.Popen[str], folder: Path) -> list[int]:
+    """The study's islands, once both train."""
+    islands = dict.fromkeys(range(2), 0)
+    while process.poll() is None and not all(islands.values()):
+        time.sleep(0.1)
+        for metrics in folder.glob("lowcomm-study-*/run/island-*/metrics.jsonl"):
+            if '"train"' in metrics.read_text():
+                islands[int(metrics.parent.name[-1])] = pid_of(metrics.parent)
+    assert all(islands.values())
+    return list(islands.values())
 
 
 def pid_of(folder: Path) -> int:
