@@ -206,6 +206,26 @@ def test_connections_share_what_all_have_carried(trip_s: float, room: float) -> 
             assert uplink.rate(path) == pytest.approx(several * room * rate * MIB, rel=0.02)
 
 
+def test_of_short_bursts_nothing_is_concluded() -> None:
+    uplink, acked = Uplink(), 0
+    for burst in range(100):  # 0.1 of every 0.3 s, as training with short intervals sends
+        for look in range(10):
+            now_s = 0.3 * burst + 0.01 * look
+            uplink.heard(0, state(acked=acked, trip_s=0.001, least_s=0.0001), now_s)
+            acked += MIB
+        uplink.rests(0, now_s)
+        assert uplink.rate(0) == float("inf")
+
+
+def test_round_trips_of_a_busy_processor_are_no_queue() -> None:
+    uplink = Uplink()
+    now_s = 0.0
+    while now_s < 3.0:
+        uplink.heard(0, state(acked=int(now_s * MIB), trip_s=0.015, least_s=0.0001), now_s)
+        now_s += 0.05
+    assert uplink.rate(0) == pytest.approx(ROOM_UNQUEUED * MIB, rel=0.02)
+
+
 def test_a_queue_that_sending_less_does_not_empty_is_not_answered_with_less_and_less() -> None:
     uplink, ended_s, found = Uplink(), 0.0, []
     for _ in range(40):

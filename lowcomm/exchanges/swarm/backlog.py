@@ -74,20 +74,23 @@ class Backlog:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            if loop.time() - self._looked_s >= self._pause_s:
-                self._look(loop.time(), waited=False)
-            while self._room <= 0:
-                await asyncio.sleep(self._pause_s)
-                self._look(loop.time(), waited=True)
-            if not self._waiting:
-                break
-            _, turn = heapq.heappop(self._waiting)
-            if not turn.done():  # done = whoever waited was cancelled
-                turn.set_result(self._piece_bytes)
-                self._room -= self._piece_bytes
-                await asyncio.sleep(0)  # it writes, and asks for its next piece before others get theirs
-        self._serving = False
+        try:
+            while self._waiting:
+                if loop.time() - self._looked_s >= self._pause_s:
+                    self._look(loop.time(), waited=False)
+                while self._room <= 0:
+                    await asyncio.sleep(self._pause_s)
+                    self._look(loop.time(), waited=True)
+                if not self._waiting:
+                    break
+                _, turn = heapq.heappop(self._waiting)
+                if not turn.done():  # done = whoever waited was cancelled
+                    turn.set_result(self._piece_bytes)
+                    self._room -= self._piece_bytes
+                    await asyncio.sleep(0)  # it writes, and asks for its next piece before others get theirs
+        finally:
+            self._serving = False
+            self._uplink.rests(self, loop.time())
 
     def _look(self, now_s: float, *, waited: bool) -> None:
         passed_s, self._looked_s = now_s - self._looked_s, now_s

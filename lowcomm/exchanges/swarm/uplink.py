@@ -4,11 +4,13 @@ Each connection's congestion control looks for more than there is, time and agai
 packets are lost by the hundred, and heartbeats wait. Where several connections do so at once it is worse: the
 queue of one host's uplink holds up the acknowledgements of all that send to it, whose congestion control then
 sends less than their links can do. So the kernel is told to pace each connection (SO_MAX_PACING_RATE) to a
-share of `room` times the most that arrived in a second or two of traffic without pause, of all connections
-together. `room` is above 1 while round trips are as short as ever, so that an uplink that carries more is
-noticed. Several connections have a tenth less together, so that while round trips are long the queue empties;
-if it doesn't, it is not of their making, and less would only be less every time. Nothing is paced before a
-second of traffic, or while what is carried still grows.
+share of `room` times the most that arrived in a second or two, of all connections together. Only a time in
+which data waited to be sent, or a queue stood, says what the uplink can carry: what is sent in short bursts
+says what there was to send, and to pace by that would stretch the bursts, again and again. `room` is above 1
+while round trips are as short as ever, so that an uplink that carries more is noticed. Several connections have
+a tenth less together, so that while round trips are long the queue empties; if it doesn't, it is not of their
+making, and less would only be less every time. Nothing is paced before a second of traffic, or while what is
+carried still grows.
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
@@ -31,6 +33,10 @@ GROWS = 1.05
 UNQUEUED, QUEUED = 1.15, 1.6
 """Round trip relative to the shortest, of the connection in the middle, below and above which the room is
 another."""
+SHORT_QUEUE_S = 0.02
+"""What round trips are longer by at most where processors are busy and no queue is in the network."""
+BUSY = 0.9
+"""Of a window, in which data has to wait for the uplink to be what limits it."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
 _REMEMBERED = 120
 """Ticks of traffic."""
@@ -46,7 +52,9 @@ class Uplink:
     def __init__(self) -> None:
         self._paths: dict[object, ConnectionState] = {}
         self._first: dict[object, int] = {}
-        self._window: deque[tuple[float, dict[object, int]]] = deque(maxlen=_WINDOW_TICKS + 1)
+        self._window: deque[tuple[float, float, dict[object, int]]] = deque(maxlen=_WINDOW_TICKS + 1)
+        self._busy: set[object] = set()
+        self._idle_s, self._rested_s = 0.0, float("inf")
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
         self._rates: dict[object, float] = {}
         self._queued_ticks = 0
@@ -62,6 +70,9 @@ class Uplink:
             self._paths, self._first = {}, {}
             self._window.clear()
             self._ticked_s = now_s
+        elif not self._busy:
+            self._idle_s += max(0.0, now_s - self._rested_s)
+        self._busy.add(path)
         self._heard_s = now_s
         self._paths[path] = state
         self._first.setdefault(path, state.acked_bytes)
@@ -69,26 +80,30 @@ class Uplink:
             self._ticked_s = now_s
             self._tick(now_s)
 
+    def rests(self, path: object, now_s: float) -> None:
+        """A connection has nothing to send any more, until it is heard of again."""
+        self._busy.discard(path)
+        if not self._busy:
+            self._rested_s = now_s
+
     def _tick(self, now_s: float) -> None:
         acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
-        self._window.append((now_s, acked))
-        began_s, before = self._window[0]
+        self._window.append((now_s, self._idle_s, acked))
+        began_s, idle_before_s, before = self._window[0]
+        busy_s = now_s - began_s - (self._idle_s - idle_before_s)
         if len(self._window) <= _LEAST_TICKS:
             return
         carried = {path: (count - before.get(path, 0)) / (now_s - began_s) for path, count in acked.items()}
-        most, now = max(self._carried, default=0.0), sum(carried.values())
-        self._carried.append(now)
-        if now > GROWS * most:
-            self._rates = {}
-            return
-        trips = [
-            state.round_trip_s / state.least_round_trip_s
-            for state in self._paths.values()
-            if state.least_round_trip_s
-        ]
-        room = self._room(statistics.median_low(trips) if trips else 1.0)
-        wanted = {path: ROOM_UNQUEUED * rate for path, rate in carried.items()}
-        self._rates = shares(room * max(most, now), wanted)
+        trip = statistics.median_low(map(_trip, self._paths.values()))
+        if busy_s >= BUSY * (now_s - began_s) or trip > QUEUED:
+            most, now = max(self._carried, default=0.0), sum(carried.values())
+            self._carried.append(now)
+            if now > GROWS * most:
+                self._rates = {}
+                return
+        if self._carried:
+            wanted = {path: ROOM_UNQUEUED * rate for path, rate in carried.items()}
+            self._rates = shares(self._room(trip) * max(self._carried), wanted)
 
     def _room(self, trip: float) -> float:
         """For all connections together, when round trips are so much longer than the shortest."""
@@ -96,6 +111,13 @@ class Uplink:
         room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
         in_vain = self._queued_ticks // (_EMPTYING_TICKS + 1) % 2 == 1
         return room if len(self._paths) == 1 or in_vain else SEVERAL * room
+
+
+def _trip(state: ConnectionState) -> float:
+    """A round trip, relative to the shortest."""
+    if state.round_trip_s - state.least_round_trip_s <= SHORT_QUEUE_S or not state.least_round_trip_s:
+        return 1.0
+    return state.round_trip_s / state.least_round_trip_s
 
 
 def shares(total: float, wanted: Mapping[object, float]) -> dict[object, float]:
