@@ -6,11 +6,11 @@ queue of one host's uplink holds up the acknowledgements of all that send to it,
 sends less than their links can do. So the kernel is told to pace each connection (SO_MAX_PACING_RATE) to a
 share of `room` times the most that arrived in a second or two, of all connections together. Only a time in
 which data waited to be sent, or a queue stood, says what the uplink can carry: what is sent in short bursts
-says what there was to send, and to pace by that would stretch the bursts, again and again. `room` is above 1
-while round trips are as short as ever, so that an uplink that carries more is noticed. Several connections have
-a tenth less together, so that while round trips are long the queue empties; if it doesn't, it is not of their
-making, and less would only be less every time. Nothing is paced before a second of traffic, or while what is
-carried still grows.
+says what there was to send, and to pace by that would stretch the bursts, again and again. `room` is above
+1 while round trips are as short as ever, so that an uplink that carries more is noticed. Several
+connections have a tenth less together, so that while round trips are long the queue empties; if it doesn't,
+it is not of their making, and less would only be less every time. Nothing is paced before a second of
+traffic, or while what is carried still grows.
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
