@@ -80,7 +80,7 @@ def test_a_failing_island_is_named_and_stops_no_other(tmp_path, start):
     (out / "island-1" / "thesis.txt").write_text("somebody else's")
     process = start(
         "launch", ROOT / "recipes" / "quickstart.toml", "--islands", 2, "--out", out,
-        "--set", "train.steps=20", "--set", "exchange.gather_timeout_s=15",
+        "--set", "train.steps=20", "--set", "exchange.gather_timeout_s=30",
     )  # fmt: skip
     _, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
