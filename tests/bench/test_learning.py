@@ -90,7 +90,9 @@ def test_a_study_that_is_ended_leaves_no_islands(tmp_path: Path) -> None:
     islands = training(process, tmp_path)
     process.terminate()
     process.communicate(timeout=DEADLINE_S)
-    while any(Path(f"/proc/{pid}").exists() for pid in islands):
+    give_up_s = time.monotonic() + DEADLINE_S
+    while left := [pid for pid in islands if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < give_up_s, left
         time.sleep(0.1)
 
 
