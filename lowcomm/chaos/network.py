@@ -94,12 +94,24 @@ class Network:
         self._run("set", str(self._mbit), str(self._loss), *(str(end) for pair in pairs for end in pair))
 
     def _run(self, *words: str) -> None:
-        found = subprocess.run(
+        """Run the script to its end, also when interrupted: cut short it would leave namespaces behind.
+
+        Raises:
+            NetworkError: it failed.
+            KeyboardInterrupt: after the script has ended.
+        """
+        script = subprocess.Popen(
             [str(SCRIPT), *words],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
+            start_new_session=True,  # a terminal's Ctrl-C goes to all of a session
             env={**os.environ, "WAN_OWNER": str(os.getpid())},
         )
-        if found.returncode:
-            raise NetworkError(f"launch/wan/wan {words[0]}: {(found.stderr or found.stdout).strip()}")
+        try:
+            stdout, stderr = script.communicate()
+        except KeyboardInterrupt:
+            script.communicate()
+            raise
+        if script.returncode:
+            raise NetworkError(f"launch/wan/wan {words[0]}: {(stderr or stdout).strip()}")

@@ -1,7 +1,9 @@
 """`lowcomm chaos` on real processes: a short tape in the default run, a long one behind `-m slow`."""
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +24,11 @@ KEYS = [
 MINE = "LOWCOMM_CHAOS_TEST"
 
 
-def chaos(tmp_path, *options):
-    """Start the command; everything that it starts inherits `MINE`."""
+def chaos(tmp_path, *options, path: str = ""):
+    """Start the command; everything that it starts inherits `MINE` and finds commands in `path` first."""
     command = [sys.executable, "-m", "lowcomm", "chaos", "--out", str(tmp_path / "run"), *map(str, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", MINE: str(tmp_path)}
+    environment["PATH"] = path + os.environ["PATH"]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -81,11 +84,26 @@ def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
     assert with_variable(MINE, str(tmp_path)) == []
 
 
+def commands(tmp_path) -> list[str]:
+    """What runs of a `chaos`."""
+    found = []
+    for process in with_variable(MINE, str(tmp_path)):
+        with contextlib.suppress(OSError):  # it has just ended
+            found.append(Path(f"/proc/{process.pid}/comm").read_text().strip())
+    return found
+
+
 @pytest.mark.processes
-def test_ctrl_c_leaves_nothing_behind(tmp_path) -> None:
+@pytest.mark.parametrize("command", ["gcc", "ip", "wanemu", "p2pd"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, command) -> None:
+    if command != "p2pd" and not network_can_be_broken():
+        pytest.skip("needs network namespaces: root, ip and gcc")
+    slow_ip = tmp_path / "ip"  # so that it can be met at work
+    slow_ip.write_text(f'#!/bin/sh\n{shutil.which("ip")} "$@" && sleep 0.1\n')
+    slow_ip.chmod(0o755)
     others = namespaces()
-    process = chaos(tmp_path, "--islands", 3, "--faults", 3)
-    wait_for(lambda: len(with_variable(MINE, str(tmp_path))) > 3, "islands and their daemons")
+    process = chaos(tmp_path, "--islands", 3, "--faults", 3, path=f"{tmp_path}:" if command == "ip" else "")
+    wait_for(lambda: command in commands(tmp_path), f"{command} runs")
     process.send_signal(signal.SIGINT)
     finish(process, DEADLINE_S)
     assert process.returncode == 130
