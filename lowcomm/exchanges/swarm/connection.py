@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ _SO_MAX_PACING_RATE = 47
 _RATE = struct.Struct("=Q")
 _UNLIMITED = (1 << 64) - 1
 _LEAST_RATE = 16 << 10
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ class DaemonConnection:
     """
 
     def __init__(self, pid: int, remotes: Collection[tuple[str, int]]) -> None:
-        self._pid, self._remotes = pid, remotes
+        self._pid = pid
+        self._remotes = {end for host, port in remotes for end in ((host, port), (f"::ffff:{host}", port))}
+        self._process: int | None = None
         self._numbers: list[int] | None = None
         self._rate = _UNLIMITED
         self._told: dict[int, int] = {}
@@ -67,20 +70,14 @@ class DaemonConnection:
 
     def look(self) -> ConnectionState | None:
         """The state of the connection, or of several taken together; None where it can't be known."""
-        if _LIBC is None or not hasattr(os, "pidfd_open"):
+        process = self._open_process()
+        if process is None:
             return None
-        try:
-            process = os.pidfd_open(self._pid)
-        except OSError:
-            return None
-        try:
-            if self._numbers is None:
-                self._numbers = [
-                    number for number in self._all_numbers() if self._ask(process, number) is not None
-                ]
-            answers = [self._ask(process, number) for number in self._numbers]
-        finally:
-            os.close(process)
+        if self._numbers is None:
+            self._numbers = [
+                number for number in self._all_numbers() if self._ask(process, number) is not None
+            ]
+        answers = [self._ask(process, number) for number in self._numbers]
         known = [answer for answer in answers if answer is not None]
         if len(known) < len(answers):
             self._numbers = None  # a connection has ended; look for its successor the next time
@@ -94,6 +91,16 @@ class DaemonConnection:
             max(state.round_trip_s for state in known),
             min(state.least_round_trip_s for state in known),
         )
+
+    def _open_process(self) -> int | None:
+        """What stands for p2pd, and for no later process with its id; closed when this object goes."""
+        if self._process is None and _LIBC is not None and hasattr(os, "pidfd_open"):
+            try:
+                self._process = os.pidfd_open(self._pid)
+            except OSError:
+                return None
+            weakref.finalize(self, os.close, self._process)
+        return self._process
 
     def _all_numbers(self) -> Iterator[int]:
         folder = f"/proc/{self._pid}/fd"
@@ -114,23 +121,22 @@ class DaemonConnection:
         if borrowed < 0:
             return None
         try:
-            connection = socket.socket(fileno=borrowed)
+            # of what kind it really is shows below, and looking it up takes longer than all the rest
+            connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, borrowed)
         except OSError:  # the number is another file's by now
             os.close(borrowed)
             return None
-        with connection:
-            try:
-                if connection.type != socket.SOCK_STREAM or connection.family == socket.AF_UNIX:
-                    return None
-                host, port = connection.getpeername()[:2]
-                if (host.removeprefix("::ffff:"), port) not in self._remotes:
-                    return None
-                if self._rate != self._told.get(number):
-                    connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _RATE.pack(self._rate))
-                    self._told[number] = self._rate
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
-            except OSError:  # not connected, or no socket of the Internet
+        try:
+            if connection.getpeername()[:2] not in self._remotes:
                 return None
+            if self._rate != self._told.get(number):
+                connection.setsockopt(socket.SOL_SOCKET, _SO_MAX_PACING_RATE, _RATE.pack(self._rate))
+                self._told[number] = self._rate
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _FIELDS.size)
+        except OSError:  # not connected, or not TCP
+            return None
+        finally:
+            connection.close()
         if len(info) < _FIELDS.size:  # an old kernel
             return None
         round_trip_us, rate, acked, unsent, least_us = _FIELDS.unpack(info)
