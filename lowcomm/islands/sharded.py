@@ -286,6 +286,9 @@ class ShardedVectors:
         """See `Vectors`."""
         return ShardedVector(next(self._numbers), elements, self._links)
 
+    def tidy(self) -> None:
+        """Nothing is kept."""
+
     def close(self) -> None:
         """See `Vectors`."""
         for link in self._links:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-import torch
 from torch import Tensor
+
+from lowcomm.islands.recycled import RecycledMemory
 
 FP32_BYTES = 4
 SPAN_ELEMENTS = 1 << 18
@@ -59,6 +60,10 @@ class Vectors(Protocol):
         """A vector to be filled."""
         ...
 
+    def tidy(self) -> None:
+        """An inner step has passed; memory that was only kept to be used again may go."""
+        ...
+
     def close(self) -> None:
         """Let go of what other ranks keep; their vectors can't be read any more. Idempotent."""
         ...
@@ -87,13 +92,20 @@ class HostVector:
 class HostVectors:
     """All on this rank."""
 
+    def __init__(self) -> None:
+        self._memory = RecycledMemory()
+
     def hold(self, values: Tensor) -> HostVector:
         """By reference."""
         return HostVector(values)
 
     def empty(self, elements: int) -> HostVector:
         """See `Vectors`."""
-        return HostVector(torch.empty(elements))
+        return HostVector(self._memory.empty(elements))
+
+    def tidy(self) -> None:
+        """See `Vectors`."""
+        self._memory.tidy()
 
     def close(self) -> None:
         """Nothing is anywhere else."""

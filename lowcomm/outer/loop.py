@@ -297,6 +297,8 @@ class OuterLoop(Views):
 
     def _after_step(self, tokens: int) -> tuple[RoundReport, ...]:
         self._progress.trained(tokens)
+        if self._vectors is not None:
+            self._vectors.tidy()
         if self._node is not None:
             self._node.peers.state.inner_step = self.swarm_step
         due = self._pacing.due(self._progress.inner_step)
