@@ -122,6 +122,24 @@ def test_p2pd_dials_from_a_port_of_its_own() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("asked", [None, "7"])
+def test_p2pd_leaves_half_of_the_cores_to_training(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None
+) -> None:
+    async def scenario() -> None:
+        async with network("swarm", 1) as (only,):
+            assert isinstance(only.exchange, SwarmExchange)
+            environment = Path(f"/proc/{only.exchange.daemon_pid}/environ").read_bytes()
+            half = max(1, len(os.sched_getaffinity(0)) // 2)
+            assert f"GOMAXPROCS={asked or half}".encode() in environment.split(b"\0")
+
+    if asked is None:
+        monkeypatch.delenv("GOMAXPROCS", raising=False)
+    else:
+        monkeypatch.setenv("GOMAXPROCS", asked)
+    asyncio.run(scenario())
+
+
 def test_a_peer_of_another_run_refuses() -> None:
     async def scenario() -> None:
         async with network("swarm", 1) as (a,):

@@ -27,6 +27,15 @@ which both are the dialer; the handshake fails, and libp2p lets neither dial aga
 _LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
+def _defaults() -> dict[str, str]:
+    """Of p2pd's environment, where the user's sets nothing else.
+
+    Go runs on all cores and has each thread look for work before it sleeps, which takes them from training.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return {"GOLOG_LOG_LEVEL": "warn", "GOMAXPROCS": str(max(1, cores // 2))}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonOptions:
     """What p2pd is started with.
@@ -126,7 +135,7 @@ class Daemon:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env={"GOLOG_LOG_LEVEL": "warn", **os.environ, **_ENVIRONMENT},
+                env={**_defaults(), **os.environ, **_ENVIRONMENT},
                 preexec_fn=die_with_parent,
                 start_new_session=True,  # Ctrl-C is for us; we then leave in order and end it
             )
