@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LINK_PATIENCE_S = 5.0
-"""A joiner waits so long for links to all peers it has heard of."""
+"""A joiner waits so long for links to all peers it has heard of, and for those that start with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +169,8 @@ class Joining:
         node.publish_position()
         for fragment_round in node.rounds:
             fragment_round.look()
+        if self._expected:
+            await self._wait_for_company()
         return JoinReport(
             inner_step=state.inner_step,
             outer_steps=state.outer_steps,
@@ -204,6 +206,13 @@ class Joining:
         give_up_s = loop.time() + LINK_PATIENCE_S
         while node.peers.dialing() and loop.time() < give_up_s:
             await node.changed.wait(min(0.2, give_up_s - loop.time()))
+
+    async def _wait_for_company(self) -> None:
+        """Who was waited for is about to train, too; whoever goes ahead waits for it in the first round."""
+        node, loop = self._node, asyncio.get_running_loop()
+        give_up_s = loop.time() + LINK_PATIENCE_S
+        while any(peer.state.phase == "starting" for peer in node.peers.live()) and loop.time() < give_up_s:
+            await node.changed.wait(give_up_s - loop.time())
 
     async def _claim_shard(self, num_shards: int) -> None:
         """Claim a part of the data that no other island has, or is about to have.
