@@ -37,6 +37,7 @@ from lowcomm.errors import LossError, StorageError
 from lowcomm.evaluation import mean_loss
 from lowcomm.exchanges.base import Exchange
 from lowcomm.fitting import fit_to_memory, is_out_of_memory, out_of_memory
+from lowcomm.garbage import exempt_from_collection
 from lowcomm.inner_step import inner_step
 from lowcomm.interrupts import Interrupts
 from lowcomm.islands.base import Island
@@ -182,6 +183,7 @@ class Trainer:
                 resumed_from=chosen,
             )
         run = _Run(island, outer, loader, checkpoints, text)
+        exempt_from_collection()
         try:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()

@@ -23,7 +23,7 @@ LAYERS = (
     {"islands", "exchanges", "data", "metrics", "storage"},
     {"membership"},
     {"outer"},
-    {"build", "device", "evaluation", "inner_step", "interrupts", "summary"},
+    {"build", "device", "evaluation", "garbage", "inner_step", "interrupts", "summary"},
     {"fitting"},
     {"train"},
     {"baseline", "processes"},

@@ -20,6 +20,7 @@ from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import SystemClock
 from lowcomm.errors import StorageError
+from lowcomm.garbage import exempt_from_collection
 from lowcomm.islands import wrap_island
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
@@ -89,6 +90,9 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
     elements = max(schedule.num_fragments, int(site.payload_mib * 2**20) // FLOAT_BYTES)
     sizes = [len(part) for part in torch.empty(elements).tensor_split(schedule.num_fragments)]
     model = nn.ParameterList(torch.zeros(n) for n in sizes)
+    generator = torch.Generator()
+    generator.seed()  # another one each: the islands' pseudo-gradients have to differ
+    noise = [torch.randn(n, generator=generator) for n in sizes]
     outer = OuterLoop(
         wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
         exchanges.swarm(
@@ -106,18 +110,10 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
         outer.connect(on_address=lambda address: _publish(site.address_file, address))
         outer.join()
         join_s = clock.monotonic_s() - began_s
-        # a fresh seed each: the islands' pseudo-gradients have to differ
-        noise = [
-            torch.randn(n, generator=torch.Generator().manual_seed(_seed(outer, i)))
-            for i, n in enumerate(sizes)
-        ]
+        exempt_from_collection()
         yield Member(outer=outer, parameters=list(model.parameters()), noise=noise, join_s=join_s)
     finally:
         outer.close()
-
-
-def _seed(outer: OuterLoop, tensor: int) -> int:
-    return int.from_bytes(outer.peer_id.encode()[-6:]) + tensor
 
 
 def _publish(file: Path | None, address: str) -> None:
