@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
 from lowcomm.errors import CheckpointError, ModelError
+from lowcomm.islands.recycled import RecycledMemory
 from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
 from lowcomm.types import Layout, TensorSpec
 
@@ -71,6 +72,7 @@ class PlainIsland:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._model, self._optimizers = model, tuple(optimizers)
+        self._memory = RecycledMemory()
         named = [(bare_name(name), p) for name, p in self.bare_model.named_parameters() if p.requires_grad]
         if not named:
             raise ModelError(f"{type(model).__name__}: expected trainable parameters, found none to exchange")
@@ -138,7 +140,7 @@ class PlainIsland:
     def read(self, indices: Sequence[int]) -> Tensor:
         """The tensors at `indices`, flat: a new 1-D fp32 tensor on the host."""
         self._check_groups()
-        flat = torch.empty(sum(self._layout[index].elements for index in indices), dtype=torch.float32)
+        flat = self._memory.empty(sum(self._layout[index].elements for index in indices))
         for part, index in self._parts(flat, indices):
             part.copy_(self._whole(index))
         return flat
@@ -194,7 +196,7 @@ class PlainIsland:
 
     def open_vectors(self) -> Vectors | None:
         """All on this rank."""
-        return HostVectors()
+        return HostVectors(self._memory)
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """One rank's state."""

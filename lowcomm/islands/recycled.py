@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KEPT = 2
-"""Vectors whose memory is kept: a round makes an anchor and a momentum."""
+KEPT = 3
+"""Vectors whose memory is kept: a round makes a pseudo-gradient, an anchor and a momentum."""
 IDLE_STEPS = 16
 """Inner steps without a new vector after which all of it is given back."""
 FITS = 1.125

@@ -90,10 +90,14 @@ class HostVector:
 
 
 class HostVectors:
-    """All on this rank."""
+    """All on this rank.
 
-    def __init__(self) -> None:
-        self._memory = RecycledMemory()
+    Args:
+        memory: where new ones lie.
+    """
+
+    def __init__(self, memory: RecycledMemory | None = None) -> None:
+        self._memory = memory or RecycledMemory()
 
     def hold(self, values: Tensor) -> HostVector:
         """By reference."""
