@@ -53,6 +53,7 @@ def wan_tables(path: Path) -> str:
                         f"- and {who['bit_identical']} of {len(seconds)}",
                     )
                 )
+            rounds += [(reason.replace("|", "/"), *[""] * 4, "-") for reason in run.get("failed", [])]
 
     def order(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
         """Rows of one schedule together, by bandwidth."""

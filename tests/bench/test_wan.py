@@ -86,3 +86,12 @@ def test_runs_replace_those_of_the_same_name_or_curve_only(
     wan.main([str(tmp_path)])
     assert json.loads(log.read_text()) == {"bytes": "kept", **wan.gather(tmp_path)}
     assert (tmp_path / "sweep.png").exists()
+
+
+def test_a_peer_under_test_that_failed_has_a_row(tmp_path: Path) -> None:
+    reason = "hivemind, 2 peers, 26.2144 MB: peer 1 gave no 'round' within 240 s; its last message: a | b"
+    ours = {"who": "lowcomm", "peers": 2, "seconds": [2.7, 2.8], "bit_identical": 2}
+    (tmp_path / "wan.json").write_text(json.dumps({"stock-2": {"rounds": [ours], "failed": [reason]}}))
+    table = tables(tmp_path)
+    assert "lowcomm beside it, 2 peers" in table
+    assert f"| {reason.replace('|', '/')} |" in table

@@ -8,14 +8,17 @@ from lowcomm import codecs
 from lowcomm.cli.bench.arguments import add_joining, counts, seconds, site_of, sizes, tell
 from lowcomm.cli.common import (
     EXIT_DONE,
+    EXIT_FAILED,
     Subparsers,
     add_command,
     add_json,
     positive,
+    print_error,
     print_table,
     write_json,
 )
-from lowcomm.errors import ConfigError
+from lowcomm.errors import ConfigError, ExchangeError
+from lowcomm.types import Json
 
 LOOPBACK = "/ip4/127.0.0.1/tcp/0"
 
@@ -84,6 +87,7 @@ def measure(args: argparse.Namespace) -> int:
 
     facts = machine_facts()
     results: list[Rounds] = []
+    failed: list[Json] = []
     for payload_mb in args.payload_mb:
         for peers in args.peers:
             bench = Bench(
@@ -98,14 +102,22 @@ def measure(args: argparse.Namespace) -> int:
             )
             results.append(measure_rounds(bench))
             tell(f"lowcomm, {peers} peers, {payload_mb:g} MB: median {results[-1].median_s:.3f} s")
-            if args.stock:
+            if not args.stock:
+                continue
+            try:
                 results.append(measure_hivemind(bench, on_trial=tell_trial))
+            except ExchangeError as error:  # what the peer under test does is a result, too
+                failed.append(f"hivemind, {peers} peers, {payload_mb:g} MB: {error}")
+            else:
                 tell(f"hivemind, {peers} peers, {payload_mb:g} MB: median {results[-1].median_s:.3f} s")
     if args.json:
-        write_json(args.json, {"machine": facts, "rounds": [result.to_dict() for result in results]})
+        rounds: list[Json] = [result.to_dict() for result in results]
+        write_json(args.json, {"machine": facts, "rounds": rounds, "failed": failed})
     if args.json != "-":
         print_table(Rounds.HEADINGS, [result.row() for result in results])
-    return EXIT_DONE
+    for reason in failed:
+        print_error(str(reason))
+    return EXIT_FAILED if failed else EXIT_DONE
 
 
 def _site_round(args: argparse.Namespace) -> int:
