@@ -39,7 +39,7 @@ SIGN = 8
 MIN_SCALE = np.float32(2.0**-119)
 # |x| / scale from which on the code is 1, 2 ... 7: the middle between two levels
 BOUNDS = tuple(np.float32(bound) for bound in (1 / 128, *(0.75 * 2.0**-place for place in range(5, -1, -1))))
-_B1, _B2, _B3, _B4, _B5, _B6, _B7 = BOUNDS
+_B1, _B7 = BOUNDS[0], BOUNDS[-1]
 _ABSOLUTE, _INFINITE = np.uint32(0x7FFF_FFFF), np.uint32(0x7F80_0000)
 
 
@@ -71,13 +71,14 @@ def _encode(values: Floats, headers: Headers, codes: Codes, lost: Floats) -> int
             for j in range(BLOCK):
                 fields[j] = 0
         else:
-            b1, b2, b3, b4 = scale * _B1, scale * _B2, scale * _B3, scale * _B4
-            b5, b6, b7 = scale * _B5, scale * _B6, scale * _B7
+            # all bounds but the first are the last one over a power of two, so how far below it the number's
+            # bits are says by how many; as integers, which any CPU compares by the vector
+            first = np.int32(np.float32(scale * _B1).view(np.int32))
+            last = np.int32(np.float32(scale * _B7).view(np.int32))
             for j in range(BLOCK):
-                size = abs(numbers[j])
-                low = np.int32(size >= b1) + np.int32(size >= b2) + np.int32(size >= b3)
-                high = np.int32(size >= b4) + np.int32(size >= b5) + np.int32(size >= b6)
-                code = low + high + np.int32(size >= b7)
+                size = np.int32(words[j] & _ABSOLUTE)
+                code = np.int32(np.int32(np.int32(size - last) >> 23) + 7)
+                code = max(code, np.int32(size >= first))
                 negative = np.int32(numbers[j] < 0) & np.int32(code > 0)
                 fields[j] = code | (negative << 3)
         at = block * ROW

@@ -205,12 +205,12 @@ def _select(values: Floats, headers: Words, fields: Codes, indices: Words, lost:
             if trial <= top:
                 reached = np.int32(0)
                 for j in range(CHUNK):
-                    reached += np.int32(words[j] >= trial)
+                    reached = np.int32(reached + np.int32(words[j] >= trial))  # numba adds in 64 bits else
                 if reached >= count:
                     bound = trial
         ties = np.int32(count)
         for j in range(CHUNK):
-            ties -= np.int32(words[j] > bound)
+            ties = np.int32(ties - np.int32(words[j] > bound))
         at = first
         for j in range(width):
             if words[j] >= bound:

@@ -87,7 +87,7 @@ def _encode(values: Floats, headers: Headers, codes: Codes, lost: Floats) -> int
             used = threshold
             large = np.int32(0)
             for j in range(BLOCK):
-                large += np.int32(sizes[j] > used)
+                large = np.int32(large + np.int32(sizes[j] > used))  # numba adds in 64 bits else
             for j in range(HALF):
                 one, two = sizes[j], sizes[j + HALF]
                 big_one, big_two = one if one > used else _ZERO, two if two > used else _ZERO
