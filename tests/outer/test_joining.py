@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
-from lowcomm.exchanges.shaped import Fate, ShapedExchange
+from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.membership.promises import MemoryPromises
 from lowcomm.outer.joining import LINK_PATIENCE_S
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
-from lowcomm.types import PeerId
-
-ONE_WAY_S = 0.2
-
-
-class Far:
-    """Every message takes its time."""
-
-    def fate(self, sender: PeerId, receiver: PeerId, message: Message, now_s: float) -> Fate:
-        return Fate((ONE_WAY_S,))
+from tests.outer.test_closing import ONE_WAY_S, Late
 
 
 async def started(present: int, expected: int, patience_s: float) -> list[tuple[float, set[str]]]:
@@ -30,7 +20,7 @@ async def started(present: int, expected: int, patience_s: float) -> list[tuple[
 
     async def join(number: int) -> tuple[float, set[str]]:
         await asyncio.sleep(0.1 * number)
-        exchange = ShapedExchange(LoopbackExchange(hub, "run", name(number), founder=number == 0), Far())
+        exchange = ShapedExchange(LoopbackExchange(hub, "run", name(number), founder=number == 0), Late())
         island = islands[number] = SimIsland(number, exchange, IslandSettings(), MemoryPromises())
         await island.node.start()
         joining = island.node.joining
