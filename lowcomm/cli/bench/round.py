@@ -47,7 +47,7 @@ def add(parts: Subparsers) -> None:
     parser.add_argument(
         "--stock",
         action="store_true",
-        help="measure stock hivemind averaging beside it, uncompressed; if it fails, our rounds stand (exit code 1)",
+        help="measure stock hivemind beside it, uncompressed; if it fails, ours stay (exit code 1)",
     )
     parser.add_argument(
         "--listen",
