@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from lowcomm.exchanges import Message
-from lowcomm.exchanges.swarm.backlog import LEAST_PIECE_BYTES, MOST_PIECE_BYTES, PIECE_S, Backlog
+from lowcomm.exchanges.swarm.backlog import (
+    LEAST_PAUSE_S,
+    LEAST_PIECE_BYTES,
+    MOST_BYTES,
+    MOST_PIECE_BYTES,
+    Backlog,
+)
 from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, SEVERAL, TICK_S, Uplink, shares
@@ -54,25 +60,14 @@ class Told(DaemonConnection):
         self.paced = bytes_per_s
 
 
-class Carries(Uplink):
-    """An uplink of which it is known what it carries, in bytes per second."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        super().__init__()
-        self.bytes_per_s = bytes_per_s
-
-    def rate(self, path: object) -> float:
-        return self.bytes_per_s
-
-
 @asynccontextmanager
-async def backlog(connection: DaemonConnection, uplink: Uplink | None = None) -> AsyncIterator[Backlog]:
+async def backlog(connection: DaemonConnection) -> AsyncIterator[Backlog]:
     tasks: set[asyncio.Task[None]] = set()
 
     def spawn(coroutine: Coroutine[Any, Any, None]) -> None:
         tasks.add(asyncio.get_running_loop().create_task(coroutine))
 
-    made = Backlog(connection, uplink or Uplink(), spawn)
+    made = Backlog(connection, Uplink(), spawn)
     try:
         async with asyncio.timeout(PATIENCE_S):
             yield made
@@ -92,13 +87,13 @@ async def write(to: Backlog, pieces: int, wrote: Callable[[int], None]) -> None:
 
 def test_no_more_is_written_than_the_kernel_has_room_for() -> None:
     async def scenario() -> None:
-        connection = Told(state(unsent=MOST_PIECE_BYTES))
+        connection = Told(state(unsent=LEAST_PIECE_BYTES))
         async with backlog(connection) as held:
             wrote: list[int] = []
             writing = asyncio.create_task(write(held, 100, wrote.append))
             await asyncio.sleep(0.1)
             assert wrote == []
-            connection.now = state(unsent=MOST_PIECE_BYTES - 1)  # room for a byte is room for a piece
+            connection.now = state(unsent=LEAST_PIECE_BYTES - 1)  # room for a byte is room for a piece
             while not wrote:
                 await asyncio.sleep(0.001)
             connection.now = state(unsent=4 * MIB)
@@ -112,25 +107,24 @@ def test_no_more_is_written_than_the_kernel_has_room_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("carried", "piece"),
+    ("rate", "piece", "waits"),
     [
-        (float("inf"), MOST_PIECE_BYTES),
-        (100 * MIB, MOST_PIECE_BYTES),
-        (MIB, int(PIECE_S * MIB)),
-        (1000, LEAST_PIECE_BYTES),
+        (1 << 40, MOST_PIECE_BYTES, MOST_BYTES),
+        (10 * MIB, int(LEAST_PAUSE_S * 10 * MIB), int(2 * LEAST_PAUSE_S * 10 * MIB)),
+        (1000, LEAST_PIECE_BYTES, LEAST_PIECE_BYTES),
     ],
 )
-def test_the_slower_the_link_the_less_waits_for_it(carried: float, piece: int) -> None:
+def test_the_slower_the_link_the_less_waits_for_it(rate: int, piece: int, waits: int) -> None:
     async def scenario() -> None:
-        connection = Told(state(unsent=piece - 1))
-        async with backlog(connection, Carries(carried)) as held:
+        connection = Told(state(unsent=waits - 1, rate=rate))
+        async with backlog(connection) as held:
             message = held.next_message()
             assert await held.wait_room(message) == piece
-            connection.now = state(unsent=piece)
+            connection.now = state(unsent=MOST_BYTES, rate=rate)
             more = asyncio.create_task(held.wait_room(message))
             await asyncio.sleep(0.1)
             assert not more.done()
-            connection.now = state(unsent=0)
+            connection.now = state(unsent=0, rate=rate)
             assert await more == piece
 
     asyncio.run(scenario())
@@ -199,11 +193,29 @@ def carry(
 def test_connections_share_what_all_have_carried(trip_s: float, room: float) -> None:
     for rates, several in (([10.0], 1.0), ([5.0, 5.0], SEVERAL)):
         uplink = Uplink()
-        ended_s = carry(uplink, 0.9, rates, trip_s=trip_s)
+        ended_s = carry(uplink, 0.7, rates, trip_s=trip_s)
         assert uplink.rate(0) == float("inf")  # not long enough to tell
         carry(uplink, 2.0, rates, began_s=ended_s, trip_s=trip_s)
         for path, rate in enumerate(rates):
             assert uplink.rate(path) == pytest.approx(several * room * rate * MIB, rel=0.02)
+
+
+def test_a_queue_is_answered_before_a_second_has_passed() -> None:
+    for trip_s, rate in ((0.101, float("inf")), (0.4, SEVERAL * ROOM_QUEUED * 5 * MIB)):
+        uplink = Uplink()
+        ended_s = carry(uplink, 0.95, [5.0, 5.0], trip_s=trip_s)
+        assert uplink.rate(0) == pytest.approx(rate, rel=0.02)
+        carry(uplink, 1.0, [6.0, 6.0], began_s=ended_s, trip_s=0.4)
+        assert uplink.rate(0) < float("inf")  # though it grows
+
+
+def test_after_a_pause_no_more_is_sent_than_was_carried() -> None:
+    for trip_s in (0.101, 0.4):
+        uplink = Uplink()
+        ended_s = carry(uplink, 3.0, [2.0, 8.0], trip_s=trip_s)
+        carry(uplink, 0.1, [2.0, 8.0], began_s=ended_s + 5.0)
+        equal, fair = SEVERAL * ROOM * 5, SEVERAL * ROOM * 10 - ROOM_UNQUEUED * 2
+        assert [uplink.rate(path) / MIB for path in range(2)] == pytest.approx([equal, fair], rel=0.02)
 
 
 def test_of_short_bursts_nothing_is_concluded() -> None:

@@ -16,13 +16,11 @@ from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.exchanges.swarm.uplink import Uplink
 
 MOST_BYTES = 4 << 20
-PIECE_S, LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 0.05, 32 << 10, 128 << 10
-"""A message is written in pieces of what the link carries in so long, and one piece at least may wait in the
-kernel: on a slow link more of it would take a control message longer than the network does."""
+LEAST_PIECE_BYTES, MOST_PIECE_BYTES = 32 << 10, 128 << 10
+"""A message is written in pieces, and one piece at least may wait in the kernel: on a slow link more of it
+would take a control message longer than the network does."""
 LEAST_PAUSE_S, MOST_PAUSE_S = 0.005, 0.04
-"""Between two looks: short while there is processor time for it."""
-LATE = 1.5
-"""How much later than usual this process may get to run before the kernel runs dry."""
+"""Between two looks: short while there is processor time for it. A piece is what is sent in the shortest."""
 _HALF_LIFE_S = 1.0
 """After so long a delay counts half."""
 
@@ -105,6 +103,6 @@ class Backlog:
         if waited:
             self._late_s = max(self._late_s, passed_s - self._pause_s)
         self._pause_s = min(MOST_PAUSE_S, max(LEAST_PAUSE_S, self._late_s / 2))
-        limit = state.rate * (2 * self._pause_s + LATE * self._late_s)
-        self._piece_bytes = int(min(MOST_PIECE_BYTES, max(LEAST_PIECE_BYTES, PIECE_S * paced)))
+        limit = 2 * self._pause_s * state.rate
+        self._piece_bytes = int(min(MOST_PIECE_BYTES, max(LEAST_PIECE_BYTES, LEAST_PAUSE_S * state.rate)))
         self._room = min(MOST_BYTES, max(self._piece_bytes, limit)) - state.unsent_bytes

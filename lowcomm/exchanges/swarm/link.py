@@ -208,7 +208,12 @@ class Link:
         """Send on the bulk stream that has least to do."""
         if not self.is_up:
             raise PeerUnreachableError(f"{self.peer}: {self.down_reason or 'the link is not up'}")
-        await self._send(min(self._bulk, key=lambda stream: stream.pending_bytes), message)
+        stream = min(self._bulk, key=lambda stream: stream.pending_bytes)
+        self._bulk.remove(stream)
+        self._bulk.append(
+            stream
+        )  # of those that have as little to do, the one that rested longest is the next
+        await self._send(stream, message)
 
     async def _send(self, stream: Outgoing, message: Message) -> None:
         head, payload = encode_frame(message)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import socket
 import sys
 from collections.abc import Callable
 
@@ -33,7 +34,6 @@ OPENING_BODY_BYTES = 1024
 """A stranger makes us allocate no more than this before its opening frame is accepted."""
 
 _STAGE_BYTES = 64 << 10
-_WRITE_HIGH_BYTES = 256 << 10
 
 
 class Verdict(enum.IntEnum):
@@ -255,7 +255,8 @@ class Outgoing:
         self.backlog: Backlog | None = None
         self._finishing: set[asyncio.Task[None]] = set()
         self.pending_bytes = 0
-        writer.transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
+        self._buffer_bytes = 0
+        writer.transport.set_write_buffer_limits(high=0)
 
     async def open(self, message: Message) -> tuple[Verdict, int]:
         """Say what the stream is for; returns the verdict and the bytes that were received.
@@ -306,8 +307,9 @@ class Outgoing:
         try:
             self._write(head)
             while offset < payload.nbytes:
-                size = await self.backlog.wait_room(message) if self.backlog is not None else MOST_PIECE_BYTES
-                piece = payload[offset : offset + size]
+                most = await self.backlog.wait_room(message) if self.backlog is not None else MOST_PIECE_BYTES
+                self._limit_buffer(most)
+                piece = payload[offset : offset + most]
                 offset += piece.nbytes
                 self._write(piece)
                 await self._writer.drain()
@@ -325,6 +327,17 @@ class Outgoing:
             self._unlock(size)
             raise PeerUnreachableError(f"the stream broke: {error}") from error
         self._unlock(size)
+
+    def _limit_buffer(self, piece_bytes: int) -> None:
+        """Hold no more than one or two pieces between here and p2pd.
+
+        Where the other side's window of this stream is used up, p2pd takes nothing for a round trip. What
+        waits here meanwhile could not go by another stream, and would all go at once then.
+        """
+        if not self._buffer_bytes // 2 < piece_bytes <= self._buffer_bytes:
+            self._buffer_bytes = piece_bytes
+            connection = self._writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, piece_bytes)  # the kernel doubles it
 
     async def _finish(self, rest: memoryview, size: int) -> None:
         try:

@@ -9,8 +9,8 @@ which data waited to be sent, or a queue stood, says what the uplink can carry: 
 says what there was to send, and to pace by that would stretch the bursts, again and again. `room` is above
 1 while round trips are as short as ever, so that an uplink that carries more is noticed. Several
 connections have a tenth less together, so that while round trips are long the queue empties; if it doesn't,
-it is not of their making, and less would only be less every time. Nothing is paced before a second of
-traffic, or while what is carried still grows.
+it is not of their making, and less would only be less every time. Nothing is paced in the first
+second of traffic, or while what is carried still grows and no queue stands.
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
@@ -37,7 +37,8 @@ SHORT_QUEUE_S = 0.02
 """What round trips are longer by at most where processors are busy and no queue is in the network."""
 BUSY = 0.9
 """Of a window, in which data has to wait for the uplink to be what limits it."""
-_WINDOW_TICKS, _LEAST_TICKS = 8, 4
+_WINDOW_TICKS, _LEAST_TICKS, _FIRST_TICKS = 8, 4, 2
+"""The first ones will do where nothing is known yet and a queue stands, which fills until all is paced."""
 _REMEMBERED = 120
 """Ticks of traffic."""
 _EMPTYING_TICKS = 8
@@ -57,6 +58,7 @@ class Uplink:
         self._idle_s, self._rested_s = 0.0, float("inf")
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
         self._rates: dict[object, float] = {}
+        self._wanted: dict[object, float] = {}
         self._queued_ticks = 0
         self._heard_s = self._ticked_s = float("-inf")
 
@@ -70,6 +72,11 @@ class Uplink:
             self._paths, self._first = {}, {}
             self._window.clear()
             self._ticked_s = now_s
+            self._queued_ticks = 0
+            if (
+                self._rates
+            ):  # no queue stands any more, and more room would have made one before it is noticed
+                self._share(ROOM, self._wanted)
         elif not self._busy:
             self._idle_s += max(0.0, now_s - self._rested_s)
         self._busy.add(path)
@@ -89,28 +96,34 @@ class Uplink:
     def _tick(self, now_s: float) -> None:
         acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
         self._window.append((now_s, self._idle_s, acked))
-        began_s, idle_before_s, before = self._window[0]
-        busy_s = now_s - began_s - (self._idle_s - idle_before_s)
-        if len(self._window) <= _LEAST_TICKS:
-            return
-        carried = {path: (count - before.get(path, 0)) / (now_s - began_s) for path, count in acked.items()}
         trip = statistics.median_low(map(_trip, self._paths.values()))
-        if busy_s >= BUSY * (now_s - began_s) or trip > QUEUED:
+        if len(self._window) > _LEAST_TICKS:
+            began_s, idle_before_s, before = self._window[0]
+        elif len(self._window) > _FIRST_TICKS and trip > QUEUED and not self._carried:
+            began_s, idle_before_s, before = self._window[-1 - _FIRST_TICKS]
+        else:
+            return
+        passed_s = now_s - began_s
+        busy_s = passed_s - (self._idle_s - idle_before_s)
+        carried = {path: (count - before.get(path, 0)) / passed_s for path, count in acked.items()}
+        if busy_s >= BUSY * passed_s or trip > QUEUED:
             most, now = max(self._carried, default=0.0), sum(carried.values())
             self._carried.append(now)
-            if now > GROWS * most:
+            if now > GROWS * most and trip <= QUEUED:
                 self._rates = {}
                 return
         if self._carried:
-            wanted = {path: ROOM_UNQUEUED * rate for path, rate in carried.items()}
-            self._rates = shares(self._room(trip) * max(self._carried), wanted)
+            self._share(self._room(trip), {path: ROOM_UNQUEUED * rate for path, rate in carried.items()})
 
     def _room(self, trip: float) -> float:
-        """For all connections together, when round trips are so much longer than the shortest."""
+        """When round trips are so much longer than the shortest."""
         self._queued_ticks = self._queued_ticks + 1 if trip > QUEUED else 0
-        room = ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
+        return ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
+
+    def _share(self, room: float, wanted: dict[object, float]) -> None:
         in_vain = self._queued_ticks // (_EMPTYING_TICKS + 1) % 2 == 1
-        return room if len(self._paths) == 1 or in_vain else SEVERAL * room
+        total = room * max(self._carried) * (1.0 if len(wanted) == 1 or in_vain else SEVERAL)
+        self._rates, self._wanted = shares(total, wanted), wanted
 
 
 def _trip(state: ConnectionState) -> float:
