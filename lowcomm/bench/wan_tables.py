@@ -98,13 +98,23 @@ def wan_tables(path: Path) -> str:
 
 def _heartbeats(runs: Mapping[str, Any]) -> str:
     rows = []
-    for name, transport in (("heartbeat-udp", "QUIC"), ("heartbeat-tcp", "TCP")):
-        if name in runs:
-            one = wan.heartbeat_row(runs[name])
-            times = (f"{one[key]:.3f} s" for key in ("median_s", "slowest_s"))
-            round_s = f"{wan.round_row(runs[name])['warm_s']:.2f} s"
-            rows.append((transport, *times, f"{one['late']} of {one['heartbeats']}", round_s))
+    for name, run in runs.items():
+        if name.split("-")[0] not in ("heartbeat", "round"):
+            continue
+        one, setup = wan.heartbeat_row(run), run["setup"]
+        rows.append(
+            (
+                f"{setup['islands']} islands, {setup['mbit_s']:g} Mbit/s",
+                "QUIC" if name == "heartbeat-udp" else "TCP",
+                f"{one['median_s']:.3f} s",
+                f"{one['slowest_s']:.3f} s",
+                f"{one['late']} of {one['heartbeats']}",
+                f"{wan.round_row(run)['warm_s']:.2f} s",
+            )
+        )
     if not rows:
         return ""
-    heading = "\n\nHeartbeats there and back while such rounds of 2 islands fill the link:\n\n"
-    return heading + table(("transport", "median", "slowest", "3 round trips or more", "warm round"), rows)
+    columns = ("run", "transport", "median", "slowest", "3 round trips or more", "warm round")
+    return "\n\nHeartbeats there and back while such rounds fill the links:\n\n" + table(
+        columns, sorted(rows)
+    )

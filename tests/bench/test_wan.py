@@ -31,8 +31,8 @@ def some_runs(folder: Path) -> None:
     second = [one_round(4.1), one_round(2.6), one_round(2.6, "b"), one_round(2.8, committed=False)]
     options = "--payload-mib 25 --rounds 4 --codec fp32"
     setup = {"islands": 2, "mbit_s": 100, "options": options}
-    write(folder / "round-2", setup, {"rounds": first}, {"rounds": second})
     beats = {"rounds": first, "heartbeat_round_trips_s": [0.11, 0.12, 0.3]}
+    write(folder / "round-2", setup, beats, {"rounds": second, "heartbeat_round_trips_s": [0.4]})
     write(folder / "heartbeat-udp", setup, beats, {**beats, "heartbeat_round_trips_s": [0.1, 0.29]})
     for name, mbit_s, used in (("many-5.7", 5.7, 0.991), ("blocking-100", 100, 0.5), ("four-20", 20, 0.97)):
         options = "--step-s 0.2 --inner-steps 30 --payload-mib 25 --steps 150 --codec int4"
@@ -71,7 +71,8 @@ def test_a_sweep_is_drawn_and_stands_in_the_tables(tmp_path: Path) -> None:
     (tmp_path / "wan.json").write_text(json.dumps(runs))
     text = tables(tmp_path)
     assert "| lowcomm, 2 islands, 100 Mbit/s | 2.40 s | 4.10 s (1.71x) | 2.60 s (1.08x) |" in text
-    assert "| QUIC | 0.120 s | 0.300 s | 1 of 5 | 2.60 s |" in text
+    assert "| 2 islands, 100 Mbit/s | QUIC | 0.120 s | 0.300 s | 1 of 5 | 2.60 s |" in text
+    assert "| 2 islands, 100 Mbit/s | TCP | 0.210 s | 0.400 s | 2 of 4 | 2.60 s |" in text
     assert "| int4, 24 fragments, delay 5 | 2 | 25 MiB | 5.7 Mbit/s | 4.6 Mbit/s | 99.1% |" in text
 
 
