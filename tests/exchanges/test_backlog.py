@@ -218,6 +218,19 @@ def test_after_a_pause_no_more_is_sent_than_was_carried() -> None:
         assert [uplink.rate(path) / MIB for path in range(2)] == pytest.approx([equal, fair], rel=0.02)
 
 
+def test_the_share_of_a_connection_that_ended_is_for_the_others() -> None:
+    uplink = Uplink()
+    carry(uplink, 3.0, [3.0, 3.0, 3.0], trip_s=0.13)
+    uplink.gone(2)
+    assert [uplink.rate(path) / MIB for path in range(2)] == pytest.approx(
+        [SEVERAL * ROOM * 4.5] * 2, rel=0.02
+    )
+    uplink.gone(1)
+    assert uplink.rate(0) == pytest.approx(ROOM * 9 * MIB, rel=0.02)
+    uplink.gone(0)
+    assert uplink.rate(0) == float("inf")
+
+
 def test_of_short_bursts_nothing_is_concluded() -> None:
     uplink, acked = Uplink(), 0
     for burst in range(100):  # 0.1 of every 0.3 s, as training with short intervals sends

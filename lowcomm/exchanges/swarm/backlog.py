@@ -65,6 +65,7 @@ class Backlog:
     def close(self) -> None:
         """Hold nobody back any more: the link is down, as who writes will see."""
         self._closed = True
+        self._uplink.gone(self)
         for _, turn in self._waiting:
             if not turn.done():
                 turn.set_result(MOST_PIECE_BYTES)

@@ -209,10 +209,9 @@ class Link:
         if not self.is_up:
             raise PeerUnreachableError(f"{self.peer}: {self.down_reason or 'the link is not up'}")
         stream = min(self._bulk, key=lambda stream: stream.pending_bytes)
+        # of those that have as little to do, the one that rested longest is the next
         self._bulk.remove(stream)
-        self._bulk.append(
-            stream
-        )  # of those that have as little to do, the one that rested longest is the next
+        self._bulk.append(stream)
         await self._send(stream, message)
 
     async def _send(self, stream: Outgoing, message: Message) -> None:

@@ -73,9 +73,8 @@ class Uplink:
             self._window.clear()
             self._ticked_s = now_s
             self._queued_ticks = 0
-            if (
-                self._rates
-            ):  # no queue stands any more, and more room would have made one before it is noticed
+            if self._rates:
+                # no queue stands any more, and with more room one would, before that is noticed
                 self._share(ROOM, self._wanted)
         elif not self._busy:
             self._idle_s += max(0.0, now_s - self._rested_s)
@@ -92,6 +91,15 @@ class Uplink:
         self._busy.discard(path)
         if not self._busy:
             self._rested_s = now_s
+
+    def gone(self, path: object) -> None:
+        """A connection has ended: its share is for the others."""
+        self._busy.discard(path)
+        self._paths.pop(path, None)
+        self._first.pop(path, None)
+        self._rates.pop(path, None)
+        if self._wanted.pop(path, None) is not None and self._rates:
+            self._share(ROOM, self._wanted)
 
     def _tick(self, now_s: float) -> None:
         acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
