@@ -115,6 +115,5 @@ def _heartbeats(runs: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     columns = ("run", "transport", "median", "slowest", "3 round trips or more", "warm round")
-    return "\n\nHeartbeats there and back while such rounds fill the links:\n\n" + table(
-        columns, sorted(rows)
-    )
+    heading = "\n\nHeartbeats there and back while such rounds fill the links:\n\n"
+    return heading + table(columns, sorted(rows))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.swarm.backlog import (
     LEAST_PAUSE_S,
@@ -347,5 +348,20 @@ def test_p2pd_s_own_connections_are_found_over_tcp() -> None:
             other = to_c.look()
             assert other is not None
             assert other.acked_bytes < MIB
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_in_the_background_takes_the_link_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with network("swarm", 2) as (a, b):
+
+            def look(self: DaemonConnection) -> None:
+                raise ArithmeticError("made up")
+
+            monkeypatch.setattr(DaemonConnection, "look", look)
+            async with asyncio.timeout(PATIENCE_S):
+                with pytest.raises(PeerUnreachableError, match=r"ArithmeticError.*made up"):
+                    await a.exchange.send_bulk(b.id, Message("data", {}, bytes(MIB)))
 
     asyncio.run(scenario())

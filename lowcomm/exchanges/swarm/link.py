@@ -304,7 +304,14 @@ class Link:
         """Run a task that ends with the link."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._on_task_end)
+
+    def _on_task_end(self, task: asyncio.Task[None]) -> None:
+        """Nobody would be told else that what he waits for has ended."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a task of the link to %s failed", self.peer, exc_info=error)
+            self.fail(f"a task of it failed: {error!r}")
 
     def _cancel_tasks(self) -> None:
         for task in self._tasks:

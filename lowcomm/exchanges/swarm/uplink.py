@@ -94,7 +94,6 @@ class Uplink:
 
     def gone(self, path: object) -> None:
         """A connection has ended: its share is for the others."""
-        self._busy.discard(path)
         self._paths.pop(path, None)
         self._first.pop(path, None)
         self._rates.pop(path, None)
