@@ -22,6 +22,7 @@ from numba import njit, types
 F = TypeVar("F", bound=Callable[..., Any])
 
 VOID = types.void
+INT32 = types.int32
 INT64 = types.int64
 FLOAT32 = types.float32
 BOOL = types.boolean
@@ -31,6 +32,7 @@ READ_UINT16 = types.Array(types.uint16, 1, "C", readonly=True)
 READ_FLOAT32 = types.Array(types.float32, 1, "C", readonly=True)
 BYTES = types.Array(types.uint8, 1, "C")
 UINT32 = types.Array(types.uint32, 1, "C")
+INTS32 = types.Array(types.int32, 1, "C")
 UINT16 = types.Array(types.uint16, 1, "C")
 FLOATS32 = types.Array(types.float32, 1, "C")
 

@@ -72,11 +72,11 @@ def write_indices(indices: NDArray[np.uint16], stream: NDArray[np.uint8]) -> int
             gap = index - following
             following = index + 1
             bit += gap >> best
-            stream[bit >> 3] |= np.uint8(1 << (bit & 7))
-            bit += 1
-            for place in range(best):
-                stream[bit >> 3] |= np.uint8(((gap >> place) & 1) << (bit & 7))
-                bit += 1
+            code = (1 | (gap & ((1 << best) - 1)) << 1) << (bit & 7)  # in two bytes at most
+            stream[bit >> 3] |= np.uint8(code & 0xFF)
+            if code > 0xFF:
+                stream[(bit >> 3) + 1] |= np.uint8(code >> 8)
+            bit += 1 + best
     return int(bit)
 
 
