@@ -127,6 +127,7 @@ class Trainer:
             clock=self._clock,
         )
         stack.callback(outer.close)
+        exempt_from_collection()  # before peers wait for answers
         chosen = outer.connect(
             checkpoints.steps(),
             on_address=None if folder is None else lambda a: self._tell_address(folder, a),
@@ -183,7 +184,6 @@ class Trainer:
                 resumed_from=chosen,
             )
         run = _Run(island, outer, loader, checkpoints, text)
-        exempt_from_collection()
         try:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()

@@ -105,12 +105,12 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
         expected_peers=site.islands,
         gather_timeout_s=site.deadline_s,
     )
+    exempt_from_collection()
     try:
         began_s = clock.monotonic_s()
         outer.connect(on_address=lambda address: _publish(site.address_file, address))
         outer.join()
         join_s = clock.monotonic_s() - began_s
-        exempt_from_collection()
         yield Member(outer=outer, parameters=list(model.parameters()), noise=noise, join_s=join_s)
     finally:
         outer.close()
