@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,11 +22,24 @@ from lowcomm.exchanges.swarm.backlog import (
     Backlog,
 )
 from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
+from lowcomm.exchanges.swarm.discovery import GAIN, LEAST_BYTES
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
-from lowcomm.exchanges.swarm.uplink import ROOM, ROOM_QUEUED, ROOM_UNQUEUED, SEVERAL, TICK_S, Uplink, shares
+from lowcomm.exchanges.swarm.uplink import (
+    LEAST_ROOM,
+    MOST_ROOM,
+    QUEUED,
+    ROOM,
+    SEVERAL,
+    TICK_S,
+    UNQUEUED,
+    WANTED,
+    Uplink,
+    shares,
+)
 from tests.exchanges.networks import PATIENCE_S, network
 
 MIB = 1 << 20
+LOOK_S = 0.05
 SENDER = """
 import socket, struct, sys
 connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
@@ -38,6 +52,20 @@ except BlockingIOError:
     print(sent, flush=True)
 for _ in sys.stdin:
     print(struct.unpack("Q", connection.getsockopt(socket.SOL_SOCKET, 47, 8))[0], flush=True)
+"""
+BBR_SENDER = """
+import socket, sys
+connection = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+try:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr")
+except OSError:
+    print("none", flush=True)
+else:
+    print("bbr", flush=True)
+for _ in sys.stdin:
+    bandwidth = connection.getsockopt(socket.IPPROTO_TCP, 26, 8)
+    print(int.from_bytes(bandwidth, "little"), flush=True)
+    connection.sendall(bytes(1 << 20))
 """
 
 
@@ -54,7 +82,7 @@ class Told(DaemonConnection):
         super().__init__(os.getpid(), [])
         self.now, self.paced = now, 0.0
 
-    def look(self) -> ConnectionState | None:
+    def look(self, now_s: float) -> ConnectionState | None:
         return self.now
 
     def pace(self, bytes_per_s: float) -> None:
@@ -176,52 +204,85 @@ def test_a_writer_that_gives_up_and_a_link_that_ends_hold_nobody() -> None:
     asyncio.run(scenario())
 
 
-def carry(
-    uplink: Uplink, seconds: float, mib_s: list[float], *, began_s: float = 0.0, trip_s: float = 0.1
-) -> float:
-    """Traffic over connections 0, 1, ... at these rates; returns when it ends."""
-    now_s = began_s
-    while now_s < began_s + seconds:
-        for path, rate in enumerate(mib_s):
-            uplink.heard(path, state(acked=int(now_s * rate * MIB), trip_s=trip_s), now_s)
-        now_s += TICK_S / 5
-    return now_s
+class BusyUplink(Uplink):
+    """Of which the test says what is carried over connections 0, 1, ..."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 0.0
+        self.acked: defaultdict[int, float] = defaultdict(float)
+
+    def carry(self, seconds: float, mib_s: list[float], *, trip_s: float = 0.1, pause_s: float = 0.0) -> None:
+        self.now_s += pause_s
+        for _ in range(round(seconds / LOOK_S)):
+            for path, rate in enumerate(mib_s):
+                self.heard(path, state(acked=int(self.acked[path]), trip_s=trip_s), self.now_s)
+                self.acked[path] += LOOK_S * rate * MIB
+            self.now_s += LOOK_S
+
+
+HALF_WAY_S = 0.1 * (UNQUEUED + QUEUED) / 2
 
 
 @pytest.mark.parametrize(
-    ("trip_s", "room"), [(0.101, ROOM_UNQUEUED), (0.13, ROOM), (0.2, ROOM_QUEUED), (0.4, ROOM_QUEUED)]
+    ("trip_s", "room"),
+    [(0.101, MOST_ROOM), (HALF_WAY_S, (MOST_ROOM + LEAST_ROOM) / 2), (0.2, LEAST_ROOM), (0.4, LEAST_ROOM)],
 )
 def test_connections_share_what_all_have_carried(trip_s: float, room: float) -> None:
     for rates, several in (([10.0], 1.0), ([5.0, 5.0], SEVERAL)):
-        uplink = Uplink()
-        ended_s = carry(uplink, 0.7, rates, trip_s=trip_s)
-        assert uplink.rate(0) == float("inf")  # not long enough to tell
-        carry(uplink, 2.0, rates, began_s=ended_s, trip_s=trip_s)
+        uplink = BusyUplink()
+        uplink.carry(2.7, rates, trip_s=trip_s)
         for path, rate in enumerate(rates):
             assert uplink.rate(path) == pytest.approx(several * room * rate * MIB, rel=0.02)
 
 
-def test_a_queue_is_answered_before_a_second_has_passed() -> None:
-    for trip_s, rate in ((0.101, float("inf")), (0.4, SEVERAL * ROOM_QUEUED * 5 * MIB)):
-        uplink = Uplink()
-        ended_s = carry(uplink, 0.95, [5.0, 5.0], trip_s=trip_s)
-        assert uplink.rate(0) == pytest.approx(rate, rel=0.02)
-        carry(uplink, 1.0, [6.0, 6.0], began_s=ended_s, trip_s=0.4)
-        assert uplink.rate(0) < float("inf")  # though it grows
+def test_what_an_uplink_carries_is_found_by_sending_twice_as_much_at_a_time() -> None:
+    uplink = BusyUplink()
+    assert uplink.rate(0) == float("inf")
+    uplink.carry(0.3, [1.0, 1.0])
+    assert uplink.rate(0) == pytest.approx(LEAST_BYTES / 0.1 / 2)
+    uplink.carry(0.3, [6.0, 6.0])
+    assert uplink.rate(0) == pytest.approx(GAIN * 6 * MIB, rel=0.02)
+    uplink.carry(0.3, [12.0, 12.0])
+    assert uplink.rate(1) == pytest.approx(GAIN * 12 * MIB, rel=0.02)
+    uplink.carry(0.3, [16.0, 16.0])
+    uplink.carry(0.3, [16.0, 16.0], trip_s=0.15)
+    assert uplink.rate(0) == pytest.approx(0.875 * 16 * MIB, rel=0.05)  # less, so that the queue empties
+    uplink.carry(0.2, [16.0, 16.0])
+    assert uplink.rate(0) == pytest.approx(SEVERAL * MOST_ROOM * 16 * MIB, rel=0.05)
+
+
+def test_an_uplink_that_carries_more_than_it_did_is_found_to() -> None:
+    uplink = BusyUplink()
+    uplink.carry(3.0, [2.0])
+    assert uplink.rate(0) == pytest.approx(MOST_ROOM * 2 * MIB, rel=0.02)
+    uplink.carry(1.0, [20.0])
+    assert uplink.rate(0) == pytest.approx(GAIN * 20 * MIB, rel=0.02)
+    uplink.carry(0.3, [20.0], trip_s=0.15)
+    uplink.carry(1.0, [20.0], trip_s=0.11)
+    assert uplink.rate(0) == pytest.approx(MOST_ROOM * 20 * MIB, rel=0.02)
+
+
+def test_a_queue_is_answered_at_once() -> None:
+    uplink = BusyUplink()
+    uplink.carry(3.0, [5.0, 5.0])
+    assert uplink.rate(0) == pytest.approx(SEVERAL * MOST_ROOM * 5 * MIB, rel=0.02)
+    uplink.carry(TICK_S / 2, [5.0, 5.0], trip_s=0.2)
+    assert uplink.rate(0) == pytest.approx(SEVERAL * LEAST_ROOM * 5 * MIB, rel=0.02)
 
 
 def test_after_a_pause_no_more_is_sent_than_was_carried() -> None:
     for trip_s in (0.101, 0.4):
-        uplink = Uplink()
-        ended_s = carry(uplink, 3.0, [2.0, 8.0], trip_s=trip_s)
-        carry(uplink, 0.1, [2.0, 8.0], began_s=ended_s + 5.0)
-        equal, fair = SEVERAL * ROOM * 5, SEVERAL * ROOM * 10 - ROOM_UNQUEUED * 2
+        uplink = BusyUplink()
+        uplink.carry(3.0, [2.0, 8.0], trip_s=trip_s)
+        uplink.carry(0.1, [2.0, 8.0], pause_s=5.0)
+        equal, fair = SEVERAL * ROOM * 5, SEVERAL * ROOM * 10 - WANTED * 2
         assert [uplink.rate(path) / MIB for path in range(2)] == pytest.approx([equal, fair], rel=0.02)
 
 
 def test_the_share_of_a_connection_that_ended_is_for_the_others() -> None:
-    uplink = Uplink()
-    carry(uplink, 3.0, [3.0, 3.0, 3.0], trip_s=0.13)
+    uplink = BusyUplink()
+    uplink.carry(3.0, [3.0, 3.0, 3.0], trip_s=0.13)
     uplink.gone(2)
     assert [uplink.rate(path) / MIB for path in range(2)] == pytest.approx(
         [SEVERAL * ROOM * 4.5] * 2, rel=0.02
@@ -240,7 +301,7 @@ def test_of_short_bursts_nothing_is_concluded() -> None:
             uplink.heard(0, state(acked=acked, trip_s=0.001, least_s=0.0001), now_s)
             acked += MIB
         uplink.rests(0, now_s)
-        assert uplink.rate(0) == float("inf")
+        assert uplink.rate(0) >= LEAST_BYTES / 0.0001
 
 
 def test_round_trips_of_a_busy_processor_are_no_queue() -> None:
@@ -249,26 +310,26 @@ def test_round_trips_of_a_busy_processor_are_no_queue() -> None:
     while now_s < 3.0:
         uplink.heard(0, state(acked=int(now_s * MIB), trip_s=0.015, least_s=0.0001), now_s)
         now_s += 0.05
-    assert uplink.rate(0) == pytest.approx(ROOM_UNQUEUED * MIB, rel=0.02)
+    assert uplink.rate(0) == pytest.approx(MOST_ROOM * MIB, rel=0.02)
 
 
 def test_a_queue_that_sending_less_does_not_empty_is_not_answered_with_less_and_less() -> None:
-    uplink, ended_s, found = Uplink(), 0.0, []
+    uplink, found = BusyUplink(), []
+    uplink.carry(1.5, [5.0, 5.0], trip_s=0.4)
     for _ in range(40):
-        ended_s = carry(uplink, TICK_S, [5.0, 5.0], began_s=ended_s, trip_s=0.4)
+        uplink.carry(TICK_S, [5.0, 5.0], trip_s=0.4)
         found.append(uplink.rate(0) / MIB)
-    paced = [rate for rate in found if rate < 100]
-    less = [rate for rate in paced if rate == pytest.approx(SEVERAL * 5, rel=0.05)]
-    assert 10 <= len(less) <= len(paced) - 10
-    assert all(rate == pytest.approx(5, rel=0.05) for rate in paced if rate not in less)
+    less = [rate for rate in found if rate == pytest.approx(SEVERAL * 5, rel=0.05)]
+    assert 10 <= len(less) <= len(found) - 10
+    assert all(rate == pytest.approx(5, rel=0.05) for rate in found if rate not in less)
 
 
 def test_what_a_slow_receiver_leaves_is_for_the_others() -> None:
-    uplink, total = Uplink(), 10 * SEVERAL * ROOM
-    carry(uplink, 3.0, [0.5, 4.75, 4.75], trip_s=0.13)
+    uplink, total = BusyUplink(), 10 * SEVERAL * ROOM
+    uplink.carry(3.0, [0.5, 4.75, 4.75], trip_s=0.13)
     slow, *others = (uplink.rate(path) / MIB for path in range(3))
     assert slow == pytest.approx(total / 3, rel=0.02)
-    assert others == pytest.approx([(total - ROOM_UNQUEUED * 0.5) / 2] * 2, rel=0.02)
+    assert others == pytest.approx([(total - WANTED * 0.5) / 2] * 2, rel=0.02)
 
 
 def test_shares_are_max_min_fair() -> None:
@@ -279,12 +340,54 @@ def test_shares_are_max_min_fair() -> None:
 
 
 def test_pauses_and_slow_traffic_do_not_lower_the_rate_of_an_uplink() -> None:
-    uplink = Uplink()
-    ended_s = carry(uplink, 3.0, [10.0], trip_s=0.13)
-    carry(uplink, 3.0, [1.0], began_s=ended_s + 60.0, trip_s=0.13)
+    uplink = BusyUplink()
+    uplink.carry(3.0, [10.0], trip_s=0.13)
+    uplink.carry(3.0, [1.0], pause_s=60.0, trip_s=0.13)
     assert uplink.rate(0) == pytest.approx(ROOM * 10 * MIB, rel=0.02)
-    carry(uplink, 60.0, [1.0], began_s=ended_s + 90.0, trip_s=0.13)  # so long that it is the uplink
+    uplink.carry(60.0, [1.0], pause_s=27.0, trip_s=0.13)  # so long that it is the uplink
     assert uplink.rate(0) == pytest.approx(ROOM * MIB, rel=0.02)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
+def test_bbr_of_a_paced_connection_is_begun_anew_before_it_measures() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with subprocess.Popen(
+            [sys.executable, "-c", BBR_SENDER, str(server.getsockname()[1])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            accepted, _ = server.accept()
+
+            def measured() -> bool:
+                """Whether BBR has measured anything since it began; then the child sends some more."""
+                assert child.stdin is not None
+                assert child.stdout is not None
+                child.stdin.write(b"\n")
+                child.stdin.flush()
+                got = 0
+                while got < MIB:
+                    got += len(accepted.recv(MIB))
+                return child.stdout.readline() != b"0\n"
+
+            kind = child.stdout.readline()
+            connection = DaemonConnection(child.pid, [("127.0.0.1", server.getsockname()[1])])
+            if kind != b"bbr\n" or connection.look(0.0) is None:
+                child.kill()
+                pytest.skip("this system has no BBR, or the container forbids pidfd_getfd")
+            assert not measured()
+            for now_s, paced, begun_anew in (
+                (100.0, float("inf"), False),
+                (200.0, 1e9, True),
+                (204.0, 1e9, False),
+                (205.0, 1e9, True),
+            ):
+                connection.pace(paced)
+                connection.look(now_s)
+                assert measured() is not begun_anew
+            child.stdin.close()
+        accepted.close()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the Linux kernel")
@@ -299,31 +402,31 @@ def test_the_kernel_tells_what_a_child_has_not_sent_and_paces_it() -> None:
             accepted, _ = server.accept()
             taken = int(child.stdout.readline())
             connection = DaemonConnection(child.pid, [("127.0.0.1", port)])
-            before = connection.look()
+            before = connection.look(0.0)
             if before is None:
                 child.kill()
                 pytest.skip("this container forbids pidfd_getfd")
             assert 0 < before.unsent_bytes < taken
             assert before.acked_bytes + before.unsent_bytes <= taken
             connection.pace(3 * MIB)
-            connection.look()
+            connection.look(0.0)
             child.stdin.write(b"\n")
             child.stdin.flush()
             assert int(child.stdout.readline()) == 3 * MIB
             connection.pace(float("inf"))
-            connection.look()
+            connection.look(0.0)
             child.stdin.write(b"\n")
             child.stdin.flush()
             assert int(child.stdout.readline()) > 1 << 40
             got = 0
             while got < taken:
                 got += len(accepted.recv(MIB))
-            after = connection.look()
+            after = connection.look(0.0)
             assert after is not None
             assert after.unsent_bytes == 0
             child.stdin.close()
         accepted.close()
-        assert connection.look() is None  # it has ended
+        assert connection.look(0.0) is None  # it has ended
 
 
 def test_p2pd_s_own_connections_are_found_over_tcp() -> None:
@@ -337,15 +440,15 @@ def test_p2pd_s_own_connections_are_found_over_tcp() -> None:
             to_b, to_c = [await links.connection_to(peer.id) for peer in (b, c)]
             assert to_b is not None
             assert to_c is not None
-            if to_b.look() is None:
+            if to_b.look(0.0) is None:
                 pytest.skip("this container forbids pidfd_getfd")
             acked = 0
             while acked <= MIB:  # the last acknowledgement may still be on its way
-                seen = to_b.look()
+                seen = to_b.look(0.0)
                 assert seen is not None
                 acked = seen.acked_bytes
                 await asyncio.sleep(0.01)
-            other = to_c.look()
+            other = to_c.look(0.0)
             assert other is not None
             assert other.acked_bytes < MIB
 
@@ -356,7 +459,7 @@ def test_a_fault_in_the_background_takes_the_link_down(monkeypatch: pytest.Monke
     async def scenario() -> None:
         async with network("swarm", 2) as (a, b):
 
-            def look(self: DaemonConnection) -> None:
+            def look(self: DaemonConnection, now_s: float) -> None:
                 raise ArithmeticError("made up")
 
             monkeypatch.setattr(DaemonConnection, "look", look)

@@ -93,7 +93,7 @@ class Backlog:
 
     def _look(self, now_s: float, *, waited: bool) -> None:
         passed_s, self._looked_s = now_s - self._looked_s, now_s
-        state = None if self._closed else self._connection.look()
+        state = None if self._closed else self._connection.look(now_s)
         if state is None:
             self._room = float("inf")
             return

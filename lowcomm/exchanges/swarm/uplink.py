@@ -7,10 +7,12 @@ sends less than their links can do. So the kernel is told to pace each connectio
 share of `room` times the most that arrived in a second or two, of all connections together. Only a time in
 which data waited to be sent, or a queue stood, says what the uplink can carry: what is sent in short bursts
 says what there was to send, and to pace by that would stretch the bursts, again and again. `room` is above
-1 while round trips are as short as ever, so that an uplink that carries more is noticed. Several
-connections have a tenth less together, so that while round trips are long the queue empties; if it doesn't,
-it is not of their making, and less would only be less every time. Nothing is paced in the first
-second of traffic, or while what is carried still grows and no queue stands.
+1 while round trips are as short as ever, so that an uplink that carries more is noticed, and the less the
+longer they are. Several connections have a tenth less together, so that while round trips are long the queue
+empties; if it doesn't, it is not of their making, and less would only be less every time.
+
+What an uplink carries is found at first, and again where it turns out to carry more, by sending twice as much
+at a time (discovery.py).
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
@@ -23,28 +25,31 @@ from collections import deque
 from collections.abc import Mapping
 
 from lowcomm.exchanges.swarm.connection import ConnectionState
+from lowcomm.exchanges.swarm.discovery import SHORT_QUEUE_S, Discovery
 
-TICK_S = 0.25
-ROOM, ROOM_UNQUEUED, ROOM_QUEUED = 1.1, 1.5, 1.0
+TICK_S, ANSWER_S = 0.25, 0.05
+"""What is carried is reckoned with the one, queues are answered with the other."""
+ROOM, MOST_ROOM, LEAST_ROOM = 1.1, 1.3, 1.0
+"""When traffic begins again, and where there is no queue and a long one."""
 SEVERAL = 0.9
 """Of the room, where several connections send."""
-GROWS = 1.05
-"""What is carried still grows, as when connections are new, where it is so much more than ever before."""
-UNQUEUED, QUEUED = 1.15, 1.6
-"""Round trip relative to the shortest, of the connection in the middle, below and above which the room is
-another."""
-SHORT_QUEUE_S = 0.02
-"""What round trips are longer by at most where processors are busy and no queue is in the network."""
+WANTED = 1.5
+"""Of what a connection has carried, beyond which the others have what is left."""
+GROWS = 1.1
+"""The uplink carries more than was known where it is so much more than ever before."""
+UNQUEUED, QUEUED = 1.1, 1.4
+"""Round trip relative to the shortest, of the connection in the middle, between which the room falls."""
 BUSY = 0.9
 """Of a window, in which data has to wait for the uplink to be what limits it."""
-_WINDOW_TICKS, _LEAST_TICKS, _FIRST_TICKS = 8, 4, 2
-"""The first ones will do where nothing is known yet and a queue stands, which fills until all is paced."""
+_WINDOW_TICKS, _LEAST_TICKS = 8, 4
 _REMEMBERED = 120
 """Ticks of traffic."""
 _EMPTYING_TICKS = 8
 """If round trips are still long after so many ticks of less, there is no less for as many."""
-_PAUSE_S = 2 * TICK_S
+_PAUSE_S = 0.5
 """Without news for so long, traffic has paused."""
+_STALE_TRIPS = 2
+"""Round trips after a pause in which the kernel's figures are of the time before."""
 
 
 class Uplink:
@@ -57,10 +62,12 @@ class Uplink:
         self._busy: set[object] = set()
         self._idle_s, self._rested_s = 0.0, float("inf")
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
+        self._discovery: Discovery | None = Discovery()
+        self._found = 0.0
         self._rates: dict[object, float] = {}
         self._wanted: dict[object, float] = {}
         self._queued_ticks = 0
-        self._heard_s = self._ticked_s = float("-inf")
+        self._heard_s = self._ticked_s = self._answered_s = self._began_s = float("-inf")
 
     def rate(self, path: object) -> float:
         """Bytes per second that a connection is to send at most."""
@@ -71,17 +78,22 @@ class Uplink:
         if now_s - self._heard_s > _PAUSE_S:
             self._paths, self._first = {}, {}
             self._window.clear()
-            self._ticked_s = now_s
+            self._ticked_s = self._began_s = now_s
             self._queued_ticks = 0
-            if self._rates:
-                # no queue stands any more, and with more room one would, before that is noticed
-                self._share(ROOM, self._wanted)
+            if self._discovery is not None:
+                self._discovery.pause()
+                self._settle()
+            if self._discovery is None:
+                self._share(ROOM)  # with more a queue would stand before that is noticed
         elif not self._busy:
             self._idle_s += max(0.0, now_s - self._rested_s)
         self._busy.add(path)
         self._heard_s = now_s
         self._paths[path] = state
         self._first.setdefault(path, state.acked_bytes)
+        if now_s - self._answered_s >= ANSWER_S:
+            self._answered_s = now_s
+            self._answer(now_s)
         if now_s - self._ticked_s >= TICK_S:
             self._ticked_s = now_s
             self._tick(now_s)
@@ -97,44 +109,79 @@ class Uplink:
         self._paths.pop(path, None)
         self._first.pop(path, None)
         self._rates.pop(path, None)
-        if self._wanted.pop(path, None) is not None and self._rates:
-            self._share(ROOM, self._wanted)
+        if self._wanted.pop(path, None) is not None and self._discovery is None:
+            self._share(ROOM)
+
+    def _acked(self) -> dict[object, int]:
+        return {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
+
+    def _answer(self, now_s: float) -> None:
+        least_s = statistics.median_low(state.least_round_trip_s for state in self._paths.values())
+        if now_s - self._began_s < _STALE_TRIPS * least_s:
+            return
+        if self._discovery is None:
+            self._share(self._room())
+            return
+        queue_s = statistics.median_low(
+            state.round_trip_s - state.least_round_trip_s for state in self._paths.values()
+        )
+        total = self._discovery.heard(now_s, self._idle_s, self._acked(), queue_s, least_s)
+        carried = self._discovery.carried or dict.fromkeys(self._paths, total)
+        self._wanted = {path: WANTED * rate for path, rate in carried.items()}
+        self._rates = shares(total, self._wanted)
+        self._found = self._discovery.found
+        self._settle()
+
+    def _settle(self) -> None:
+        """Go on with what has been found, if it has."""
+        if self._discovery is not None and self._discovery.over:
+            self._discovery = None
+            self._window.clear()
+            self._carried.clear()
 
     def _tick(self, now_s: float) -> None:
-        acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
+        acked = self._acked()
         self._window.append((now_s, self._idle_s, acked))
-        trip = statistics.median_low(map(_trip, self._paths.values()))
-        if len(self._window) > _LEAST_TICKS:
-            began_s, idle_before_s, before = self._window[0]
-        elif len(self._window) > _FIRST_TICKS and trip > QUEUED and not self._carried:
-            began_s, idle_before_s, before = self._window[-1 - _FIRST_TICKS]
-        else:
+        if len(self._window) <= _LEAST_TICKS:
             return
+        queued = self._trip() > QUEUED
+        self._queued_ticks = self._queued_ticks + 1 if queued else 0
+        began_s, idle_before_s, before = self._window[0]
         passed_s = now_s - began_s
         busy_s = passed_s - (self._idle_s - idle_before_s)
+        if busy_s < BUSY * passed_s and not queued:
+            return
         carried = {path: (count - before.get(path, 0)) / passed_s for path, count in acked.items()}
-        if busy_s >= BUSY * passed_s or trip > QUEUED:
-            most, now = max(self._carried, default=0.0), sum(carried.values())
-            self._carried.append(now)
-            if now > GROWS * most and trip <= QUEUED:
-                self._rates = {}
-                return
-        if self._carried:
-            self._share(self._room(trip), {path: ROOM_UNQUEUED * rate for path, rate in carried.items()})
+        most, now = max(self._carried, default=self._found), sum(carried.values())
+        self._carried.append(now)
+        self._wanted = {path: WANTED * rate for path, rate in carried.items()}
+        grows = now > GROWS * most and not queued
+        if self._discovery is not None:
+            if not grows and not queued:
+                self._discovery = None
+        elif grows:
+            self._carried.clear()
+            self._discovery = Discovery(now)
 
-    def _room(self, trip: float) -> float:
-        """When round trips are so much longer than the shortest."""
-        self._queued_ticks = self._queued_ticks + 1 if trip > QUEUED else 0
-        return ROOM_UNQUEUED if trip < UNQUEUED else ROOM_QUEUED if trip > QUEUED else ROOM
+    def _trip(self) -> float:
+        """A round trip, relative to the shortest, of the connection in the middle."""
+        return statistics.median_low(map(_trip, self._paths.values()))
 
-    def _share(self, room: float, wanted: dict[object, float]) -> None:
+    def _room(self) -> float:
+        queued = (self._trip() - UNQUEUED) / (QUEUED - UNQUEUED)
+        return MOST_ROOM - (MOST_ROOM - LEAST_ROOM) * min(1.0, max(0.0, queued))
+
+    def _share(self, room: float) -> None:
+        wanted = dict.fromkeys(self._paths, float("inf")) | self._wanted
+        if not wanted:
+            return
         in_vain = self._queued_ticks // (_EMPTYING_TICKS + 1) % 2 == 1
-        total = room * max(self._carried) * (1.0 if len(wanted) == 1 or in_vain else SEVERAL)
-        self._rates, self._wanted = shares(total, wanted), wanted
+        several = 1.0 if len(wanted) == 1 or in_vain else SEVERAL
+        most = max(self._carried, default=self._found)
+        self._rates = shares(room * several * most, wanted)
 
 
 def _trip(state: ConnectionState) -> float:
-    """A round trip, relative to the shortest."""
     if state.round_trip_s - state.least_round_trip_s <= SHORT_QUEUE_S or not state.least_round_trip_s:
         return 1.0
     return state.round_trip_s / state.least_round_trip_s
