@@ -263,6 +263,20 @@ def test_an_uplink_that_carries_more_than_it_did_is_found_to() -> None:
     assert uplink.rate(0) == pytest.approx(MOST_ROOM * 20 * MIB, rel=0.02)
 
 
+def test_a_stalled_link_is_not_taken_for_one_that_carries_nothing() -> None:
+    uplink = BusyUplink()
+    uplink.carry(1.0, [0.0], trip_s=0.4)
+    assert uplink.rate(0) == pytest.approx(LEAST_BYTES / 0.1)
+
+
+def test_what_arrived_over_a_connection_that_has_ended_is_not_taken_back() -> None:
+    uplink = BusyUplink()
+    uplink.carry(3.0, [10.0])
+    uplink.acked[0] /= 2
+    uplink.carry(1.0, [10.0])
+    assert uplink.rate(0) == pytest.approx(MOST_ROOM * 10 * MIB, rel=0.06)
+
+
 def test_a_queue_is_answered_at_once() -> None:
     uplink = BusyUplink()
     uplink.carry(3.0, [5.0, 5.0])

@@ -74,17 +74,18 @@ class Discovery:
             # bursts that are shorter count with the pause between them: twice as much is soon enough for them
             burst = self._before(now_s - max(_BURST_S, least_s))
             if burst:
-                self._most = max(self._most, sum(_rates(burst, sample).values()))
+                self._most = max(self._most, _total(burst, sample))
             queued = min(1.0, queue_s / max(SHORT_QUEUE_S, QUEUED * least_s))
             before = self._before(now_s - MEASURED_S)
-            if queued < 1 or before is None or _idle(before, sample) > MOST_IDLE:
+            told = before is not None and _idle(before, sample) <= MOST_IDLE and _total(before, sample) > 0
+            if queued < 1 or not told:
                 return max(LEAST_BYTES / max(least_s, 1e-4), (GAIN - queued * (GAIN - 1)) * self._most)
             self._queued_s = now_s
             while self._samples[0] is not before:
                 self._samples.popleft()
         if _idle(self._samples[0], sample) <= MOST_IDLE:
             self.carried = _rates(self._samples[0], sample)
-            self.found = sum(self.carried.values())
+            self.found = _total(self._samples[0], sample)
         self.over = queue_s <= SHORT_QUEUE_S or now_s - self._queued_s > _MOST_EMPTYING_S
         return self.found * max(_LEAST_ROOM, 1 - queue_s / _EMPTYING_S)
 
@@ -100,3 +101,7 @@ def _idle(before: _Sample, now: _Sample) -> float:
 def _rates(before: _Sample, now: _Sample) -> dict[object, float]:
     """What has arrived per second, by connection."""
     return {path: (count - before[2].get(path, 0)) / (now[0] - before[0]) for path, count in now[2].items()}
+
+
+def _total(before: _Sample, now: _Sample) -> float:
+    return sum(_rates(before, now).values())

@@ -89,8 +89,10 @@ class Uplink:
             self._idle_s += max(0.0, now_s - self._rested_s)
         self._busy.add(path)
         self._heard_s = now_s
-        self._paths[path] = state
         self._first.setdefault(path, state.acked_bytes)
+        if path in self._paths:  # less has arrived where one of two connections has ended
+            self._first[path] += min(0, state.acked_bytes - self._paths[path].acked_bytes)
+        self._paths[path] = state
         if now_s - self._answered_s >= ANSWER_S:
             self._answered_s = now_s
             self._answer(now_s)
