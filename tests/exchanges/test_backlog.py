@@ -263,6 +263,27 @@ def test_an_uplink_that_carries_more_than_it_did_is_found_to() -> None:
     assert uplink.rate(0) == pytest.approx(MOST_ROOM * 20 * MIB, rel=0.02)
 
 
+def test_where_ever_more_arrives_long_round_trips_are_no_queue() -> None:
+    for growth in (1.25, 1.0):
+        uplink, rate = BusyUplink(), 10.0
+        for _ in range(16):
+            uplink.carry(LOOK_S, [rate], trip_s=0.13)
+            rate *= growth
+        lately = sum(rate * MIB / growth**before for before in (2, 3)) / 2
+        less = 1.0 if growth > 1 else 0.925
+        assert uplink.rate(0) == pytest.approx(less * lately, rel=0.02)
+
+
+def test_a_link_that_is_always_queued_is_reckoned_with_in_the_end() -> None:
+    uplink = BusyUplink()
+    for _ in range(8):  # so short bursts, and so often, that nothing is found by looking
+        uplink.carry(LOOK_S, [1.0], trip_s=0.4)
+        uplink.rests(0, uplink.now_s)
+        uplink.now_s += 4 * LOOK_S
+        uplink.acked[0] += 4 * LOOK_S * MIB
+    assert uplink.rate(0) == pytest.approx(MIB, rel=0.02)
+
+
 def test_a_stalled_link_is_not_taken_for_one_that_carries_nothing() -> None:
     uplink = BusyUplink()
     uplink.carry(1.0, [0.0], trip_s=0.4)
@@ -393,9 +414,10 @@ def test_bbr_of_a_paced_connection_is_begun_anew_before_it_measures() -> None:
             assert not measured()
             for now_s, paced, begun_anew in (
                 (100.0, float("inf"), False),
-                (200.0, 1e9, True),
-                (204.0, 1e9, False),
-                (205.0, 1e9, True),
+                (200.0, 3e7, True),  # each less than it sends
+                (204.0, 2e7, False),
+                (205.0, 1e7, True),
+                (300.0, 1e12, False),  # more than it sends
             ):
                 connection.pace(paced)
                 connection.look(now_s)

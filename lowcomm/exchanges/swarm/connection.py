@@ -10,7 +10,8 @@ is known, and queues stay as they are.
 BBR (Cardwell et al. 2016) measures the shortest round trip anew when it hasn't seen one as short for ten
 seconds: for 0.2 s and a round trip it has four packets under way, and all that the kernel has taken waits, a
 heartbeat for three round trips of 0.1 s. Where a connection is paced to its share of what is known to pass,
-queues are short without that. So BBR is begun anew before; it then takes over TCP's shortest round trip.
+and would send more, queues are short without that. So BBR is begun anew before; it then takes over TCP's
+shortest round trip.
 """
 
 from __future__ import annotations
@@ -154,8 +155,9 @@ class DaemonConnection:
             if len(info) < _FIELDS.size:  # an old kernel
                 return None
             state, round_trip_us, rate, acked, unsent, least_us = _FIELDS.unpack(info)
-            paced = self._rate != _UNLIMITED and state == _NOTHING_LOST
-            if paced and now_s - self._renewed_s.get(number, float("-inf")) >= _RENEWED_S:
+            limited = self._rate != _UNLIMITED and rate >= self._rate
+            due = limited and state == _NOTHING_LOST
+            if due and now_s - self._renewed_s.get(number, float("-inf")) >= _RENEWED_S:
                 self._renewed_s[number] = now_s
                 _renew(connection)
         except OSError:  # not connected, or not TCP

@@ -17,11 +17,14 @@ LEAST_BYTES = 512 << 10
 """In a round trip, however little has arrived."""
 QUEUED = 0.25
 """Of the shortest round trip: a queue that long stands at the uplink's end."""
+SURELY_QUEUED, GROWS = 2.0, 1.3
+"""Below so many times that, it is no queue but, say, a busy processor, while ever more arrives: so many times
+as much as a tenth of a second before."""
 SHORT_QUEUE_S = 0.02
 """What round trips are longer by at most where processors are busy and no queue is in the network."""
 MEASURED_S, MOST_IDLE = 0.2, 0.1
-"""What arrives from so long before a queue is noticed until it is gone is what is carried, unless there was
-nothing to send for a larger part."""
+"""What arrives from so long before a queue is noticed until so long after is what is carried, unless there
+was nothing to send for a larger part."""
 _BURST_S = 0.1
 _EMPTYING_S, _MOST_EMPTYING_S = 0.4, 1.0
 """In how long a queue is to empty; if it hasn't after the other, it is of others' making."""
@@ -75,19 +78,31 @@ class Discovery:
             burst = self._before(now_s - max(_BURST_S, least_s))
             if burst:
                 self._most = max(self._most, _total(burst, sample))
-            queued = min(1.0, queue_s / max(SHORT_QUEUE_S, QUEUED * least_s))
+            queued = queue_s / max(SHORT_QUEUE_S, QUEUED * least_s)
             before = self._before(now_s - MEASURED_S)
-            told = before is not None and _idle(before, sample) <= MOST_IDLE and _total(before, sample) > 0
-            if queued < 1 or not told:
-                return max(LEAST_BYTES / max(least_s, 1e-4), (GAIN - queued * (GAIN - 1)) * self._most)
+            if queued < 1 or not self._told(before, sample) or (queued < SURELY_QUEUED and self._grows()):
+                room = GAIN - min(1.0, queued) * (GAIN - 1)
+                return max(LEAST_BYTES / max(least_s, 1e-4), room * self._most)
             self._queued_s = now_s
             while self._samples[0] is not before:
                 self._samples.popleft()
-        if _idle(self._samples[0], sample) <= MOST_IDLE:
+        if now_s - self._queued_s <= MEASURED_S and _idle(self._samples[0], sample) <= MOST_IDLE:
             self.carried = _rates(self._samples[0], sample)
             self.found = _total(self._samples[0], sample)
         self.over = queue_s <= SHORT_QUEUE_S or now_s - self._queued_s > _MOST_EMPTYING_S
         return self.found * max(_LEAST_ROOM, 1 - queue_s / _EMPTYING_S)
+
+    def _told(self, before: _Sample | None, now: _Sample) -> bool:
+        """Whether what arrived between them says what is carried."""
+        return before is not None and _idle(before, now) <= MOST_IDLE and _total(before, now) > 0
+
+    def _grows(self) -> bool:
+        """Whether ever more arrives, so that round trips are long for another reason than a queue."""
+        now = self._samples[-1]
+        middle, before = (self._before(now[0] - part * MEASURED_S) for part in (0.5, 1.0))
+        if middle is None or before is None or middle is before:
+            return False
+        return _total(middle, now) > GROWS * _total(before, middle)
 
     def _before(self, at_s: float) -> _Sample | None:
         return next((sample for sample in reversed(self._samples) if sample[0] <= at_s), None)

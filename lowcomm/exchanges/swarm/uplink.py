@@ -157,11 +157,11 @@ class Uplink:
         most, now = max(self._carried, default=self._found), sum(carried.values())
         self._carried.append(now)
         self._wanted = {path: WANTED * rate for path, rate in carried.items()}
-        grows = now > GROWS * most and not queued
+        grows = now > GROWS * most
         if self._discovery is not None:
-            if not grows and not queued:
+            if not grows and not self._discovery.found:
                 self._discovery = None
-        elif grows:
+        elif grows and not queued:
             self._carried.clear()
             self._discovery = Discovery(now)
 
