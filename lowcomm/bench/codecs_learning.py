@@ -1,6 +1,6 @@
-"""What codecs cost in loss: plots of recipes/studies/codecs.toml, topk.toml and topk_intervals.toml.
+"""What codecs cost in loss: tables and plots of recipes/studies/codecs.toml and topk.toml.
 
-`python -m lowcomm.bench.codecs_learning` draws docs/img/codecs_learning.png and so on from their logs.
+`python -m lowcomm.bench.codecs_learning` draws docs/img/codecs_learning.png and topk.png from their logs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 PLOTS = {
     "codecs_learning": "Muon inside, four islands, 50 outer steps of 10: mean and range of the seeds",
     "topk": "AdamW inside, four islands, 1,000 outer steps of 1: mean and range of the seeds",
-    "topk_intervals": "AdamW inside, four islands, 300 outer steps of 5: mean and range of the seeds",
 }
 """Of which logs, and their titles."""
 REFERENCE = "fp32"

@@ -38,7 +38,6 @@ def tables(results: Path) -> str:
         "muon_sweep.jsonl": _sweep,
         "codecs_learning.jsonl": _codecs_learning,
         "topk.jsonl": _topk,
-        "topk_intervals.jsonl": _topk_intervals,
         "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
         "wan.json": wan_tables,
@@ -164,14 +163,6 @@ def _topk(path: Path) -> str:
     return _costs(
         "What top-k costs in loss with many short outer steps: AdamW, four islands, 1,000 outer steps of 1 "
         "(`lowcomm bench learning recipes/studies/topk.toml`; plot: docs/img/topk.png)",
-        path,
-    )
-
-
-def _topk_intervals(path: Path) -> str:
-    return _costs(
-        "What top-k costs in loss with intervals: AdamW, four islands, 300 outer steps of 5 "
-        "(`lowcomm bench learning recipes/studies/topk_intervals.toml`; plot: docs/img/topk_intervals.png)",
         path,
     )
 

@@ -25,9 +25,9 @@ from lowcomm.exchanges.swarm.connection import ConnectionState, DaemonConnection
 from lowcomm.exchanges.swarm.discovery import GAIN, LEAST_BYTES
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.uplink import (
+    FULL,
     LEAST_ROOM,
     MOST_ROOM,
-    QUEUED,
     ROOM,
     SEVERAL,
     TICK_S,
@@ -221,7 +221,7 @@ class BusyUplink(Uplink):
             self.now_s += LOOK_S
 
 
-HALF_WAY_S = 0.1 * (UNQUEUED + QUEUED) / 2
+HALF_WAY_S = 0.1 * (UNQUEUED + FULL) / 2
 
 
 @pytest.mark.parametrize(
@@ -282,6 +282,12 @@ def test_a_link_that_is_always_queued_is_reckoned_with_in_the_end() -> None:
         uplink.now_s += 4 * LOOK_S
         uplink.acked[0] += 4 * LOOK_S * MIB
     assert uplink.rate(0) == pytest.approx(MIB, rel=0.02)
+
+
+def test_of_a_few_packets_that_are_acknowledged_late_nothing_is_concluded() -> None:
+    uplink = BusyUplink()
+    uplink.carry(0.9, [0.1, 0.1, 0.1], trip_s=0.14)
+    assert uplink.rate(0) == pytest.approx(LEAST_BYTES / 0.1 / 3)
 
 
 def test_a_stalled_link_is_not_taken_for_one_that_carries_nothing() -> None:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 GAIN = 2.0
 LEAST_BYTES = 512 << 10
-"""In a round trip, however little has arrived."""
+"""In a round trip, however little has arrived. What carries less than half of it is not found here: few
+packets say little, and are acknowledged late."""
 QUEUED = 0.25
 """Of the shortest round trip: a queue that long stands at the uplink's end."""
 SURELY_QUEUED, GROWS = 2.0, 1.3
@@ -80,9 +81,10 @@ class Discovery:
                 self._most = max(self._most, _total(burst, sample))
             queued = queue_s / max(SHORT_QUEUE_S, QUEUED * least_s)
             before = self._before(now_s - MEASURED_S)
-            if queued < 1 or not self._told(before, sample) or (queued < SURELY_QUEUED and self._grows()):
-                room = GAIN - min(1.0, queued) * (GAIN - 1)
-                return max(LEAST_BYTES / max(least_s, 1e-4), room * self._most)
+            at_least = LEAST_BYTES / max(least_s, 1e-4)
+            searching = GAIN * self._most > at_least and self._told(before, sample)
+            if queued < 1 or not searching or (queued < SURELY_QUEUED and self._grows()):
+                return max(at_least, (GAIN - min(1.0, queued) * (GAIN - 1)) * self._most)
             self._queued_s = now_s
             while self._samples[0] is not before:
                 self._samples.popleft()

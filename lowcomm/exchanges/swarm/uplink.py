@@ -37,8 +37,9 @@ WANTED = 1.5
 """Of what a connection has carried, beyond which the others have what is left."""
 GROWS = 1.1
 """The uplink carries more than was known where it is so much more than ever before."""
-UNQUEUED, QUEUED = 1.1, 1.4
-"""Round trip relative to the shortest, of the connection in the middle, between which the room falls."""
+UNQUEUED, FULL, QUEUED = 1.1, 1.4, 1.6
+"""Round trip relative to the shortest, of the connection in the middle: between the first two the room falls;
+beyond the last a queue stands, whether or not there always is something to send."""
 BUSY = 0.9
 """Of a window, in which data has to wait for the uplink to be what limits it."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
@@ -170,7 +171,7 @@ class Uplink:
         return statistics.median_low(map(_trip, self._paths.values()))
 
     def _room(self) -> float:
-        queued = (self._trip() - UNQUEUED) / (QUEUED - UNQUEUED)
+        queued = (self._trip() - UNQUEUED) / (FULL - UNQUEUED)
         return MOST_ROOM - (MOST_ROOM - LEAST_ROOM) * min(1.0, max(0.0, queued))
 
     def _share(self, room: float) -> None:
