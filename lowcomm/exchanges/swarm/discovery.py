@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 GAIN = 2.0
 LEAST_BYTES = 512 << 10
@@ -23,17 +24,44 @@ SURELY_QUEUED, GROWS = 2.0, 1.3
 as much as a tenth of a second before."""
 SHORT_QUEUE_S = 0.02
 """What round trips are longer by at most where processors are busy and no queue is in the network."""
-MEASURED_S, MOST_IDLE = 0.2, 0.1
-"""What arrives from so long before a queue is noticed until so long after is what is carried, unless there
-was nothing to send for a larger part."""
+MEASURED_S = 0.2
+"""What arrives from so long before a queue is noticed until so long after is what is carried."""
+MOST_IDLE = 0.1
+"""Of a time that says what is carried: where there was nothing to send for more of it, the uplink was not the
+limit."""
 _BURST_S = 0.1
 _EMPTYING_S, _MOST_EMPTYING_S = 0.4, 1.0
 """In how long a queue is to empty; if it hasn't after the other, it is of others' making."""
 _LEAST_ROOM = 0.4
 _REMEMBERED_S = 2.0
 
-_Sample = tuple[float, float, Mapping[object, int]]
-"""When; for how long there has been nothing to send; what has arrived, by connection."""
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """Until a moment.
+
+    Attributes:
+        at_s: the moment.
+        idle_s: for how long there has been nothing to send.
+        acked: bytes that have arrived, by connection.
+    """
+
+    at_s: float
+    idle_s: float
+    acked: Mapping[object, int]
+
+    def idle_since(self, before: Arrivals) -> float:
+        """The part of the time in which there was nothing to send."""
+        return (self.idle_s - before.idle_s) / (self.at_s - before.at_s)
+
+    def rates_since(self, before: Arrivals) -> dict[object, float]:
+        """Bytes per second, by connection."""
+        passed_s = self.at_s - before.at_s
+        return {path: (count - before.acked.get(path, 0)) / passed_s for path, count in self.acked.items()}
+
+    def rate_since(self, before: Arrivals) -> float:
+        """Bytes per second, of all connections together."""
+        return sum(self.rates_since(before).values())
 
 
 class Discovery:
@@ -52,73 +80,54 @@ class Discovery:
         """Bytes per second of late, by connection, since a queue stands."""
         self._most = most
         self._queued_s: float | None = None
-        self._samples: deque[_Sample] = deque()
+        self._earlier: deque[Arrivals] = deque()
 
     def pause(self) -> None:
         """Traffic has paused: what has arrived before is of another time, and queues are gone."""
-        self._samples.clear()
+        self._earlier.clear()
         self.over = self._queued_s is not None
 
-    def heard(
-        self, now_s: float, idle_s: float, acked: Mapping[object, int], queue_s: float, least_s: float
-    ) -> float:
+    def heard(self, now: Arrivals, queue_s: float, least_s: float) -> float:
         """Bytes per second that all connections together may send now.
 
         Args:
-            idle_s: for how long there was nothing to send, since ever.
-            acked: bytes that have arrived, by connection.
+            now: later than the last one.
             queue_s: by how much round trips are longer than the shortest.
             least_s: the shortest round trip.
         """
-        sample = (now_s, idle_s, acked)
-        self._samples.append(sample)
+        self._earlier.append(now)
         if self._queued_s is None:
-            while now_s - self._samples[0][0] > _REMEMBERED_S:
-                self._samples.popleft()
+            while now.at_s - self._earlier[0].at_s > _REMEMBERED_S:
+                self._earlier.popleft()
             # bursts that are shorter count with the pause between them: twice as much is soon enough for them
-            burst = self._before(now_s - max(_BURST_S, least_s))
+            burst = self._before(now.at_s - max(_BURST_S, least_s))
             if burst:
-                self._most = max(self._most, _total(burst, sample))
+                self._most = max(self._most, now.rate_since(burst))
             queued = queue_s / max(SHORT_QUEUE_S, QUEUED * least_s)
-            before = self._before(now_s - MEASURED_S)
             at_least = LEAST_BYTES / max(least_s, 1e-4)
-            searching = GAIN * self._most > at_least and self._told(before, sample)
-            if queued < 1 or not searching or (queued < SURELY_QUEUED and self._grows()):
+            before = self._before(now.at_s - MEASURED_S)
+            searching = before is not None and GAIN * self._most > at_least and self._told(before, now)
+            if queued < 1 or not searching or (queued < SURELY_QUEUED and self._grows(now)):
                 return max(at_least, (GAIN - min(1.0, queued) * (GAIN - 1)) * self._most)
-            self._queued_s = now_s
-            while self._samples[0] is not before:
-                self._samples.popleft()
-        if now_s - self._queued_s <= MEASURED_S and _idle(self._samples[0], sample) <= MOST_IDLE:
-            self.carried = _rates(self._samples[0], sample)
-            self.found = _total(self._samples[0], sample)
-        self.over = queue_s <= SHORT_QUEUE_S or now_s - self._queued_s > _MOST_EMPTYING_S
+            self._queued_s = now.at_s
+            while self._earlier[0] is not before:
+                self._earlier.popleft()
+        if now.at_s - self._queued_s <= MEASURED_S and now.idle_since(self._earlier[0]) <= MOST_IDLE:
+            self.carried = now.rates_since(self._earlier[0])
+            self.found = now.rate_since(self._earlier[0])
+        self.over = queue_s <= SHORT_QUEUE_S or now.at_s - self._queued_s > _MOST_EMPTYING_S
         return self.found * max(_LEAST_ROOM, 1 - queue_s / _EMPTYING_S)
 
-    def _told(self, before: _Sample | None, now: _Sample) -> bool:
+    def _told(self, before: Arrivals, now: Arrivals) -> bool:
         """Whether what arrived between them says what is carried."""
-        return before is not None and _idle(before, now) <= MOST_IDLE and _total(before, now) > 0
+        return now.idle_since(before) <= MOST_IDLE and now.rate_since(before) > 0
 
-    def _grows(self) -> bool:
+    def _grows(self, now: Arrivals) -> bool:
         """Whether ever more arrives, so that round trips are long for another reason than a queue."""
-        now = self._samples[-1]
-        middle, before = (self._before(now[0] - part * MEASURED_S) for part in (0.5, 1.0))
+        middle, before = (self._before(now.at_s - part * MEASURED_S) for part in (0.5, 1.0))
         if middle is None or before is None or middle is before:
             return False
-        return _total(middle, now) > GROWS * _total(before, middle)
+        return now.rate_since(middle) > GROWS * middle.rate_since(before)
 
-    def _before(self, at_s: float) -> _Sample | None:
-        return next((sample for sample in reversed(self._samples) if sample[0] <= at_s), None)
-
-
-def _idle(before: _Sample, now: _Sample) -> float:
-    """The part of a time in which there was nothing to send."""
-    return (now[1] - before[1]) / (now[0] - before[0])
-
-
-def _rates(before: _Sample, now: _Sample) -> dict[object, float]:
-    """What has arrived per second, by connection."""
-    return {path: (count - before[2].get(path, 0)) / (now[0] - before[0]) for path, count in now[2].items()}
-
-
-def _total(before: _Sample, now: _Sample) -> float:
-    return sum(_rates(before, now).values())
+    def _before(self, at_s: float) -> Arrivals | None:
+        return next((arrivals for arrivals in reversed(self._earlier) if arrivals.at_s <= at_s), None)

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from lowcomm.exchanges.swarm.connection import ConnectionState
-from lowcomm.exchanges.swarm.discovery import SHORT_QUEUE_S, Discovery
+from lowcomm.exchanges.swarm.discovery import MOST_IDLE, SHORT_QUEUE_S, Arrivals, Discovery
 
 TICK_S, ANSWER_S = 0.25, 0.05
 """What is carried is reckoned with the one, queues are answered with the other."""
@@ -40,8 +40,6 @@ GROWS = 1.1
 UNQUEUED, FULL, QUEUED = 1.1, 1.4, 1.6
 """Round trip relative to the shortest, of the connection in the middle: between the first two the room falls;
 beyond the last a queue stands, whether or not there always is something to send."""
-BUSY = 0.9
-"""Of a window, in which data has to wait for the uplink to be what limits it."""
 _WINDOW_TICKS, _LEAST_TICKS = 8, 4
 _REMEMBERED = 120
 """Ticks of traffic."""
@@ -59,7 +57,7 @@ class Uplink:
     def __init__(self) -> None:
         self._paths: dict[object, ConnectionState] = {}
         self._first: dict[object, int] = {}
-        self._window: deque[tuple[float, float, dict[object, int]]] = deque(maxlen=_WINDOW_TICKS + 1)
+        self._window: deque[Arrivals] = deque(maxlen=_WINDOW_TICKS + 1)
         self._busy: set[object] = set()
         self._idle_s, self._rested_s = 0.0, float("inf")
         self._carried: deque[float] = deque(maxlen=_REMEMBERED)
@@ -115,8 +113,9 @@ class Uplink:
         if self._wanted.pop(path, None) is not None and self._discovery is None:
             self._share(ROOM)
 
-    def _acked(self) -> dict[object, int]:
-        return {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
+    def _arrivals(self, now_s: float) -> Arrivals:
+        acked = {path: state.acked_bytes - self._first[path] for path, state in self._paths.items()}
+        return Arrivals(now_s, self._idle_s, acked)
 
     def _answer(self, now_s: float) -> None:
         least_s = statistics.median_low(state.least_round_trip_s for state in self._paths.values())
@@ -128,7 +127,7 @@ class Uplink:
         queue_s = statistics.median_low(
             state.round_trip_s - state.least_round_trip_s for state in self._paths.values()
         )
-        total = self._discovery.heard(now_s, self._idle_s, self._acked(), queue_s, least_s)
+        total = self._discovery.heard(self._arrivals(now_s), queue_s, least_s)
         carried = self._discovery.carried or dict.fromkeys(self._paths, total)
         self._wanted = {path: WANTED * rate for path, rate in carried.items()}
         self._rates = shares(total, self._wanted)
@@ -143,18 +142,15 @@ class Uplink:
             self._carried.clear()
 
     def _tick(self, now_s: float) -> None:
-        acked = self._acked()
-        self._window.append((now_s, self._idle_s, acked))
+        arrivals = self._arrivals(now_s)
+        self._window.append(arrivals)
         if len(self._window) <= _LEAST_TICKS:
             return
         queued = self._trip() > QUEUED
         self._queued_ticks = self._queued_ticks + 1 if queued else 0
-        began_s, idle_before_s, before = self._window[0]
-        passed_s = now_s - began_s
-        busy_s = passed_s - (self._idle_s - idle_before_s)
-        if busy_s < BUSY * passed_s and not queued:
+        if arrivals.idle_since(self._window[0]) > MOST_IDLE and not queued:
             return
-        carried = {path: (count - before.get(path, 0)) / passed_s for path, count in acked.items()}
+        carried = arrivals.rates_since(self._window[0])
         most, now = max(self._carried, default=self._found), sum(carried.values())
         self._carried.append(now)
         self._wanted = {path: WANTED * rate for path, rate in carried.items()}
