@@ -1,6 +1,6 @@
 """The learning study: islands against data-parallel training and against an island alone.
 
-A study is a TOML file with a base recipe and a list of runs. Each run of a seed is one line in the
+A study is a TOML file with a base recipe, settings of all runs and a list of runs. Each run of a seed is one line in the
 log, keyed by its settings, so a study that was stopped goes on where it was; several processes may
 share the work (`jobs`). Islands are real: a process each, over the real swarm, as `lowcomm launch`
 starts them.
@@ -47,7 +47,7 @@ class Run:
         name: how tables and plots call it.
         kind: `islands`; `data-parallel` with the same shards and tokens; or `alone`: one island with
             its own share of the tokens.
-        overrides: like `--set`.
+        overrides: like `--set`, those of the whole study first.
     """
 
     name: str
@@ -70,7 +70,7 @@ def load_study(path: Path) -> tuple[Path, list[Run]]:
                 name=str(run["name"]),
                 kind=str(run["kind"]),
                 islands=int(run["islands"]),
-                overrides=tuple(str(item) for item in run.get("set", [])),
+                overrides=tuple(str(item) for item in (*study.get("set", []), *run.get("set", []))),
                 seeds=tuple(int(seed) for seed in run.get("seeds", study.get("seeds", [0]))),
             )
             for run in study["runs"]

@@ -7,7 +7,7 @@ imported in one module only: the layer test may exempt this file.
 
 The settings favour it: no compression, as many streams and parts as it likes by default, a target
 group of exactly the peers that are there (a full group starts at once), no smaller group allowed, and
-the matchmaking time that the bench has found to be the shortest with which all peers find each other.
+the matchmaking time with which, by the bench's trials, all peers find each other soonest.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from tests.e2e.runs import DEADLINE_S, SMALL, lines
 
 STUDY = """
 recipe = "base.toml"
+set = ["train.steps={steps}"]
 [[runs]]
 name = "two islands"
 kind = "islands"
 islands = 2
-set = ["train.steps={steps}"]
 [[runs]]
 name = "one alone"
 kind = "alone"

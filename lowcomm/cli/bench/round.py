@@ -84,8 +84,9 @@ def measure(args: argparse.Namespace) -> int:
     from lowcomm.bench.machine import machine_facts
     from lowcomm.bench.rounds import Bench, Rounds, measure_hivemind, measure_rounds
 
-    def tell_trial(seconds: float, complete: int, tried: int) -> None:
-        tell(f"stock hivemind, matchmaking {seconds:g} s: {complete} of {tried} trial rounds whole")
+    def tell_trial(seconds: float, trial: Rounds) -> None:
+        whole = f"{trial.complete} of {len(trial.seconds)} trial rounds whole"
+        tell(f"stock hivemind, matchmaking {seconds:g} s: {whole}, median {trial.median_s:.3f} s")
 
     facts = machine_facts()
     results: list[Rounds] = []
