@@ -62,7 +62,7 @@ for part in "$@"; do
     done ;;
   utilisation)
     for n in 2 4; do  # payloads for which rounds that are waited for take about half of the time
-      payload=(--payload-mib "$((n == 2 ? 25 : 10))")
+      payload=(--payload-mib "$((n == 2 ? 25 : 12))")
       bench "blocking-$n-100" "$n" 50 100 utilisation "${steps[@]}" "${payload[@]}" \
         --steps 150 --codec fp32 --mode blocking
       for rate in 100 20; do
