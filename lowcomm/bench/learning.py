@@ -2,8 +2,8 @@
 
 A study is a TOML file with a base recipe, settings of all runs and a list of runs. Each run of a seed
 is one line in the log, keyed by its settings, so a study that was stopped goes on where it was; several
-processes may share the work (`jobs`). Islands are real: a process each, over the real swarm, as `lowcomm launch`
-starts them.
+processes may share the work (`jobs`). Islands are real: a process each, over the real swarm, as
+`lowcomm launch` starts them.
 """
 
 from __future__ import annotations
