@@ -37,7 +37,6 @@ def tables(results: Path) -> str:
         "adamw_sweep.jsonl": _sweep,
         "muon_sweep.jsonl": _sweep,
         "codecs_learning.jsonl": _codecs_learning,
-        "topk.jsonl": _topk,
         "streaming.jsonl": _streaming,
         "round_*.json": _rounds,
         "wan.json": wan_tables,
@@ -153,16 +152,8 @@ def _runs(path: Path) -> str:
 
 def _codecs_learning(path: Path) -> str:
     return _costs(
-        "What compression costs in loss: Muon, four islands, 50 outer steps of 10 "
+        "What compression costs in loss: AdamW, four islands, 300 outer steps of 5 "
         "(`lowcomm bench learning recipes/studies/codecs.toml`; plot: docs/img/codecs_learning.png)",
-        path,
-    )
-
-
-def _topk(path: Path) -> str:
-    return _costs(
-        "What top-k costs in loss with many short outer steps: AdamW, four islands, 1,000 outer steps of 1 "
-        "(`lowcomm bench learning recipes/studies/topk.toml`; plot: docs/img/topk.png)",
         path,
     )
 

@@ -29,5 +29,5 @@ def test_each_run_stands_against_fp32_of_the_same_seed(tmp_path: Path) -> None:
     assert found["int4"].gaps == pytest.approx([0.02, 0.0])
     assert found["topk"].gaps == pytest.approx([0.2])
     assert found["int4"].sent_bytes == pytest.approx(13e6)
-    assert plot(list(found.values()), "a study").startswith(b"\x89PNG")
+    assert plot(list(found.values())).startswith(b"\x89PNG")
     assert "| int4 | 1.5300, 1.6000 | +2.0%, +0.0% | 13.0 MB |" in tables(tmp_path)
