@@ -127,7 +127,7 @@ def measure_rounds(bench: Bench | None = None, **settings: Any) -> Rounds:
     return _measure(bench, "lowcomm.bench.peer", "lowcomm", {"codec": bench.codec}, bench.rounds)
 
 
-def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, Rounds], None]) -> Rounds:
+def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, str], None]) -> Rounds:
     """Rounds of stock hivemind, with the matchmaking time that suits it best.
 
     Longer times are tried until one forms whole groups in all rounds, and then for as long as rounds
@@ -137,12 +137,16 @@ def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, Rounds], None])
         on_trial: told (matchmaking time in seconds, what came of it) of each trial.
 
     Raises:
-        ExchangeError: no matchmaking time forms whole groups, or a peer failed.
+        ExchangeError: no matchmaking time forms whole groups, or a peer failed with the best one.
     """
     best: Rounds | None = None
     for seconds in MATCHMAKING_S:
-        trial = _measure_hivemind(bench, seconds, TRIAL_ROUNDS)
-        on_trial(seconds, trial)
+        try:
+            trial = _measure_hivemind(bench, seconds, TRIAL_ROUNDS)
+        except ExchangeError as error:
+            on_trial(seconds, str(error))
+            continue
+        on_trial(seconds, f"{trial.complete} of {TRIAL_ROUNDS} rounds whole, median {trial.median_s:.3f} s")
         if trial.complete == TRIAL_ROUNDS and (best is None or trial.median_s < best.median_s):
             best = trial
         elif best is not None:

@@ -84,9 +84,8 @@ def measure(args: argparse.Namespace) -> int:
     from lowcomm.bench.machine import machine_facts
     from lowcomm.bench.rounds import Bench, Rounds, measure_hivemind, measure_rounds
 
-    def tell_trial(seconds: float, trial: Rounds) -> None:
-        whole = f"{trial.complete} of {len(trial.seconds)} trial rounds whole"
-        tell(f"stock hivemind, matchmaking {seconds:g} s: {whole}, median {trial.median_s:.3f} s")
+    def tell_trial(seconds: float, outcome: str) -> None:
+        tell(f"trial of stock hivemind, matchmaking {seconds:g} s: {outcome}")
 
     facts = machine_facts()
     results: list[Rounds] = []
