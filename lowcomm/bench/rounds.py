@@ -137,14 +137,16 @@ def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, str], None]) ->
         on_trial: told (matchmaking time in seconds, what came of it) of each trial.
 
     Raises:
-        ExchangeError: no matchmaking time forms whole groups, or a peer failed with the best one.
+        ExchangeError: no matchmaking time forms whole groups, or a peer failed with each or the best one.
     """
     best: Rounds | None = None
+    failure: ExchangeError | None = None
     for seconds in MATCHMAKING_S:
         try:
             trial = _measure_hivemind(bench, seconds, TRIAL_ROUNDS)
         except ExchangeError as error:
             on_trial(seconds, str(error))
+            failure = error
             continue
         on_trial(seconds, f"{trial.complete} of {TRIAL_ROUNDS} rounds whole, median {trial.median_s:.3f} s")
         if trial.complete == TRIAL_ROUNDS and (best is None or trial.median_s < best.median_s):
@@ -152,7 +154,7 @@ def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, str], None]) ->
         elif best is not None:
             break
     if best is None or best.matchmaking_s is None:
-        raise ExchangeError(
+        raise failure or ExchangeError(
             f"stock hivemind formed no whole groups of {bench.peers} with any matchmaking time up to "
             f"{MATCHMAKING_S[-1]:g} s"
         )
