@@ -1,10 +1,10 @@
-"""Finds what an uplink carries, by sending twice as much at a time until a queue stands.
+"""Finds what an uplink carries, by sending half as much more at a time until a queue stands.
 
 Congestion control does so by itself, but each connection on its own, and by the time that it notices a
 queue, all together have sent some hundred milliseconds' worth too much: in the first seconds of a run
-heartbeats wait and packets are lost. Here all together may send twice of what has arrived in a round trip,
-round trips are looked at many times a second, and as soon as they are longer than the shortest, what arrives
-is what the uplink carries. For a moment less than that is sent, the less the longer the queue is: it empties.
+heartbeats wait and packets are lost. Here all together may send half as much more as has arrived in a round
+trip, round trips are looked at many times a second, and as soon as they are longer than the shortest, what
+arrives is what the uplink carries. For a moment less than that is sent, the less the longer the queue is: it empties.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-GAIN = 2.0
+GAIN = 1.5
+"""With 2.0 an uplink with a queue of 84 ms lost a thousand packets in four of ten runs, and heartbeats waited
+for them to be sent again."""
 LEAST_BYTES = 512 << 10
 """In a round trip, however little has arrived. What carries less than half of it is not found here: few
 packets say little, and are acknowledged late."""
@@ -106,7 +108,7 @@ class Discovery:
             queued = queue_s / max(SHORT_QUEUE_S, QUEUED * least_s)
             at_least = LEAST_BYTES / max(least_s, 1e-4)
             before = self._before(now.at_s - MEASURED_S)
-            searching = before is not None and GAIN * self._most > at_least and self._told(before, now)
+            searching = before is not None and 2 * self._most > at_least and self._told(before, now)
             if queued < 1 or not searching or (queued < SURELY_QUEUED and self._grows(now)):
                 return max(at_least, (GAIN - min(1.0, queued) * (GAIN - 1)) * self._most)
             self._queued_s = now.at_s

@@ -11,8 +11,8 @@ says what there was to send, and to pace by that would stretch the bursts, again
 longer they are. Several connections have a tenth less together, so that while round trips are long the queue
 empties; if it doesn't, it is not of their making, and less would only be less every time.
 
-What an uplink carries is found at first, and again where it turns out to carry more, by sending twice as much
-at a time (discovery.py).
+What an uplink carries is found at first, and again where it turns out to carry more, by sending half as much
+more at a time (discovery.py).
 
 Shares are max-min fair: a connection whose other end takes less leaves the rest to the others; any may use an
 equal part.
@@ -27,8 +27,9 @@ from collections.abc import Mapping
 from lowcomm.exchanges.swarm.connection import ConnectionState
 from lowcomm.exchanges.swarm.discovery import MOST_IDLE, SHORT_QUEUE_S, Arrivals, Discovery
 
-TICK_S, ANSWER_S = 0.25, 0.05
-"""What is carried is reckoned with the one, queues are answered with the other."""
+TICK_S, ANSWER_S, DISCOVERY_S = 0.25, 0.05, 0.02
+"""What is carried is reckoned with the first, queues are answered with the second, and with the last while what
+the uplink carries is being found."""
 ROOM, MOST_ROOM, LEAST_ROOM = 1.1, 1.3, 1.0
 """When traffic begins again, and where there is no queue and a long one."""
 SEVERAL = 0.9
@@ -92,7 +93,7 @@ class Uplink:
         if path in self._paths:  # less has arrived where one of two connections has ended
             self._first[path] += min(0, state.acked_bytes - self._paths[path].acked_bytes)
         self._paths[path] = state
-        if now_s - self._answered_s >= ANSWER_S:
+        if now_s - self._answered_s >= (ANSWER_S if self._discovery is None else DISCOVERY_S):
             self._answered_s = now_s
             self._answer(now_s)
         if now_s - self._ticked_s >= TICK_S:
