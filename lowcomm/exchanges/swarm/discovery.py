@@ -4,7 +4,8 @@ Congestion control does so by itself, but each connection on its own, and by the
 queue, all together have sent some hundred milliseconds' worth too much: in the first seconds of a run
 heartbeats wait and packets are lost. Here all together may send half as much more as has arrived in a round
 trip, round trips are looked at many times a second, and as soon as they are longer than the shortest, what
-arrives is what the uplink carries. For a moment less than that is sent, the less the longer the queue is: it empties.
+arrives is what the uplink carries. For a moment less than that is sent, the less the longer the queue is: it
+empties.
 """
 
 from __future__ import annotations

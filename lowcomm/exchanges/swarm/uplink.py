@@ -28,8 +28,8 @@ from lowcomm.exchanges.swarm.connection import ConnectionState
 from lowcomm.exchanges.swarm.discovery import MOST_IDLE, SHORT_QUEUE_S, Arrivals, Discovery
 
 TICK_S, ANSWER_S, DISCOVERY_S = 0.25, 0.05, 0.02
-"""What is carried is reckoned with the first, queues are answered with the second, and with the last while what
-the uplink carries is being found."""
+"""What is carried is reckoned with the first, queues are answered with the second, and with the last while
+what the uplink carries is being found."""
 ROOM, MOST_ROOM, LEAST_ROOM = 1.1, 1.3, 1.0
 """When traffic begins again, and where there is no queue and a long one."""
 SEVERAL = 0.9
