@@ -102,7 +102,7 @@ class Discovery:
         if self._queued_s is None:
             while now.at_s - self._earlier[0].at_s > _REMEMBERED_S:
                 self._earlier.popleft()
-            # bursts that are shorter count with the pause between them: what GAIN allows is soon enough for them
+            # shorter bursts count with the pause between them: what GAIN allows is soon enough for them
             burst = self._before(now.at_s - max(_BURST_S, least_s))
             if burst:
                 self._most = max(self._most, now.rate_since(burst))
