@@ -18,7 +18,7 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
-from lowcomm.config.load import shared_settings
+from lowcomm.config.load import run_settings
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE, ShardedText, load_text
 from lowcomm.exchanges.base import Exchange
@@ -31,7 +31,6 @@ from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.outer.state import OuterState
-from lowcomm.types import Json
 
 
 def build_text(config: Config) -> ShardedText:
@@ -148,8 +147,6 @@ def build_outer_loop(
 ) -> OuterLoop:
     """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead."""
     settings, policy = config.exchange, config.shared.round
-    shared: dict[str, Json] = {**shared_settings(config), "train.steps": config.train.steps}
-    shared["train.tokens"] = config.train.tokens
     return OuterLoop(
         island,
         exchange,
@@ -158,7 +155,7 @@ def build_outer_loop(
         outer_optimizer=build_outer_optimizer(config),
         aggregation=build_aggregation(config),
         round_policy=RoundPolicy(**_fields(policy), limits=build_limits(config)),
-        shared=shared,
+        shared=run_settings(config),
         expected_peers=settings.expected_peers,
         gather_timeout_s=settings.gather_timeout_s,
         heartbeat_s=settings.heartbeat_s,

@@ -27,6 +27,8 @@ class Setting:
         doc: one line, with the unit where there is one.
         low, high: inclusive bounds of numbers; None where there is none.
         choices: the words that are allowed, of a number those in its place; empty where all are.
+        run_wide: must be equal on all islands of a run; the rest is one island's own. The only place that
+            says so.
     """
 
     path: str
@@ -36,6 +38,7 @@ class Setting:
     low: float | None
     high: float | None
     choices: tuple[str, ...]
+    run_wide: bool
 
     @property
     def section(self) -> str:
@@ -105,4 +108,5 @@ def _setting(field: dataclasses.Field[Any], annotation: Any, path: str) -> Setti
         low=field.metadata["low"],
         high=field.metadata["high"],
         choices=choices,
+        run_wide=path.startswith("shared.") or field.metadata["run_wide"],
     )

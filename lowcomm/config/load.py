@@ -17,7 +17,7 @@ from lowcomm.config.checks import check
 from lowcomm.config.fields import Setting, Value, sections, settings
 from lowcomm.config.profiles import check_local, find_profile
 from lowcomm.config.schema import Config
-from lowcomm.config.shared import differing_keys, get, shared_digest, shared_settings
+from lowcomm.config.shared import differing_keys, get, run_settings, shared_digest, shared_settings
 from lowcomm.config.values import closest, convert, fail, flatten, unknown
 from lowcomm.errors import ConfigError
 from lowcomm.types import Json
@@ -27,6 +27,7 @@ __all__ = [
     "differing_keys",
     "from_dict",
     "load_config",
+    "run_settings",
     "shared_digest",
     "shared_settings",
     "to_dict",

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from lowcomm.config.fields import settings
 from lowcomm.config.values import closest
 from lowcomm.errors import ConfigError
 
 FOLDER = "profiles"
 CHECKOUT = Path(__file__).parents[2]
-RUN_WIDE = ("shared.", "train.steps")
-"""How the settings begin that islands compare when they meet."""
 
 
 def find_profile(name: str, recipe: Path | None) -> Path:
@@ -53,7 +52,7 @@ def check_local(paths: Iterable[str], source: str) -> None:
     Raises:
         ConfigError: it sets something that all islands share; names the keys.
     """
-    foreign = [path for path in paths if path.startswith(RUN_WIDE)]
+    foreign = [path for path in paths if settings()[path].run_wide]
     if foreign:
         raise ConfigError(
             f"{source}: {', '.join(foreign)}: expected settings of one island in a profile, but all islands "

@@ -19,15 +19,18 @@ value for one run, e.g. `--set shared.schedule.inner_steps=100` or
 left out. `--dry-run` prints the resolved configuration, which is also written to `config.toml` in
 the run folder.
 
-Everything below `[shared]` must be equal on all islands of a run: its digest is compared when a
-peer joins, and a peer that differs is refused with the names of the keys. All the rest is local to
-one island. Bounds are inclusive. Names end in the unit where there is one.
+Everything below `[shared]`, {run_wide}, must be equal on all islands of a
+run: it is compared when a peer joins, and a peer that differs is refused with the names of the keys; a
+profile may not set it. All the rest is local to one island. Bounds are inclusive. Names end in the unit
+where there is one.
 """
 
 
 def reference() -> str:
     """The reference of all settings as Markdown, a table for each section."""
-    return "\n".join([_INTRODUCTION, *_sections()])
+    elsewhere = [s.path for s in settings().values() if s.run_wide and not s.path.startswith("shared.")]
+    named = " and ".join(f"`{path}`" for path in elsewhere)
+    return "\n".join([_INTRODUCTION.format(run_wide=f"and {named}"), *_sections()])
 
 
 def _sections() -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Every setting of a run, as frozen dataclasses; docs/configuration.md is generated from them.
 
-`[shared]` must be equal on all islands of a run: its digest is compared when a peer joins. All the
-rest is local to one island. Units stand in the names; ranges and choices stand beside the fields
-and are checked by `lowcomm.config.load`.
+`[shared]`, and what is marked as `run_wide` elsewhere, must be equal on all islands of a run: it is
+compared when a peer joins. All the rest is local to one island. Units stand in the names; ranges and
+choices stand beside the fields and are checked by `lowcomm.config.load`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    run_wide: bool = False,
 ) -> Any:
-    """A field with its one line of documentation and its inclusive range or choices."""
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    """A field with its one line of documentation and its inclusive range or choices.
+
+    Args:
+        run_wide: all islands of a run must agree on it, although it stands outside of `[shared]`.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "run_wide": run_wide}
     if isinstance(default, (list, dict)):
         raise TypeError("use a tuple")
     return field(default=default, metadata=metadata)
@@ -205,11 +210,14 @@ class SharedConfig:
 class TrainConfig:
     """The work of one island."""
 
-    steps: int = setting(3_000, "inner steps of the run; a late joiner starts at the swarm's step", low=1)
+    steps: int = setting(
+        3_000, "inner steps of the run; a late joiner starts at the swarm's step", low=1, run_wide=True
+    )
     tokens: int = setting(
         0,
         "tokens of all islands that end the run, in place of steps; the learning rate follows; 0 = off",
         low=0,
+        run_wide=True,
     )
     batch_size: int = setting(2, "windows per rank in one forward pass", low=1)
     grad_accumulation: int = setting(1, "forward passes per inner step", low=1)

@@ -1,4 +1,4 @@
-"""The `[shared]` part: flat, hashed, and compared when a peer joins."""
+"""What must be equal on all islands of a run: flat, hashed, and compared when a peer joins."""
 
 from __future__ import annotations
 
@@ -33,8 +33,16 @@ def shared_settings(config: Config) -> dict[str, Json]:
     return {path: get(config, path) for path in settings() if path.startswith("shared.")}
 
 
+def run_settings(config: Config) -> dict[str, Json]:
+    """What a peer that joins is compared with: all that is `Setting.run_wide`, by dotted path."""
+    return {path: get(config, path) for path, setting in settings().items() if setting.run_wide}
+
+
 def shared_digest(config: Config) -> Digest:
-    """The blake3 hash of `shared_settings` as canonical JSON: sorted keys, no blanks, ASCII."""
+    """The blake3 hash of `shared_settings` as canonical JSON: sorted keys, no blanks, ASCII.
+
+    A run folder is held to it. The length of the run is not in it: all islands may agree to go on for longer.
+    """
     canonical = json.dumps(
         shared_settings(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )

@@ -63,8 +63,9 @@ def test_profiles_beside_the_recipe_come_first(tmp_path: Path) -> None:
     [
         ("[shared.inner]\nlr = 1.0\n", "shared.inner.lr"),
         ("[shared]\nseed = 1\n[train]\nsteps = 5\nthreads = 1\n", "shared.seed, train.steps"),
+        ("[train]\ntokens = 1000\nbatch_size = 2\n", "train.tokens"),
     ],
-    ids=["shared", "and-steps"],
+    ids=["shared", "and-steps", "tokens"],
 )
 def test_a_profile_that_speaks_for_the_others_is_refused(tmp_path: Path, text: str, keys: str) -> None:
     file = tmp_path / "p.toml"

@@ -1,8 +1,12 @@
 """The [shared] part: its digest, and what is said when two peers differ."""
 
+from pathlib import Path
+
 import pytest
 
-from lowcomm.config.load import differing_keys, load_config, shared_digest, shared_settings
+from lowcomm.config.fields import settings
+from lowcomm.config.load import differing_keys, load_config, run_settings, shared_digest, shared_settings
+from lowcomm.errors import ConfigError
 
 
 def test_settings_are_flat_and_only_shared() -> None:
@@ -58,3 +62,17 @@ def test_differing_keys_of_another_version_or_a_hostile_peer() -> None:
         'b: here "", there null',
         "c: here nothing, there " + ('"' + r"x\n" * 99)[:77] + "...",
     ]
+
+
+def test_peers_compare_what_the_schema_calls_run_wide_and_profiles_may_set_none_of_it(tmp_path: Path) -> None:
+    config = load_config(None)
+    compared = run_settings(config)
+    assert compared.keys() == shared_settings(config).keys() | {"train.steps", "train.tokens"}
+    profile = tmp_path / "p.toml"
+    for path in compared:
+        default = settings()[path].default
+        profile.write_text(
+            f"{path} = {str(default).lower() if not isinstance(default, str) else repr(default)}"
+        )
+        with pytest.raises(ConfigError, match=rf"p.toml: {path}: expected settings of one island"):
+            load_config(None, profile=str(profile))
