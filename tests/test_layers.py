@@ -18,7 +18,7 @@ import lowcomm
 
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
-    {"errors", "types", "clock", "lines"},
+    {"errors", "types", "clock", "lines", "locks"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},
     {"membership"},

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 
 import torch
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import HashStore, PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 
@@ -20,25 +19,21 @@ def process_group(device: torch.device, *, offloaded: bool = False) -> Iterator[
     (pytorch/pytorch#148532). Not run here, for want of GPUs.
     """
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl" if offloaded else "nccl"
-    with tempfile.TemporaryDirectory() as folder:
-        if "WORLD_SIZE" not in os.environ:
-            store = f"file://{folder}/store"
-            torch.distributed.init_process_group(backend, init_method=store, rank=0, world_size=1)
-        elif os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
-            # torchrun's store outlives a restart (torch 2.13), with the addresses of the ranks that died.
-            # Machines of one island count their restarts apart: there launch/island.sh has to see to it.
-            shared, rank, world_size = next(rendezvous("env://"))
-            life = f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-            store_of_life = PrefixStore(life, shared)
-            torch.distributed.init_process_group(
-                backend, store=store_of_life, rank=rank, world_size=world_size
-            )
-        else:
-            torch.distributed.init_process_group(backend)
-        try:
-            yield
-            # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
-            # then in a native thread, most likely Gloo's, while its interpreter was ending.
-            torch.distributed.barrier()
-        finally:
-            torch.distributed.destroy_process_group()
+    if "WORLD_SIZE" not in os.environ:
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    elif os.environ["WORLD_SIZE"] == os.environ.get("LOCAL_WORLD_SIZE"):
+        # torchrun's store outlives a restart (torch 2.13), with the addresses of the ranks that died.
+        # Machines of one island count their restarts apart: there launch/island.sh has to see to it.
+        shared, rank, world_size = next(rendezvous("env://"))
+        life = f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store_of_life = PrefixStore(life, shared)
+        torch.distributed.init_process_group(backend, store=store_of_life, rank=rank, world_size=world_size)
+    else:
+        torch.distributed.init_process_group(backend)
+    try:
+        yield
+        # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
+        # then in a native thread, most likely Gloo's, while its interpreter was ending.
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()

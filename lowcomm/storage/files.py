@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+_NO_SYNC = frozenset(
+    {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP}
+)
+"""What file systems say that can't sync a folder: CIFS, some FUSE ones, 9p."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -22,12 +28,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
+    """Make the names in a folder durable, where the file system can do that."""
+    handle = -1
     try:
+        handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
-        os.close(handle)
+        if handle >= 0:
+            os.close(handle)
 
 
 def io_reason(error: BaseException) -> str:

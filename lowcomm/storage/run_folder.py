@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from lowcomm.errors import StorageError
+from lowcomm.locks import Lock, TakenError
 from lowcomm.storage.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 MARK = "run.json"
 LOCK = "lock"
@@ -21,7 +24,7 @@ OURS = frozenset({LOCK, "log.txt", "identity.key", f"{MARK}.new"})
 class RunFolder:
     """A claimed run folder; use as a context manager, or call `close`."""
 
-    def __init__(self, path: Path, lock: IO[str]) -> None:
+    def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
         self._lock = lock
 
@@ -42,9 +45,9 @@ class RunFolder:
                     f"{path}: expected a new or empty folder, or one of run {run_id!r}; found "
                     f"{foreign[0]!r} and no {MARK}. Choose another --out"
                 )
-            lock = (path / LOCK).open("a", encoding="utf-8")
+            lock = _lock(path)
             try:
-                _claim(path, lock, run_id, shared_digest, version)
+                _claim(path, run_id, shared_digest, version)
             except BaseException:
                 lock.close()
                 raise
@@ -75,19 +78,30 @@ class RunFolder:
 
     def close(self) -> None:
         """Give the folder up; it can be resumed."""
-        if not self._lock.closed:
+        if self._lock.descriptor >= 0:
             (self.path / "pid").unlink(missing_ok=True)
             self._lock.close()
 
 
-def _claim(path: Path, lock: IO[str], run_id: str, shared_digest: str, version: str) -> None:
+def _lock(path: Path) -> Lock:
+    (path / LOCK).touch()
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        lock = Lock(path / LOCK)
+    except TakenError as error:
         raise StorageError(
             f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it, "
             "or choose another --out"
         ) from error
+    if lock.missing:
+        logger.warning(
+            "%s: its disk gives no locks (%s), so nothing keeps a second process from training here",
+            path,
+            lock.missing,
+        )
+    return lock
+
+
+def _claim(path: Path, run_id: str, shared_digest: str, version: str) -> None:
     mark = path / MARK
     if mark.exists():
         _check_mark(mark, run_id, shared_digest)

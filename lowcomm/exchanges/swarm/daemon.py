@@ -166,6 +166,11 @@ class Daemon:
         await self._process.wait()
         await self._watch_task
 
+    def kill(self) -> None:
+        """End p2pd at once, as if it had died: `on_exit` is called."""
+        if self.alive:
+            self._signal(signal.SIGKILL)
+
     def _signal(self, number: signal.Signals) -> None:
         # not Process.terminate: it may take the exit code away from asyncio's own watcher
         try:

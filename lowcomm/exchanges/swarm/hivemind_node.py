@@ -162,6 +162,12 @@ class HivemindNode:
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return cls(control_socket, pid, p2p, callers)
 
+    @property
+    def has_sockets(self) -> bool:
+        """Whether p2pd's socket and the one on which it hands us streams still have their names."""
+        ours = self._control_socket.parent.glob("p2pclient-*.sock")
+        return self._control_socket.exists() and any(ours)
+
     async def addresses(self) -> list[str]:
         """The multiaddrs p2pd listens on or announces, each with the peer id at its end."""
         request = p2pd_pb2.Request(type=p2pd_pb2.Request.IDENTIFY)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from lowcomm.clock import SystemClock
-from lowcomm.errors import ExchangeError
+from lowcomm.errors import ExchangeError, PeerUnreachableError
 from lowcomm.exchanges.swarm.addresses import endpoint_of
 from lowcomm.exchanges.swarm.daemon import Daemon, DaemonOptions
 from lowcomm.exchanges.swarm.directory import Directory
@@ -81,6 +81,14 @@ class Host:
         Raises:
             PeerUnreachableError: p2pd does not answer.
         """
+        if self._stands and not (self._folder.whole and self.node.has_sockets):
+            # a program that cleans temporary folders: no link can be made without the sockets
+            logger.error("%s was emptied while in use; p2pd is started again", self._folder.path)
+            daemon = self._daemon
+            if daemon is not None:
+                daemon.kill()
+            raise PeerUnreachableError("the sockets of this peer's p2pd were deleted")
+        self._folder.stay_young()
         self.addresses = tuple(await self.node.addresses())
 
     async def close(self) -> None:
@@ -93,6 +101,9 @@ class Host:
         self._folder.remove()
 
     async def _raise(self, options: DaemonOptions) -> None:
+        if not self._folder.whole:
+            self._folder.remove()
+            self._folder = PrivateFolder(SystemClock())
         key_file = self._folder.path / "key"  # p2pd's copy; the folder is ours alone
         for left in ("key", "p2pd.sock"):
             (self._folder.path / left).unlink(missing_ok=True)

@@ -8,8 +8,8 @@ https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 
 from __future__ import annotations
 
-import fcntl
 import functools
+import logging
 import os
 import secrets
 import stat
@@ -20,7 +20,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from lowcomm.errors import AddressError, StorageError
+from lowcomm.locks import Lock, TakenError
 from lowcomm.types import PeerId
+
+logger = logging.getLogger(__name__)
 
 _PRIVATE_PREFIX = b"\x08\x01\x12\x40"
 _PEER_ID_PREFIX = b"\x00\x24\x08\x01\x12\x20"
@@ -109,6 +112,9 @@ def _base58_decode(text: str) -> bytes | None:
 class IdentityFile:
     """An identity file, locked while open: two processes of one name would break the swarm.
 
+    Where the disk knows no locks or no file modes (NFS without a lock daemon; CIFS, exFAT, /mnt/c of WSL), a
+    warning says what is not protected.
+
     Args:
         path: created (mode 0600) if it does not exist; its folder must.
 
@@ -121,10 +127,14 @@ class IdentityFile:
         try:
             if not path.exists():
                 _create(path)
-            self._descriptor = os.open(path, os.O_RDONLY)
+            self._lock = Lock(path)
+        except TakenError as error:
+            raise StorageError(
+                f"identity {path}: another process uses it now; each peer needs its own file"
+            ) from error
         except OSError as error:
             raise StorageError(
-                f"identity {path}: {error.strerror}; name a file in a writable folder"
+                f"identity {path}: {error.strerror}; name a file in a writable folder (exchange.identity)"
             ) from error
         try:
             self.identity = self._load()
@@ -133,19 +143,28 @@ class IdentityFile:
             raise
 
     def _load(self) -> Identity:
-        mode = stat.S_IMODE(os.fstat(self._descriptor).st_mode)
+        mode = stat.S_IMODE(os.fstat(self._lock.descriptor).st_mode)
         if mode & 0o077:
-            raise StorageError(
-                f"identity {self.path}: expected mode 0600, got {mode:04o}: others could read the key. "
-                f"Run chmod 600 on it, or delete it to get a new identity"
+            if not _without_modes(self.path.parent):
+                raise StorageError(
+                    f"identity {self.path}: expected mode 0600, got {mode:04o}: others could read the key. "
+                    f"Run chmod 600 on it, delete it to get a new identity, or name another file in "
+                    f"exchange.identity"
+                )
+            logger.warning(
+                "identity %s: its disk has no file modes (%04o), so whoever may read the disk can take this "
+                "peer's name; exchange.identity names a file elsewhere",
+                self.path,
+                mode,
             )
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StorageError(
-                f"identity {self.path}: another process uses it now; each peer needs its own file"
-            ) from error
-        data = os.read(self._descriptor, 4096)
+        if self._lock.missing:
+            logger.warning(
+                "identity %s: its disk gives no locks (%s), so nothing here keeps a second process from "
+                "using it; exchange.identity names a file elsewhere",
+                self.path,
+                self._lock.missing,
+            )
+        data = os.read(self._lock.descriptor, 4096)
         seed, public = data[4:36], data[36:]
         if len(data) == 68 and data.startswith(_PRIVATE_PREFIX):
             key = Ed25519PrivateKey.from_private_bytes(seed)
@@ -158,15 +177,12 @@ class IdentityFile:
 
     def close(self) -> None:
         """Release the lock. Idempotent."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._lock.close()
 
 
 def _create(path: Path) -> None:
     """Write a new key so that no reader ever sees half of it."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    partial, descriptor = _new_file(path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(Identity.generate().to_bytes())
@@ -176,5 +192,26 @@ def _create(path: Path) -> None:
             os.link(partial, path)
         except FileExistsError:
             pass  # another process was first; its key is as good
+        except OSError:  # no links on this disk; of two processes that are first, each keeps a key of its own
+            partial.rename(path)
     finally:
-        os.unlink(partial)
+        partial.unlink(missing_ok=True)
+
+
+def _new_file(folder: Path) -> tuple[Path, int]:
+    """An empty file of mode 0600 that nobody else knows, open for writing."""
+    path = folder / f".identity.{secrets.token_hex(8)}"
+    return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+
+def _without_modes(folder: Path) -> bool:
+    """Whether a new file here shows other modes than it was made with."""
+    try:
+        path, descriptor = _new_file(folder)
+    except OSError:
+        return False
+    try:
+        return bool(stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077)
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
