@@ -1,7 +1,9 @@
 """Everything lowcomm raises on purpose, as one tree.
 
 LowcommError
-|-- ConfigError            a recipe or --set value is wrong (also a ValueError)
+|-- ConfigError            a recipe, a --set value or an argument is wrong (also a ValueError)
+|   `-- ArgumentError      an argument is of another type than expected (also a TypeError)
+|-- UsageError             a call that can't be made now: before `start`, after `close` (also a RuntimeError)
 |-- DataError              no text, too few documents, a source that can't be read (also a ValueError)
 |-- ModelError             a model or layout that can't be used as asked (also a ValueError)
 |-- CodecError             a payload of the wrong size, or values that can't be encoded (also a ValueError)
@@ -28,6 +30,14 @@ class LowcommError(Exception):
 
 class ConfigError(LowcommError, ValueError):
     """A configuration value is unknown, of the wrong type, or out of range."""
+
+
+class ArgumentError(ConfigError, TypeError):
+    """An argument is of another type than the call expects."""
+
+
+class UsageError(LowcommError, RuntimeError):
+    """A call at the wrong time or place: before `start`, after `close`, on a rank that doesn't lead."""
 
 
 class DataError(LowcommError, ValueError):

@@ -211,7 +211,7 @@ def first_line(error: BaseException) -> str:
 def _attempt(config: Config, device: torch.device) -> str:
     """Two inner steps on an island that is thrown away; what the allocator said, or nothing."""
     windows, context = config.train.batch_size, config.shared.model.context
-    batch = torch.zeros(2, windows, context, dtype=torch.int64)
+    batch = torch.zeros(2, windows, context, dtype=torch.int64, device="cpu")
     island: Island | None = None
     try:
         island = build_island(config, build_model(config), device)
@@ -262,6 +262,6 @@ def _highest(number: int, device: torch.device) -> int:
     """The highest number of all ranks."""
     if _ranks() == 1:
         return number
-    box = torch.tensor([number], device=device if dist.get_backend() == "nccl" else "cpu")
+    box = torch.tensor([number], dtype=torch.int64, device=device if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box.item())

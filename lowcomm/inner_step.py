@@ -31,7 +31,7 @@ def inner_step(
         This rank's mean loss, a detached scalar on its device.
     """
     device = island.device
-    total = torch.zeros((), device=device)
+    total = torch.zeros((), dtype=torch.float32, device=device)
     for micro_step in range(micro_steps):
         inputs, targets = next_batch()
         with contextlib.nullcontext() if micro_step == micro_steps - 1 else island.no_sync():

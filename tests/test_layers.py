@@ -19,6 +19,7 @@ import lowcomm
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
     {"errors", "types", "clock", "lines", "locks"},
+    {"arguments"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},
     {"membership"},

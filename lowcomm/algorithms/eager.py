@@ -39,7 +39,7 @@ def run_ahead(
         merge_alpha: see `merge`.
     """
     ahead = torch.empty_like(anchor)
-    scratch = torch.empty(min(CACHED_ELEMENTS, anchor.numel()))
+    scratch = anchor.new_empty(min(CACHED_ELEMENTS, anchor.numel()))
     for start in range(0, anchor.numel(), CACHED_ELEMENTS):
         part = slice(start, start + CACHED_ELEMENTS)
         stepped, sent = ahead[part], anchor[part] - own[part]

@@ -66,8 +66,15 @@ class _Events:
 
 
 def _take_part(settings: dict[str, Any], folder: Path, events: _Events, interrupts: Interrupts) -> None:
-    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
-    noise = torch.randn(settings["elements"], generator=torch.Generator().manual_seed(settings["number"]))
+    model = nn.ParameterDict(
+        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
+    )
+    noise = torch.randn(
+        settings["elements"],
+        generator=torch.Generator().manual_seed(settings["number"]),
+        dtype=torch.float32,
+        device="cpu",
+    )
     noise.mul_(1e-3)
     outer = OuterLoop(
         wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),

@@ -184,7 +184,7 @@ def _codecs() -> Iterator[Codec]:
 
 def _figures(codec: Codec, movements: list[Tensor], timer: _Timer) -> CodecFigures:
     elements = movements[0].numel()
-    residual, sent, wanted = torch.zeros(elements), torch.zeros(elements), torch.zeros(elements)
+    residual, sent, wanted = (torch.zeros(elements, dtype=torch.float32, device="cpu") for _ in range(3))
     size, errors = 0, []
     for movement in movements:
         values = movement + residual.mul_(codec.decay) if codec.error_feedback else movement

@@ -68,7 +68,9 @@ def main() -> None:
     folder = Path(settings["folder"], str(settings["number"]))
     folder.mkdir()
     torch.set_num_threads(1)
-    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
+    model = nn.ParameterDict(
+        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
+    )
     exchange = StoppingExchange(
         "bench",
         initial_peers=settings["initial_peers"],
@@ -102,7 +104,12 @@ def main() -> None:
 def _train(outer: OuterLoop, model: nn.ParameterDict, settings: dict[str, Any], last: int) -> dict[str, Json]:
     """Train up to an outer step."""
     clock, never = SystemClock(), threading.Event()
-    noise = torch.randn(settings["elements"], generator=torch.Generator().manual_seed(settings["number"]))
+    noise = torch.randn(
+        settings["elements"],
+        generator=torch.Generator().manual_seed(settings["number"]),
+        dtype=torch.float32,
+        device="cpu",
+    )
     noise.mul_(1e-3)
     rounds: list[Json] = []
     steps = 0

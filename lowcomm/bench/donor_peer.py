@@ -31,7 +31,9 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     clock, donors = SystemClock(), settings["donors"]
-    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
+    model = nn.ParameterDict(
+        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
+    )
     joins = settings["number"] >= donors
     if joins:
         tell(event="loaded")

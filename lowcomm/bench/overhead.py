@@ -214,7 +214,9 @@ class _Step:
     def __init__(self, config: Config, clock: Clock) -> None:
         self.island: Island = build_island(config, build_model(config), torch.device("cpu"))
         shape = (config.train.batch_size, config.shared.model.context + 1)
-        ids = torch.randint(VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int64, device="cpu"
+        )
         self._inputs, self._targets = ids[:, :-1], ids[:, 1:]
         self._clip_norm = config.shared.inner.clip_norm
         self._now_s: Callable[[], float] = clock.monotonic_s

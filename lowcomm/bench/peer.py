@@ -28,7 +28,9 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     clock = SystemClock()
-    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
+    model = nn.ParameterDict(
+        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     exchange = exchanges.swarm(
         run_id="bench", initial_peers=settings["initial_peers"], listen=[settings["listen"]], relay=False
@@ -43,7 +45,7 @@ def main() -> None:
         expected_peers=settings["peers"],
     )
     generator = torch.Generator().manual_seed(settings["number"])
-    noise = torch.randn(settings["elements"], generator=generator)
+    noise = torch.randn(settings["elements"], generator=generator, dtype=torch.float32, device="cpu")
     try:
         outer.connect(on_address=lambda address: tell(event="address", address=address))
         outer.join()

@@ -88,11 +88,16 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
     torch.set_num_threads(1)
     clock = SystemClock()
     elements = max(schedule.num_fragments, int(site.payload_mib * 2**20) // FLOAT_BYTES)
-    sizes = [len(part) for part in torch.empty(elements).tensor_split(schedule.num_fragments)]
-    model = nn.ParameterList(torch.zeros(n) for n in sizes)
+    sizes = [
+        len(part)
+        for part in torch.empty(elements, dtype=torch.float32, device="cpu").tensor_split(
+            schedule.num_fragments
+        )
+    ]
+    model = nn.ParameterList(torch.zeros(n, dtype=torch.float32, device="cpu") for n in sizes)
     generator = torch.Generator()
     generator.seed()  # another one each: the islands' pseudo-gradients have to differ
-    noise = [torch.randn(n, generator=generator) for n in sizes]
+    noise = [torch.randn(n, generator=generator, dtype=torch.float32, device="cpu") for n in sizes]
     outer = OuterLoop(
         wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
         exchanges.swarm(

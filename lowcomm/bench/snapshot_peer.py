@@ -36,7 +36,9 @@ def main() -> None:
     torch.set_num_threads(1)
     clock = SystemClock()
     rounds, donors, dies_after = settings["rounds"], settings["donors"], settings["dies_after_bytes"]
-    model = nn.ParameterDict({"payload": nn.Parameter(torch.zeros(settings["elements"]))})
+    model = nn.ParameterDict(
+        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
+    )
     outer = OuterLoop(
         wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
         exchanges.swarm(
@@ -68,7 +70,12 @@ def main() -> None:
             join_s=clock.monotonic_s() - began_s,
             digest=outer.digest,
         )
-        noise = torch.randn(settings["elements"], generator=torch.Generator().manual_seed(settings["number"]))
+        noise = torch.randn(
+            settings["elements"],
+            generator=torch.Generator().manual_seed(settings["number"]),
+            dtype=torch.float32,
+            device="cpu",
+        )
         for _ in range(rounds):
             with torch.no_grad():
                 model["payload"].add_(noise)

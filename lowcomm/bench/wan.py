@@ -69,7 +69,9 @@ def bound_s(run: Mapping[str, Any]) -> float:
 def floor_mbit_s(run: Mapping[str, Any]) -> float:
     """Mbit/s of one link that the encoded payloads need, sent without a pause."""
     count, elements = int(run["setup"]["islands"]), int(float(option(run, "payload-mib")) * _MIB) // 4
-    encoded = len(codecs.by_name(option(run, "codec")).encode(torch.zeros(elements)))
+    encoded = len(
+        codecs.by_name(option(run, "codec")).encode(torch.zeros(elements, dtype=torch.float32, device="cpu"))
+    )
     seconds = float(option(run, "step-s")) * int(option(run, "inner-steps"))
     return 2 * (count - 1) / count * encoded * 8 / 1e6 / seconds
 

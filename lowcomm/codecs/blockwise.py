@@ -120,7 +120,11 @@ class Blockwise:
 
     def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         headers, codes = self._parts(payload, elements)
-        out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
+        out = (
+            torch.empty(elements, dtype=torch.float32, device="cpu")
+            if out is None
+            else checked_out(out, elements, "out")
+        )
         if out.device.type == "cpu":
             self.format.decode(headers, codes, out.numpy(), False, np.float32(1))
         else:
@@ -170,7 +174,7 @@ def encode_eager(made: Format, values: Tensor) -> tuple[Headers, Codes]:
     """What the kernel of `made` does with finite values, as plain torch on their device."""
     elements, width = values.numel(), made.block_elements
     blocks = torch.nn.functional.pad(values, (0, made.blocks(elements) * width - elements)).view(-1, width)
-    counts = torch.full((len(blocks), 1), width, device=values.device)
+    counts = torch.full((len(blocks), 1), width, dtype=torch.int64, device=values.device)
     if elements % width:
         counts[-1] = elements % width
     headers, codes = made.encode_eager(blocks, counts)

@@ -59,7 +59,11 @@ class Fp32:
     def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         """A copy, so that a received payload can be hashed and passed on whatever becomes of the tensor."""
         view = checked_payload(payload, elements, 4 * elements, self.name)
-        out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
+        out = (
+            torch.empty(elements, dtype=torch.float32, device="cpu")
+            if out is None
+            else checked_out(out, elements, "out")
+        )
         if out.device.type != "cpu":
             for start, stop, piece in _pieces_32(view, elements, self.name):
                 out[start:stop] = piece
@@ -115,7 +119,11 @@ class Bf16:
 
     def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         view = checked_payload(payload, elements, 2 * elements, self.name)
-        out = torch.empty(elements) if out is None else checked_out(out, elements, "out")
+        out = (
+            torch.empty(elements, dtype=torch.float32, device="cpu")
+            if out is None
+            else checked_out(out, elements, "out")
+        )
         for start, stop, piece in _pieces_16(view, elements, self.name):
             out[start:stop] = piece
         return out

@@ -116,7 +116,11 @@ class TopK:
 
     def decode(self, payload: Buffer, elements: int, out: Tensor | None = None) -> Tensor:
         parts = self._parts(payload, elements)
-        out = torch.zeros(elements) if out is None else checked_out(out, elements, "out").zero_()
+        out = (
+            torch.zeros(elements, dtype=torch.float32, device="cpu")
+            if out is None
+            else checked_out(out, elements, "out").zero_()
+        )
         _put(parts, out, False, np.float32(1))
         return out
 
@@ -377,7 +381,7 @@ def _select_rows(rows: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def levels_eager(headers: Words, fields: Codes, indices: Words) -> tuple[Tensor, Tensor]:
     """Where the kept numbers go, and which they are: what the kernel puts there."""
-    chunk = torch.arange(len(indices)) // KEPT
+    chunk = torch.arange(len(indices), dtype=torch.int64, device="cpu") // KEPT
     places = chunk * CHUNK + torch.from_numpy(indices.astype(np.int64))
     sides = torch.from_numpy(fields)
     levels = torch.from_numpy(headers.astype(np.int32) << 16).view(torch.float32)

@@ -231,7 +231,7 @@ class ProcessGroupExchange:
     def _poison(self, group: Any) -> None:
         for other in self._ranks.values():  # all, as one that is closed already fails at once
             try:
-                poison = group.recv([torch.empty(1, dtype=torch.uint8)], other, _POISON_TAG)
+                poison = group.recv([torch.empty(1, dtype=torch.uint8, device="cpu")], other, _POISON_TAG)
                 poison.wait(timedelta(milliseconds=1))
             except RuntimeError:
                 pass  # the time-out that was asked for

@@ -46,7 +46,7 @@ class RanksIsland(PlainIsland):
         """The tensors at `indices`, flat, on the lead; one whole tensor at a time elsewhere. Collective."""
         self._check_groups()
         elements = sum(self.layout[index].elements for index in indices)
-        flat = torch.empty(elements if self.is_lead else 0, dtype=torch.float32)
+        flat = torch.empty(elements if self.is_lead else 0, dtype=torch.float32, device="cpu")
         start = 0
         for index in indices:
             whole = self._whole(index)
@@ -85,16 +85,16 @@ class RanksIsland(PlainIsland):
 
     def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
         """The lead's integers on all ranks. Collective."""
-        box = torch.zeros(count, dtype=torch.int64)
+        box = torch.zeros(count, dtype=torch.int64, device="cpu")
         if values is not None:
-            box.copy_(torch.tensor(list(values), dtype=torch.int64))
+            box.copy_(torch.tensor(list(values), dtype=torch.int64, device="cpu"))
         box = box.to(self._link_device)
         dist.broadcast(box, src=0)
         return [int(value) for value in box.tolist()]
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""
-        box = torch.tensor([int(flag)], device=self._link_device)
+        box = torch.tensor([int(flag)], dtype=torch.int64, device=self._link_device)
         dist.all_reduce(box, op=dist.ReduceOp.MAX)
         return bool(box.item())
 

@@ -40,7 +40,7 @@ class RecycledMemory:
             self._idle_steps = 0
             memory = self._fitting(elements)
         if memory is None:
-            memory = torch.empty(elements).numpy()
+            memory = torch.empty(elements, dtype=torch.float32, device="cpu").numpy()
         # the tensor's storage holds this array, so it ends with the last view
         array = memory[:elements]
         weakref.finalize(array, _take_back, self._free, memory).atexit = False

@@ -212,7 +212,7 @@ class ShardedVector:
         self._number, self._links = number, links
         ranks = len(links) + 1
         self._stops = [elements * (rank + 1) // ranks for rank in range(ranks)]
-        self._own = torch.empty(self._stops[0])
+        self._own = torch.empty(self._stops[0], dtype=torch.float32, device="cpu")
         for link in links:
             weakref.finalize(self, link.free, number).atexit = False
 
@@ -225,7 +225,7 @@ class ShardedVector:
         stop = self.elements if stop is None else min(stop, self.elements)
         if stop <= self._stops[0]:
             return self._own[start:stop]
-        values = torch.empty(max(0, stop - start))
+        values = torch.empty(max(0, stop - start), dtype=torch.float32, device="cpu")
         for rank, first, low, high in self._ranges(start, stop):
             part = values[low - start : high - start]
             if rank == 0:
@@ -241,7 +241,7 @@ class ShardedVector:
         if stop <= self._stops[0]:
             yield self._own[start:stop]
             return
-        values = torch.empty(stop - start)
+        values = torch.empty(stop - start, dtype=torch.float32, device="cpu")
         yield values
         self.fill(start, values)
 

@@ -15,6 +15,7 @@ the same logits.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,13 @@ from lowcomm.errors import ModelError
 
 RMS_EPSILON = 1e-5
 INIT_STD = 0.02
+
+
+class Place(TypedDict):
+    """What a layer's weights are made of, and where."""
+
+    dtype: torch.dtype
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +65,14 @@ class GPTShape:
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; (batch, time, dim) -> the same."""
 
-    def __init__(self, shape: GPTShape) -> None:
+    def __init__(self, shape: GPTShape, place: Place) -> None:
         super().__init__()
         self.heads, self.kv_heads = shape.heads, shape.kv_heads
         self.head_dim = shape.dim // shape.heads
-        self.q_proj = nn.Linear(shape.dim, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, shape.dim, bias=False)
+        self.q_proj = nn.Linear(shape.dim, self.heads * self.head_dim, bias=False, **place)
+        self.k_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False, **place)
+        self.v_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False, **place)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, shape.dim, bias=False, **place)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, time, _ = x.shape
@@ -81,11 +89,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU; (batch, time, dim) -> the same."""
 
-    def __init__(self, shape: GPTShape) -> None:
+    def __init__(self, shape: GPTShape, place: Place) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False)
-        self.up_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False)
-        self.down_proj = nn.Linear(shape.ffn_dim, shape.dim, bias=False)
+        self.gate_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False, **place)
+        self.up_proj = nn.Linear(shape.dim, shape.ffn_dim, bias=False, **place)
+        self.down_proj = nn.Linear(shape.ffn_dim, shape.dim, bias=False, **place)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -95,12 +103,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer layer; (batch, time, dim) -> the same."""
 
-    def __init__(self, shape: GPTShape) -> None:
+    def __init__(self, shape: GPTShape, place: Place) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
-        self.self_attn = Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
-        self.mlp = FeedForward(shape)
+        self.input_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON, **place)
+        self.self_attn = Attention(shape, place)
+        self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON, **place)
+        self.mlp = FeedForward(shape, place)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
@@ -114,12 +122,12 @@ class Decoder(nn.Module):
     cos: Tensor  # (context, head_dim)
     sin: Tensor  # (context, head_dim)
 
-    def __init__(self, shape: GPTShape) -> None:
+    def __init__(self, shape: GPTShape, place: Place) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.dim)
-        self.layers = nn.ModuleList([Block(shape) for _ in range(shape.layers)])
-        self.norm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON)
-        cos, sin = rope_table(shape.context, shape.dim // shape.heads, shape.rope_theta)
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.dim, **place)
+        self.layers = nn.ModuleList([Block(shape, place) for _ in range(shape.layers)])
+        self.norm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON, **place)
+        cos, sin = rope_table(shape.context, shape.dim // shape.heads, shape.rope_theta, place["device"])
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -141,13 +149,15 @@ class GPT(nn.Module):
     Args:
         shape: the sizes; `GPTShape` says what must divide what.
         seed: seeds the initial weights, so that all islands start from the same bits.
+        device: where the fp32 weights are made; torch's defaults, which a program may set, have no say.
     """
 
-    def __init__(self, shape: GPTShape, *, seed: int = 0) -> None:
+    def __init__(self, shape: GPTShape, *, seed: int = 0, device: str = "cpu") -> None:
         super().__init__()
         self.shape = shape
-        self.model = Decoder(shape)
-        self.lm_head = nn.Linear(shape.dim, shape.vocab_size, bias=False)
+        place = Place(dtype=torch.float32, device=device)
+        self.model = Decoder(shape, place)
+        self.lm_head = nn.Linear(shape.dim, shape.vocab_size, bias=False, **place)
         if shape.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._init_weights(seed)
@@ -185,10 +195,10 @@ class GPT(nn.Module):
             parameter.normal_(0.0, std, generator=generator)
 
 
-def rope_table(context: int, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_table(context: int, head_dim: int, theta: float, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (context, head_dim), fp32."""
-    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(context, dtype=torch.float32, device=device), frequency)
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ from lowcomm.types import Digest, PeerId, RoundReport
 
 STAND_BY_S = 0.05
 """While training stands still for a round, others are looked for so often."""
+LARGEST_NORM = 1e18
+"""Of a pseudo-gradient. Beyond it training has diverged, and squares are soon no fp32 numbers any more."""
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ class Flights:
             last: no inner step follows, so a round that is missed is not made up for later, but waited for.
 
         Raises:
-            LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
+            LossError: the local parameters have diverged, so there is nothing to contribute.
         """
         values = self._island.read(fragment.tensors)
         base: Vector | None = None
@@ -106,18 +108,17 @@ class Flights:
                 torch.sub(base.load(start, stop), part, out=part)
                 norms.append(float(part.norm()))
         norm = math.hypot(*norms)
-        finite = norm < float("inf")
-        if self._island.any_rank(not finite):  # other ranks than the lead have read nothing, and stop with it
-            if finite:
+        usable = norm <= LARGEST_NORM  # NaN is not
+        if self._island.any_rank(not usable):  # other ranks than the lead have read nothing, and stop with it
+            where = f"inner step {self._progress.inner_step}"
+            if usable:
                 raise LossError(
-                    f"inner step {self._progress.inner_step}: the island's lead rank found a parameter that "
-                    "is not finite, and says which; this rank stops with it"
+                    f"{where}: the island's lead rank found a parameter that has diverged, and says which; "
+                    "this rank stops with it"
                 )
-            parts = named_parts(self._island.layout, fragment, values)
-            bad = next(name for name, part in parts if not part.isfinite().all())
             raise LossError(
-                f"inner step {self._progress.inner_step}: parameter {bad} is not finite any more; "
-                "nothing was sent. Lower the inner learning rate, or resume from the last checkpoint"
+                f"{where}: {_what_diverged(named_parts(self._island.layout, fragment, values))}; nothing was "
+                "sent. Lower the inner learning rate, or resume from the last checkpoint"
             )
         progress = self._progress
         steps = self._pacing.begin(fragment.index, progress.inner_step)
@@ -366,3 +367,18 @@ class Flights:
         """The pseudo-gradient of a round under way, and the shift of its preview; on the lead."""
         flight = self._under_way.get(fragment)
         return (flight.contribution.values, flight.shift) if flight else (None, None)
+
+
+def _what_diverged(pseudo_gradient: Iterable[tuple[str, Tensor]]) -> str:
+    """The parameter that is not finite, or else has moved most, in words."""
+    furthest, most = "", -1.0
+    for name, part in pseudo_gradient:
+        norm = float(torch.linalg.vector_norm(part, dtype=torch.float64))
+        if not math.isfinite(norm):
+            return f"parameter {name} is not finite any more"
+        if norm > most:
+            furthest, most = name, norm
+    return (
+        f"parameter {furthest} has diverged: it is {most:.3g} away from the anchor (L2 norm), expected at "
+        f"most {LARGEST_NORM:.0e} of all together"
+    )

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from lowcomm import arguments
 from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
 from lowcomm.algorithms.merge import rebase_
@@ -39,6 +40,10 @@ from lowcomm.outer.state import OuterState, saved_position
 from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
 from lowcomm.types import Json, RoundReport, SharedSettings
+
+MAX_TOKENS = 1 << 40
+"""Of one inner step; what a run adds up to still fits into the messages' 62 bits."""
+COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"
 
 
 class OuterLoop(Views):
@@ -284,16 +289,18 @@ class OuterLoop(Views):
         """Count an inner step; start and finish the rounds that are due. Collective in the island.
 
         Args:
-            tokens: what all ranks of the island together trained on in this inner step.
+            tokens: what all ranks of the island together trained on in this inner step; a whole number.
 
         Returns:
             The rounds that ended now, committed or not; mostly none.
 
         Raises:
-            LossError: the local parameters hold a NaN or Inf, so there is nothing to contribute.
+            ConfigError: `tokens` is no whole number of at least 0.
+            LossError: the local parameters have diverged, so there is nothing to contribute.
         """
-        with self._flights.between_steps(tokens):
-            return self._after_step(tokens)
+        count = arguments.whole("outer.step: tokens", tokens, least=0, most=MAX_TOKENS, advice=COUNT_TOKENS)
+        with self._flights.between_steps(count):
+            return self._after_step(count)
 
     def _after_step(self, tokens: int) -> tuple[RoundReport, ...]:
         self._progress.trained(tokens)

@@ -60,7 +60,9 @@ class Residual:
         ):
             low, high = max(low, start), min(high, stop)
             if low < high:
-                added = torch.zeros(stop - start) if added is None else added
+                added = (
+                    torch.zeros(stop - start, dtype=torch.float32, device="cpu") if added is None else added
+                )
                 lost = self.mean.load(low - self.start, high - self.start)
                 added[low - start : high - start].add_(lost / share)
         return added
@@ -70,7 +72,7 @@ class Residual:
         low, high = max(self.start, start), min(self.stop, stop)
         if low >= high:
             return None
-        added = torch.zeros(stop - start)
+        added = torch.zeros(stop - start, dtype=torch.float32, device="cpu")
         added[low - start : high - start] = self.mean.load(low - self.start, high - self.start)
         return added
 

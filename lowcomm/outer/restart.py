@@ -117,7 +117,7 @@ class Restart:
         """
         self.loaded, self._flights = True, []
         for index, tokens, norm, began_at_step, steps, use_at_step, previewed in flights:
-            elsewhere = torch.empty(0)
+            elsewhere = torch.empty(0, dtype=torch.float32, device="cpu")
             values, shift = tensors.get(index, (elsewhere, elsewhere if previewed else None))
             sent = Contribution(values, tokens, norm, began_at_step, resent=True)
             self._flights.append(SavedFlight(index, sent, steps, use_at_step, shift))

@@ -118,9 +118,11 @@ class SimIsland:
         self.record = Record()
         self._fragments = make_fragments(settings.layout, settings.num_fragments, "balanced")
         sizes = [fragment.elements for fragment in self._fragments]
-        self.local = [torch.zeros(size) for size in sizes]
+        self.local = [torch.zeros(size, dtype=torch.float32, device="cpu") for size in sizes]
         generator = torch.Generator().manual_seed(number)
-        self._targets = [torch.randn(size, generator=generator) for size in sizes]
+        self._targets = [
+            torch.randn(size, generator=generator, dtype=torch.float32, device="cpu") for size in sizes
+        ]
         codec = int8(error_feedback=settings.error_feedback)
         state = OuterState(
             exchange.run_id, self._fragments, [v.clone() for v in self.local], nesterov(0.7, 0.6), codec

@@ -116,8 +116,7 @@ def hf_config(model: ModelConfig, *, vocab_size: int) -> dict[str, Json]:
 def _check_anchor(anchor: Mapping[str, Tensor], model: ModelConfig, folder: Path) -> None:
     found = {name: tuple(tensor.shape) for name, tensor in anchor.items()}
     vocab_size = found.get(EMBEDDING, (1,))[0]
-    with torch.device("meta"):
-        gpt = GPT(GPTShape(vocab_size=vocab_size, **vars(model)))
+    gpt = GPT(GPTShape(vocab_size=vocab_size, **vars(model)), device="meta")
     expected = {name: tuple(parameter.shape) for name, parameter in gpt.named_parameters()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
