@@ -33,8 +33,11 @@ from lowcomm.outer.loop import OuterLoop
 from lowcomm.outer.state import OuterState
 
 
-def build_text(config: Config) -> ShardedText:
+def build_text(config: Config, *, say: bool = True) -> ShardedText:
     """The text of the recipe, divided among the islands.
+
+    Args:
+        say: log what of the source is left out; one rank of an island is enough.
 
     Raises:
         DataError: it can't be read, or not be divided as asked.
@@ -45,6 +48,7 @@ def build_text(config: Config) -> ShardedText:
         shards=config.shared.data.shards,
         holdout_fraction=config.shared.data.holdout_fraction,
         seed=config.shared.seed,
+        say=say,
     )
 
 

@@ -91,7 +91,7 @@ class Trainer:
         config = self._config
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
-        text = build_text(config)
+        text = build_text(config, say=self._rank == 0)
         with contextlib.ExitStack() as stack:
             folder: RunFolder | None = None
             if self._rank == 0:

@@ -277,7 +277,8 @@ class DataConfig:
     """Where this island's text comes from."""
 
     source: str = setting(
-        "stdlib", "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines"
+        "stdlib",
+        "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines, compressed or not",
     )
     text_key: str = setting("text", "the key that holds the text in JSON lines")
     shard: int = setting(

@@ -126,14 +126,20 @@ class ShardedText:
 
 
 def load_text(
-    source: str, *, text_key: str = "text", shards: int, holdout_fraction: float, seed: int
+    source: str,
+    *,
+    text_key: str = "text",
+    shards: int,
+    holdout_fraction: float,
+    seed: int,
+    say: bool = True,
 ) -> ShardedText:
     """Read a source and divide its documents; see `load_corpus` and `divide`.
 
     Raises:
         DataError: the text can't be read, or not be divided as asked.
     """
-    corpus = load_corpus(source, text_key)
+    corpus = load_corpus(source, text_key, say=say)
     try:
         division = divide(corpus.sizes, shards=shards, holdout_fraction=holdout_fraction, seed=seed)
     except DataError as error:

@@ -1,16 +1,14 @@
-"""Where the text comes from: Python's own sources, a folder, a file, or a glob.
+"""All text of a source as documents: Python's own sources, a folder, a file, or a glob.
 
 A document is a text file or a line of a JSON lines file. Documents are ordered by their path
 relative to the source, so the order is the same on every machine that holds the same files.
-Skipped: hidden files and folders, `__pycache__`, files that are empty or not UTF-8 text.
+What is no text, or not for sure, is left out and named; see `lowcomm.data.files` and `lowcomm.data.text`.
 """
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import sysconfig
+import logging
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,16 +18,18 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from lowcomm.data.files import STDLIB, find_files
+from lowcomm.data.left_out import EMPTY, LeftOutError
+from lowcomm.data.text import read_lines, read_text, unpacked_suffix
 from lowcomm.errors import DataError
 from lowcomm.types import Digest
 
-STDLIB = "stdlib"
 PIECE_BYTES = 64 * 1024
 """A source that is one plain file is cut into documents of about this size, after a line's end."""
 
-_STDLIB_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib-dynload"}
 _LINES = (".jsonl", ".ndjson", ".json")
-_BOM = b"\xef\xbb\xbf"
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -41,12 +41,14 @@ class Corpus:
         text: (total bytes,) UTF-8, one document after the other with nothing between.
         stops: (documents,) where each ends in `text`, ascending.
         digest: of the documents' sizes and bytes in order; equal on islands with the same text.
+        left_out: how many files of the source are not in it.
     """
 
     source: str
     text: NDArray[np.uint8]
     stops: NDArray[np.int64]
     digest: Digest
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.stops)
@@ -62,118 +64,62 @@ class Corpus:
         return np.diff(self.stops, prepend=0)
 
 
-def load_corpus(source: str, text_key: str = "text") -> Corpus:
-    """Read all documents of a source into memory.
+def load_corpus(source: str, text_key: str = "text", *, say: bool = True) -> Corpus:
+    """Read all documents of a source into memory; log a warning about what is left out.
 
     Args:
         source: `stdlib`, or a folder (read recursively), a file, or a glob (`**` crosses folders).
-            Files that end in .jsonl, .ndjson or .json hold one JSON object per line.
+            Files that end in .jsonl, .ndjson or .json hold one JSON object per line. All may be
+            compressed (.gz, .bz2, .xz, .zst).
         text_key: the key of the text in these objects.
+        say: whether to log it; one rank of an island is enough.
 
     Raises:
         DataError: nothing there, nothing readable, no text in it, or a bad JSON line.
     """
     text = bytearray()
     stops = array("q")
-    files = 0
-    for path in _files(source):
-        files += 1
-        for document in _documents(path, text_key, alone=path == Path(source).expanduser()):
-            if document:
-                text += document
-                stops.append(len(text))
+    files, left_out = find_files(source)
+    for path in files:
+        before = len(text), len(stops)
+        try:
+            for document in _documents(path, text_key, alone=path == Path(source).expanduser()):
+                if document:
+                    text += document
+                    stops.append(len(text))
+        except LeftOutError as error:
+            del text[before[0] :], stops[before[1] :]
+            left_out.add(path, error.reason, error.detail)
+        else:
+            if len(stops) == before[1]:
+                left_out.add(path, EMPTY)
     if not stops:
-        found = f"{files} files, all empty or not UTF-8 text" if files else "no files"
-        raise DataError(f"data.source {source}: expected text, got {found}")
+        found = f"{len(files)} files, none with text" if files else "no files"
+        raise DataError(
+            f"data.source {source}: expected text, got {found}" + (f": {left_out}" if left_out else "")
+        )
+    if say:
+        logger.info("data.source %s: %d documents, %d bytes", source, len(stops), len(text))
+        # of Python's own sources those are left out on every machine, and nobody has to do anything about it
+        left_out.tell(source, logging.INFO if source == STDLIB else logging.WARNING)
     ends = np.frombuffer(stops, dtype=np.int64)
     hasher = blake3(ends.astype("<i8").tobytes())
     hasher.update(text)
-    return Corpus(source, np.frombuffer(text, dtype=np.uint8), ends, Digest(hasher.hexdigest()))
-
-
-def _files(source: str) -> list[Path]:
-    if source == STDLIB:
-        return _stdlib_files()
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return _sorted(_walk(path), path)
-    if path.is_file():
-        return [path]
-    if glob.has_magic(str(path)):
-        fixed = []
-        for part in path.parts[:-1]:
-            if glob.has_magic(part):
-                break
-            fixed.append(part)
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))
-        files = _sorted((match for match in matches if match.is_file()), Path(*fixed))
-        if files:
-            return files
-        raise DataError(f"data.source {source}: expected files, but the glob matches none in {Path.cwd()}")
-    raise DataError(
-        f'data.source {source}: expected "{STDLIB}", a folder, a file or a glob, but nothing is there '
-        f"(relative paths start at {Path.cwd()})"
-    )
-
-
-def _stdlib_files() -> list[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
-    # config-3.x and _sysconfigdata describe how this machine's Python was built, sitecustomize is its owner's
-    files = (
-        path
-        for path in _walk(root, skipped=_STDLIB_SKIPPED)
-        if path.suffix == ".py" and not path.name.startswith(("_sysconfigdata", "sitecustomize"))
-        if not path.relative_to(root).parts[0].startswith("config-")
-    )
-    found = _sorted(files, root)
-    if not found:
-        raise DataError(
-            f"data.source {STDLIB}: expected Python's own sources in {root}, got no .py files; "
-            "name a folder of text instead"
-        )
-    return found
-
-
-def _walk(root: Path, skipped: frozenset[str] | set[str] = frozenset()) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: can't be read: {error.strerror}") from error
-
-    for folder, folders, names in os.walk(root, onerror=refuse):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and name != "__pycache__" and name not in skipped
-        ]
-        # is_file: a named pipe in the folder would block for ever
-        yield from (
-            path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file()
-        )
-
-
-def _sorted(paths: Iterator[Path], root: Path) -> list[Path]:
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+    digest = Digest(hasher.hexdigest())
+    return Corpus(source, np.frombuffer(text, dtype=np.uint8), ends, digest, len(left_out))
 
 
 def _documents(path: Path, text_key: str, *, alone: bool) -> Iterator[bytes]:
     try:
-        if path.suffix.lower() in _LINES:
+        if unpacked_suffix(path) in _LINES:
             yield from _json_documents(path, text_key)
             return
-        content = path.read_bytes().removeprefix(_BOM)
+        content = read_text(path)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected text, got other bytes: {error.reason}") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
-    if _is_text(content):
-        yield from _pieces(content) if alone else (content,)
-
-
-def _is_text(content: bytes) -> bool:
-    if 0 in content:
-        return False
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    yield from _pieces(content) if alone else (content,)
 
 
 def _pieces(content: bytes) -> Iterator[bytes]:
@@ -187,12 +133,9 @@ def _pieces(content: bytes) -> Iterator[bytes]:
 
 
 def _json_documents(path: Path, text_key: str) -> Iterator[bytes]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if not line.isspace():
-                yield _json_document(line, text_key, f"{path}:{number}")
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.isspace():
+            yield _json_document(line, text_key, f"{path}:{number}")
 
 
 def _json_document(line: bytes, text_key: str, where: str) -> bytes:

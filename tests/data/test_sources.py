@@ -159,12 +159,15 @@ def test_empty_folder(tmp_path: Path) -> None:
 
 def test_folder_of_binaries(tmp_path: Path) -> None:
     write(tmp_path, {"a": b"\0", "b": b"\xff"})
-    assert refusal(tmp_path).endswith("expected text, got 2 files, all empty or not UTF-8 text")
+    assert refusal(tmp_path).endswith(
+        "expected text, got 2 files, none with text: 1 binary (a), 1 not UTF-8 (b: byte 0xff at 0; "
+        "convert with iconv -f ENCODING -t UTF-8)"
+    )
 
 
 def test_binary_file(tmp_path: Path) -> None:
     write(tmp_path, {"a.bin": b"\0\1"})
-    assert "not UTF-8 text" in refusal(tmp_path / "a.bin")
+    assert "none with text: 1 binary (a.bin)" in refusal(tmp_path / "a.bin")
 
 
 def test_glob_without_match(tmp_path: Path) -> None:
