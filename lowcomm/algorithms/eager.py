@@ -29,7 +29,12 @@ from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS, OuterOptimizer
 
 
 def run_ahead(
-    optimizer: OuterOptimizer, anchor: Tensor, momentum: Tensor, own: Tensor, merge_alpha: float
+    optimizer: OuterOptimizer,
+    anchor: Tensor,
+    momentum: Tensor,
+    own: Tensor,
+    merge_alpha: float,
+    outer_step: int,
 ) -> Tensor:
     """The local parameters that the round would end with if all islands had sent what this one has.
 
@@ -37,12 +42,14 @@ def run_ahead(
         anchor, momentum: 1-D fp32, as the round finds them; not changed.
         own: 1-D fp32, this island's pseudo-gradient, anchor - local.
         merge_alpha: see `merge`.
+        outer_step: the one that the round is for, counted from 1.
     """
     ahead = torch.empty_like(anchor)
     scratch = anchor.new_empty(min(CACHED_ELEMENTS, anchor.numel()))
     for start in range(0, anchor.numel(), CACHED_ELEMENTS):
         part = slice(start, start + CACHED_ELEMENTS)
         stepped, sent = ahead[part], anchor[part] - own[part]
-        optimizer.step(anchor[part], momentum[part], own[part], stepped, scratch[: stepped.numel()])
+        before, scratched = (anchor[part], momentum[part], own[part]), scratch[: stepped.numel()]
+        optimizer.step(*before, stepped, scratched, outer_step)
         stepped.copy_(merge(stepped, sent, sent, merge_alpha))
     return ahead

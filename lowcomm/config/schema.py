@@ -72,8 +72,15 @@ class OuterConfig:
     """The outer optimizer that steps on the mean pseudo-gradient."""
 
     name: Literal["nesterov"] = setting("nesterov", "outer optimizer", choices=("nesterov",))
-    lr: float = setting(0.7, "outer learning rate", low=0.0, high=10.0)
-    momentum: float = setting(0.6, "outer Nesterov momentum; 0 = plain averaging", low=0.0, high=0.9999)
+    lr: float | Literal["auto"] = setting(
+        "auto", "outer learning rate; auto = from 1 to 0.7 as the momentum grows", low=0.0, high=10.0
+    )
+    momentum: float | Literal["auto"] = setting(
+        "auto",
+        "outer Nesterov momentum; 0 = plain averaging; auto = from 0 to 0.9, half of it at outer step 51",
+        low=0.0,
+        high=0.9999,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,6 +148,7 @@ class Flights:
                     momentum.load(start, stop),
                     values[start:stop],
                     self._schedule.merge_alpha,
+                    self._progress.outer_steps[fragment.index] + 1,
                 )
         self._island.write(fragment.tensors, ahead)
         del ahead

@@ -170,7 +170,7 @@ class OuterState:
                 mean = decode_mean(payload, stop - start, self.codec, self.aggregation, shares)
                 with anchor.filling(start, stop) as new_anchor, momentum.filling(start, stop) as new_momentum:
                     before = state.anchor.load(start, stop), state.momentum.load(start, stop)
-                    self.optimizer.step(*before, mean, new_anchor, new_momentum)
+                    self.optimizer.step(*before, mean, new_anchor, new_momentum, entry.outer_step)
         except CodecError as error:
             raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
         after = FragmentState.of(anchor, momentum)

@@ -359,7 +359,7 @@ class Transfer:
         mean = decode_mean(payload, stop - start, self._codec, self._aggregation, self._shares)
         before = self._before.anchor.load(start, stop), self._before.momentum.load(start, stop)
         with self._anchor.filling(start, stop) as anchor, self._momentum.filling(start, stop) as momentum:
-            self._optimizer.step(*before, mean, anchor, momentum)
+            self._optimizer.step(*before, mean, anchor, momentum, self._roster.outer_step)
         return float(torch.dot(mean, mean))
 
     def _finish(self) -> Staged:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,16 +13,18 @@ from hypothesis import strategies as st
 from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.merge import merge, movement_, rebase_
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
+from lowcomm.algorithms.outer_optimizers import WARM_UP, OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.errors import ConfigError
 from lowcomm.types import TensorSpec
 
 
-def step(optimizer: OuterOptimizer, *state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def step(
+    optimizer: OuterOptimizer, *state: torch.Tensor, outer_step: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The anchor and momentum after (anchor, momentum, mean)."""
     after = torch.empty_like(state[0]), torch.empty_like(state[0])
-    optimizer.step(*state, *after)
+    optimizer.step(*state, *after, outer_step)
     return after
 
 
@@ -61,10 +66,23 @@ def test_outer_step_of_one_is_plain_averaging() -> None:
     assert torch.equal(after, local)
 
 
-@pytest.mark.parametrize(("lr", "momentum"), [(-0.1, 0.9), (0.7, 1.0), (0.7, -0.1)])
-def test_nesterov_refuses_bad_settings(lr: float, momentum: float) -> None:
+@pytest.mark.parametrize(
+    ("lr", "momentum"),
+    [(-0.1, 0.9), (0.7, 1.0), (0.7, -0.1), (float("nan"), 0.9), ("fast", 0.9), (0.7, "none"), (None, 0.9)],
+)
+def test_nesterov_refuses_bad_settings(lr: Any, momentum: Any) -> None:
     with pytest.raises(ConfigError, match="expected"):
         nesterov(lr=lr, momentum=momentum)
+
+
+def test_auto_begins_as_plain_averaging_and_ends_as_the_paper() -> None:
+    settings = [nesterov().at(outer_step) for outer_step in range(1, 20_000)]
+    assert settings[0] == (1.0, 0.0)
+    assert settings[WARM_UP][1] == 0.45
+    assert settings[-1] == pytest.approx((0.7, 0.9), abs=0.01)
+    assert all(a[0] > b[0] and a[1] < b[1] for a, b in itertools.pairwise(settings))
+    assert nesterov(momentum=0.9).at(1) == (pytest.approx(0.7), 0.9)  # what is given stays
+    assert nesterov(lr=0.5).at(1) == (0.5, 0.0)
 
 
 def test_merge_and_rebase() -> None:
@@ -95,8 +113,8 @@ def test_a_preview_is_the_end_of_a_round_of_ones_own(elements: int, alpha: float
     anchor, momentum, own = (torch.randn(elements, generator=generator) for _ in range(3))
     before = [tensor.clone() for tensor in (anchor, momentum, own)]
     optimizer = nesterov(lr=0.7, momentum=0.9)
-    ahead = run_ahead(optimizer, anchor, momentum, own, alpha)
-    after, _ = step(optimizer, anchor, momentum, own)
+    ahead = run_ahead(optimizer, anchor, momentum, own, alpha, 7)
+    after, _ = step(optimizer, anchor, momentum, own, outer_step=7)
     sent = anchor - own
     assert torch.equal(ahead, merge(after, sent, sent, alpha))
     assert all(torch.equal(a, b) for a, b in zip((anchor, momentum, own), before, strict=True))

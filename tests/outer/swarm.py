@@ -77,7 +77,7 @@ class Swarm:
     islands: int = 2
     schedule: Schedule = field(default_factory=lambda: Schedule(inner_steps=4))
     codec: Callable[[], Codec] = codecs.fp32
-    optimizer: OuterOptimizer = field(default_factory=lambda: nesterov(lr=0.7, momentum=0.6))
+    optimizer: OuterOptimizer = field(default_factory=nesterov)
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=20.0))
     lr: float = 0.05
     hub: Any = field(default_factory=exchanges.hub)
@@ -215,12 +215,11 @@ def plain_diloco(swarm: Swarm, steps: int) -> Tensor:
     optimizers = [torch.optim.SGD(model.parameters(), lr=swarm.lr) for model in models]
     anchor = nn.utils.parameters_to_vector(models[0].parameters()).detach()
     momentum = torch.zeros_like(anchor)
-    settings = swarm.optimizer.settings
-    lr, beta = float(settings["lr"]), float(settings["momentum"])
     for step in range(steps):
         for island, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
             train_step(model, optimizer, batch(island, step))
         if (step + 1) % swarm.schedule.inner_steps == 0:
+            lr, beta = outer_settings(swarm.optimizer, (step + 1) // swarm.schedule.inner_steps)
             total = torch.zeros_like(anchor)
             for model in models:
                 local = nn.utils.parameters_to_vector(model.parameters()).detach()
@@ -230,3 +229,10 @@ def plain_diloco(swarm: Swarm, steps: int) -> Tensor:
             for model in models:
                 nn.utils.vector_to_parameters(anchor.clone(), model.parameters())
     return anchor
+
+
+def outer_settings(optimizer: OuterOptimizer, outer_step: int) -> tuple[float, float]:
+    """Outer learning rate and momentum as docs/concepts.md has them."""
+    lr, momentum = optimizer.settings["lr"], optimizer.settings["momentum"]
+    beta = 0.9 * (outer_step - 1) / (outer_step + 49) if momentum == "auto" else float(momentum)
+    return 1 - beta / 3 if lr == "auto" else float(lr), beta

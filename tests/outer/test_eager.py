@@ -121,7 +121,9 @@ def test_where_nothing_commits_the_preview_is_taken_back() -> None:
     policy = RoundPolicy(min_participants=2, deadline_s=0.05)
     seen, norms = {}, {}
     for eager in (False, True):
-        swarm = Swarm(islands=1, policy=policy, schedule=replace(EAGER, eager=eager))
+        # nothing commits, so `auto` would stay at plain averaging, whose preview is where the island is
+        optimizer = nesterov(lr=0.7, momentum=0.6)
+        swarm = Swarm(islands=1, policy=policy, schedule=replace(EAGER, eager=eager), optimizer=optimizer)
         seen[eager] = drifting(swarm, 0, 24, ends=False)
         assert len(swarm.results[0].reports) == 3
         assert not swarm.results[0].committed

@@ -262,14 +262,15 @@ class _Misrounding:
     """An outer optimizer with the same settings, on a machine that rounds differently."""
 
     def __init__(self) -> None:
-        self._inner = nesterov(lr=0.7, momentum=0.6)
+        self._inner = nesterov()
 
     @property
     def settings(self) -> dict[str, float | str]:
         return self._inner.settings
 
-    def step(self, anchor: Any, momentum: Any, mean: Any, new_anchor: Any, new_momentum: Any) -> None:
-        self._inner.step(anchor, momentum, mean, new_anchor, new_momentum)
+    def step(self, *arguments: Any) -> None:
+        self._inner.step(*arguments)
+        new_anchor = arguments[3]
         new_anchor.copy_(torch.nextafter(new_anchor, new_anchor + 1))
 
 

@@ -7,11 +7,17 @@ import torch
 from torch import nn
 
 from lowcomm import Schedule, codecs, nesterov
+from lowcomm.algorithms.outer_optimizers import Nesterov
 from tests.outer.swarm import Swarm, batch, in_parallel, make_model, plain_diloco, train_step
 
 
-def test_one_fragment_without_delay_is_plain_diloco() -> None:
-    swarm = Swarm(islands=3)
+@pytest.mark.parametrize(
+    "optimizer",
+    [nesterov(), nesterov(lr=0.7, momentum=0.6), nesterov(lr=0.7)],
+    ids=["auto", "fixed", "lr fixed"],
+)
+def test_one_fragment_without_delay_is_plain_diloco(optimizer: Nesterov) -> None:
+    swarm = Swarm(islands=3, optimizer=optimizer)
     results = swarm.run(steps=24)
     expected = plain_diloco(swarm, steps=24)
     for result in results.values():
