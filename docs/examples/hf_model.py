@@ -67,7 +67,7 @@ def main() -> None:
         exchange,
         schedule=Schedule(inner_steps=10, num_fragments=2),
         codec=codecs.int8(),
-        outer_optimizer=nesterov(lr=0.7, momentum=0.6),
+        outer_optimizer=nesterov(),
         num_shards=8,  # every island claims a number of its own, here the seed of its data
     )
     with closing(outer):

@@ -38,7 +38,7 @@ def main() -> None:
     # fmt: off
     exchange = exchanges.swarm(run_id="demo", initial_peers=sys.argv[1:])  # lowcomm
     with OuterLoop(wrap_island(model, optimizer), exchange, schedule=Schedule(inner_steps=20),  # lowcomm
-                   codec=codecs.int8(), outer_optimizer=nesterov(lr=0.7, momentum=0.6),  # lowcomm
+                   codec=codecs.int8(), outer_optimizer=nesterov(),  # lowcomm
                    round_policy=RoundPolicy(min_participants=2, deadline_s=10)) as outer:  # lowcomm
         # fmt: on
         print("join with:", outer.address, flush=True)

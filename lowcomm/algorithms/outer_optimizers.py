@@ -112,8 +112,14 @@ def nesterov(lr: float | Literal["auto"] = "auto", momentum: float | Literal["au
     Raises:
         ConfigError: neither `auto` nor a number in range.
     """
-    if lr != "auto" and not (isinstance(lr, (int, float)) and lr >= 0.0):
+    if not _is_auto_or_in(lr, float("inf")):
         raise ConfigError(f'nesterov.lr: expected "auto" or a number of 0 or more, got {lr!r}')
-    if momentum != "auto" and not (isinstance(momentum, (int, float)) and 0.0 <= momentum < 1.0):
+    if not _is_auto_or_in(momentum, 1.0):
         raise ConfigError(f'nesterov.momentum: expected "auto" or 0 <= momentum < 1, got {momentum!r}')
     return Nesterov(lr=lr, momentum=momentum)
+
+
+def _is_auto_or_in(value: object, stop: float) -> bool:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return 0.0 <= value < stop
+    return value == "auto"
