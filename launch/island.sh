@@ -105,7 +105,7 @@ fi
 lowcomm train "$recipe" "${options[@]}" "$@" --dry-run >/dev/null
 ranks=(--nproc-per-node "$nproc" --max-restarts "$restarts")
 if [ "$nnodes" = 1 ]; then
-    ranks+=(--standalone)
+    ranks+=(--standalone --local-addr 127.0.0.1) # this machine's own name need not resolve
 else
     ranks+=(--nnodes "$nnodes" --rdzv-backend c10d --rdzv-endpoint "$RDZV" --rdzv-id "${RDZV_ID:-lowcomm}")
     if [ -n "$node_rank" ]; then
@@ -114,4 +114,10 @@ else
 fi
 # else ranks that are started again find the addresses of those that have died (torch 2.13)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# options of torchrun that versions before 2.13 don't know and pass over, as variables of the environment:
+# ranks that save may take longer than 30 s, and nohup's SIGHUP stays ignored
+export PET_SHUTDOWN_TIMEOUT="${PET_SHUTDOWN_TIMEOUT:-120}"
+if [ "$(trap -p HUP)" ]; then
+    export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGINT,SIGTERM,SIGQUIT}"
+fi
 exec torchrun "${ranks[@]}" -m lowcomm train "$recipe" "${options[@]}" "$@"

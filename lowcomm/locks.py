@@ -70,8 +70,6 @@ def _watch_forks() -> None:
 
 
 def _let_go() -> None:
-    for (
-        descriptor
-    ) in _held:  # not unlocked: the open file, and so the lock, is the parent's, too
+    for descriptor in _held:  # not unlocked: the open file, and so the lock, is the parent's, too
         os.close(descriptor)
     _held.clear()

@@ -16,11 +16,13 @@ from pathlib import Path
 from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
-from lowcomm.interrupts import signals_after_fork
+from lowcomm.interrupts import leaving_signals, signals_after_fork
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"
 LOG_LINES_SHOWN = 12
+SAVE_S = 50
+"""How long torchrun waits for ranks that save, where its version can be told so; its own default is 30 s."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -50,9 +52,12 @@ class IslandProcess:
         return self.process.returncode
 
     def interrupt(self) -> None:
-        """Ask for a clean end, once: torchrun hands the signal on to its ranks by itself."""
+        """Ask for a clean end: torchrun hands the signal on to its ranks by itself.
+
+        Not with SIGINT: an island that was sent SIGTERM as well would take it for a person's.
+        """
         if self.code is None:
-            self.process.send_signal(signal.SIGINT)
+            self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it and whatever it started, at once."""
@@ -125,7 +130,9 @@ class LaunchPlan:
             ]
         python = [sys.executable, "-m"]
         if self.ranks > 1:
-            python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={self.ranks}", "-m"]
+            # all is on this machine, whose own name need not resolve
+            python += ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+            python += [f"--nproc-per-node={self.ranks}", "-m"]
         command = [*python, "lowcomm", "train", str(self.recipe), "--out", str(self.folder(index))]
         if self.profile is not None:
             command += ["--profile", self.profile]
@@ -206,6 +213,9 @@ def start_process(
     """
     variables = {**os.environ, **(environment or {})}
     variables.setdefault("OMP_NUM_THREADS", str(threads))
+    # torchrun's options, as it reads them from its environment: it would take what nohup ignores, too
+    variables.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in leaving_signals()))
+    variables.setdefault("PET_SHUTDOWN_TIMEOUT", str(SAVE_S))
     package_root = str(Path(__file__).parents[1])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, variables.get("PYTHONPATH"))))
     with (folder / LOG_FILE).open("ab") as log, signals_after_fork():

@@ -74,7 +74,7 @@ class Trainer:
         self._rank = int(os.environ.get("RANK", "0"))
         self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._device = choose_device(config.train.device)
-        self._interrupts = Interrupts()
+        self._interrupts = Interrupts(self._clock)
         self._counts = Counts()
         self._earlier = Counts()
         self._islands = config.exchange.expected_peers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -25,6 +24,7 @@ from lowcomm.cli.common import (
     write_json,
 )
 from lowcomm.clock import SystemClock
+from lowcomm.interrupts import handling
 
 if TYPE_CHECKING:
     from lowcomm.chaos.network import Network
@@ -244,13 +244,8 @@ def _signals_as_interrupts() -> Any:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
+    with handling(interrupt):
         yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _free_folder() -> Path:

@@ -6,8 +6,6 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +27,7 @@ from lowcomm.cli.common import (
 from lowcomm.cli.watch import IslandView, swarm_view
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import to_dict
+from lowcomm.interrupts import Asked, handling
 from lowcomm.metrics.factory import goal
 from lowcomm.processes import IslandProcess, IslandStartError, LaunchPlan, start_islands
 
@@ -108,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def launch(plan: LaunchPlan, clock: Clock) -> LaunchResult:
-    """Run a plan to its end; Ctrl-C saves and stops all islands, a second one kills them.
+    """Run a plan to its end; a signal saves and stops all islands, a second Ctrl-C kills them.
 
     An island that dies stops none of the others.
 
@@ -119,7 +118,7 @@ def launch(plan: LaunchPlan, clock: Clock) -> LaunchResult:
     plan.check()
     session = _Session(plan, clock)
     began_s = clock.monotonic_s()
-    with _handling(session.on_signal):
+    with handling(session.on_signal):
         try:
             session.start()
             session.watch()
@@ -128,7 +127,7 @@ def launch(plan: LaunchPlan, clock: Clock) -> LaunchResult:
     return LaunchResult(
         codes=tuple(island.code or 0 for island in session.islands),
         failures=tuple(session.failures()),
-        interrupted=session.signals > 0,
+        interrupted=session.signals.to_leave,
         wall_s=clock.monotonic_s() - began_s,
     )
 
@@ -146,7 +145,7 @@ class _Session:
 
     def __init__(self, plan: LaunchPlan, clock: Clock) -> None:
         self.islands: list[IslandProcess] = []
-        self.signals = 0
+        self.signals = Asked(clock)
         self._plan, self._clock = plan, clock
         self._start_failure = ""
         self._asked = False
@@ -156,9 +155,9 @@ class _Session:
         total, key = goal(to_dict(plan.config))
         self._view = swarm_view(total, key, clock)
 
-    def on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """Count Ctrl-C; `tick` acts on it, outside of the handler."""
-        self.signals += 1
+    def on_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Count a signal; `tick` acts on it, outside of the handler."""
+        self.signals.take(number)
 
     def start(self) -> None:
         """Start all islands; if the first one can't be reached, ask it to end."""
@@ -177,13 +176,13 @@ class _Session:
         """Show, wait a moment, act on Ctrl-C; whether all goes on."""
         self._show()
         self._pause.wait(POLL_S)
-        ending = self.signals > 0 or bool(self._start_failure)
+        ending = self.signals.to_leave or bool(self._start_failure)
         if ending and not self._asked:
             self._asked, self._give_up_s = True, self._clock.monotonic_s() + GRACE_S
             for island in self.islands:
                 island.interrupt()
             print("lowcomm: stopping: the islands save and leave; Ctrl-C again kills them", file=sys.stderr)
-        if self.signals > 1 or (ending and self._clock.monotonic_s() > self._give_up_s):
+        if self.signals.at_once or (ending and self._clock.monotonic_s() > self._give_up_s):
             for island in self.islands:
                 island.kill()
         return not ending
@@ -198,9 +197,10 @@ class _Session:
         """What to tell of the islands that failed."""
         if self._start_failure:
             return [self._start_failure]
-        return [
-            island.explain() for island in self.islands if island.code not in (EXIT_DONE, EXIT_INTERRUPTED)
-        ]
+        fine = {EXIT_DONE, EXIT_INTERRUPTED}
+        if self.signals.to_leave:
+            fine.add(-signal.SIGTERM)  # asked before it could listen: there was nothing to save
+        return [island.explain() for island in self.islands if island.code not in fine]
 
     def _show(self) -> None:
         for view in self._views:
@@ -209,15 +209,3 @@ class _Session:
             if (code := island.code) is not None:
                 self._views[island.index].ended(code)
         self._view.show(self._views)
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let `handler` have SIGINT, SIGTERM and SIGHUP meanwhile."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

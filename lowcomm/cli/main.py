@@ -10,12 +10,13 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Sequence
 
 from lowcomm import __version__
 from lowcomm.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, print_error
+from lowcomm.cli.streams import flush_output, give_up_output, open_standard_streams
 from lowcomm.errors import AddressError, ConfigError, LowcommError
+from lowcomm.interrupts import interrupted_by_any
 
 COMMANDS = (
     "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "invite",
@@ -33,12 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Fragments are large and short-lived: huge pages save most of the page faults of a round. torch reads
     # this at its first allocation; processes that this one starts inherit it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    open_standard_streams()
     parser = make_parser()
     args = parser.parse_args(arguments)
     _set_up_logging(args.verbose)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        with interrupted_by_any():
+            code: int = args.run(args)
+        flush_output()
     except LowcommError as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -48,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # the reader of our output has left; Python would complain once more when it flushes at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        give_up_output()
         return EXIT_FAILED
     return code
 

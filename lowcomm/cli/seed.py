@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from pathlib import Path
 
 from lowcomm.cli.common import EXIT_DONE, Subparsers, add_access, add_command, make_gate, split_join
+from lowcomm.interrupts import leaving_signals
 
 LISTEN = ("/ip4/0.0.0.0/tcp/31337",)
 
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     async def serve() -> None:
         seed = asyncio.current_task()
         assert seed is not None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in leaving_signals():
             asyncio.get_running_loop().add_signal_handler(number, seed.cancel)
         await run_seed(exchange, tell)
 

@@ -30,7 +30,6 @@ def start(source):
     for process in running:
         if process.poll() is None:
             process.terminate()
-            process.terminate()  # twice = at once
             process.wait()
         process.stdout.close()
         process.stderr.close()

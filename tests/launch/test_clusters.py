@@ -174,7 +174,7 @@ def test_a_wrong_setting_is_said_once_and_starts_no_rank(tmp_path: Path) -> None
         ({}, None),
         (
             {"NPROC": "8", "PROFILE": "8xa100-fsdp2", "JOIN": JOIN},
-            "--nproc-per-node 8 --max-restarts 3 --standalone",
+            "--nproc-per-node 8 --max-restarts 3 --standalone --local-addr 127.0.0.1",
         ),
         (
             {

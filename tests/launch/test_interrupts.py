@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from lowcomm.interrupts import signals_after_fork
+from lowcomm.interrupts import Asked, Interrupts, interrupted_by_any, leaving_signals, signals_after_fork
+from tests.clocks import HandClock
 
 armed = False
 
@@ -55,6 +56,63 @@ def test_what_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with signals_after_fork():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("came", "at_once"),
+    [
+        ("INT", False),
+        ("TERM TERM", False),
+        ("TERM 0.1 TERM 20 TERM", False),
+        ("TERM 0.3 INT", False),
+        ("INT 0.01 INT", False),
+        ("HUP HUP 3 TERM", False),
+        ("INT 1.5 INT", True),
+        ("TERM 5 INT", True),
+        ("INT 0.1 INT 2 INT", True),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else None,
+)
+def test_only_a_second_ctrl_c_of_a_person_ends_at_once(came: str, at_once: bool) -> None:
+    clock = HandClock(100.0)
+    asked = Asked(clock)
+    for word in came.split():
+        if word.isalpha():
+            asked.take(signal.Signals[f"SIG{word}"])
+            assert asked.to_leave
+        else:
+            clock.now_s += float(word)
+    assert asked.at_once is at_once
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
+def test_each_signal_asks_to_save_and_leave(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Interrupts() as interrupts:
+        interrupts.can_wait = True
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # handed on by a parent
+        assert interrupts.asked
+    assert signal.getsignal(number) is before
+
+
+def test_what_cleans_up_is_not_broken_off_by_the_same_signal_again() -> None:
+    with interrupted_by_any():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in leaving_signals()
+        with Interrupts():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
