@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from lowcomm.types import Json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +57,11 @@ class Counts:
     bytes_received: int = 0
     rounds_committed: int = 0
     rounds_failed: int = 0
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any]) -> Self:
+        """What a checkpoint holds, perhaps another version's: counters that this one lacks are named."""
+        mine = {field.name for field in fields(cls)}
+        if unknown := sorted(saved.keys() - mine):
+            logger.warning("the checkpoint counts what this version does not: %s", ", ".join(unknown))
+        return cls(**{name: value for name, value in saved.items() if name in mine})

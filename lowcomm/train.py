@@ -9,6 +9,7 @@ import math
 import os
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.factory import open_sinks
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
-from lowcomm.storage.rng import rng_state, set_rng_state
+from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
 from lowcomm.summary import Counts, Summary, data_parallel_bytes
 from lowcomm.types import Json, RoundReport
@@ -135,14 +136,13 @@ class Trainer:
         loader_state = None
         if chosen is not None:
             parts = checkpoints.load(chosen, only=("island", "outer", "counts", "ranks"))
-            island.load_state_dict(parts["island"])
-            fragments = saved_fragments(checkpoints, chosen, outer.num_fragments)
-            outer.load_state_dict({**parts["outer"], "fragments": fragments})
-            self._earlier = Counts(**parts["counts"])
+            with checkpoints.understood(chosen):
+                island.load_state_dict(parts["island"])
+                fragments = saved_fragments(checkpoints, chosen, outer.num_fragments)
+                outer.load_state_dict({**parts["outer"], "fragments": fragments})
+                self._earlier = Counts.of(parts["counts"])
+                loader_state = self._take_rank(chosen, parts["ranks"])
             self._saved_step = chosen
-            rank_state = parts["ranks"][self._rank]
-            loader_state = rank_state["loader"]
-            set_rng_state(rank_state["rng"])
         join = outer.join()
         loader = Loader(
             text.shard(join.shard),
@@ -199,6 +199,27 @@ class Trainer:
             folder.write("summary.json", json.dumps(summary.to_dict(), indent=2) + "\n")
             self._log(kind="end", reason="stopped" if interrupted else "finished", summary=summary.to_dict())
         return summary
+
+    def _take_rank(self, step: int, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Take up this rank's random numbers; where the data goes on is the same on all ranks.
+
+        Any number of ranks goes on after the windows that were drawn by then: none is drawn twice or skipped.
+        """
+        if self._rank < len(ranks):
+            set_rng_state(ranks[self._rank]["rng"])
+        else:
+            seed_rng(self._config.shared.seed, step, self._rank)
+        if len(ranks) != self._world_size and self._rank == 0:
+            train, context = self._config.train, self._config.shared.model.context
+            logger.warning(
+                "inner step %d was saved by %d ranks and goes on with %d: the data goes on after the windows "
+                "trained by then, an inner step takes %d tokens now, and new ranks draw new random numbers",
+                step,
+                len(ranks),
+                self._world_size,
+                train.batch_size * train.grad_accumulation * context * self._world_size,
+            )
+        return dict(ranks[0]["loader"])
 
     def _steps(self, run: _Run) -> bool:
         """The inner steps; returns whether a signal ended them."""

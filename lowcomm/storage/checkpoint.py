@@ -3,12 +3,17 @@
 A checkpoint is a folder `step-000000300` with one file per part and a manifest that names each
 file's size and blake3 hash. The folder gets its name only when everything is on the disk, so one
 that has its name is complete; the older ones are removed after that.
+
+The manifest also names the version that wrote it, and the `FORMAT` of what the parts hold. A newer format is
+refused; an older one, or one from before formats were noted, is read if it has all that is needed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -18,9 +23,12 @@ from typing import Any
 import blake3
 import torch
 
+from lowcomm import __version__
 from lowcomm.errors import CheckpointError, StorageError
 from lowcomm.storage.files import io_reason, sync_folder
 
+FORMAT = 1
+"""Raise it when an older version would misread what a part holds, not when something is added."""
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{9,})")
 
@@ -67,7 +75,8 @@ class Checkpoints:
                     os.fsync(stream.fileno())
                 files[file.name] = {"bytes": file.stat().st_size, "blake3": _hash(file)}
             with (partial / MANIFEST).open("w", encoding="utf-8") as stream:
-                json.dump({"step": step, "files": files}, stream, indent=2)
+                facts = {"format": FORMAT, "version": __version__, "step": step, "files": files}
+                json.dump(facts, stream, indent=2)
                 stream.flush()
                 os.fsync(stream.fileno())
             sync_folder(partial)
@@ -91,8 +100,8 @@ class Checkpoints:
             only: names of parts; None = all.
 
         Raises:
-            CheckpointError: there is none of this step, or a file is missing, truncated or damaged; it
-                says which, and what to do.
+            CheckpointError: there is none of this step, a file is missing, truncated or damaged, or
+                another version wrote it and has other parts; it says which, and what to do.
         """
         folder = self.folder(step)
         if not folder.is_dir():
@@ -101,12 +110,16 @@ class Checkpoints:
             )
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if (found_format := int(manifest.get("format", 0))) > FORMAT:
+                raise self._of_another_version(
+                    step, f"its format is {found_format}, and this version reads up to {FORMAT}"
+                )
             files = {str(name): (int(f["bytes"]), str(f["blake3"])) for name, f in manifest["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(step, f"{folder / MANIFEST} can't be read ({error!r})") from error
         for name in only or ():
             if f"{name}.pt" not in files:
-                raise self._damaged(step, f"{folder / MANIFEST} names no {name}.pt")
+                raise self._of_another_version(step, f"it has no {name}.pt, which this version needs")
         parts = {}
         for name, (size, digest) in files.items():
             file = folder / name
@@ -119,8 +132,27 @@ class Checkpoints:
             found = _hash(file)
             if found != digest:
                 raise self._damaged(step, f"{file} has blake3 {found[:12]}, expected {digest[:12]}")
-            parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
+            try:
+                parts[file.stem] = torch.load(file, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError) as error:  # the file is whole, as its hash says
+                reason = (
+                    f"{file.name} holds what this version can't read ({' '.join(str(error).split())[:200]})"
+                )
+                raise self._of_another_version(step, reason) from error
         return parts
+
+    @contextlib.contextmanager
+    def understood(self, step: int) -> Iterator[None]:
+        """Within this, what a checkpoint holds is taken over; what it lacks is said by name.
+
+        Raises:
+            CheckpointError: a value that this version wants isn't there, or is of another kind.
+        """
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            reason = f"this version wants another content ({type(error).__name__}: {error})"
+            raise self._of_another_version(step, reason) from error
 
     def folder(self, step: int) -> Path:
         """Where the checkpoint of an inner step is, or would be."""
@@ -136,6 +168,16 @@ class Checkpoints:
         """What a process that was killed has left, and what was hidden."""
         for item in self._path.glob(".step-*"):
             shutil.rmtree(item, ignore_errors=True)
+
+    def _of_another_version(self, step: int, what: str) -> CheckpointError:
+        try:
+            version = json.loads((self.folder(step) / MANIFEST).read_text(encoding="utf-8"))["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            version = "of a version that noted no number"
+        return CheckpointError(
+            f"{self.folder(step)} was written by lowcomm {version}, this is lowcomm {__version__}: {what}; "
+            "go on with the version that wrote it, or choose a new --out and join the swarm as a new island"
+        )
 
     def _damaged(self, step: int, what: str) -> CheckpointError:
         older = [other for other in self.steps() if other < step]

@@ -58,8 +58,9 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None) -> int:
         raise StorageError(f"{run_dir}: expected a checkpoint to export, found none; train further first")
     step = steps[-1] if step is None else step
     anchor: dict[str, Tensor] = {}
-    for saved in saved_fragments(checkpoints, step, config.shared.schedule.num_fragments):
-        anchor.update(saved["tensors"])
+    with checkpoints.understood(step):
+        for saved in saved_fragments(checkpoints, step, config.shared.schedule.num_fragments):
+            anchor.update(saved["tensors"])
     _check_anchor(anchor, config.shared.model, checkpoints.folder(step))
     facts = hf_config(config.shared.model, vocab_size=anchor[EMBEDDING].shape[0])
     try:

@@ -104,16 +104,17 @@ def _lock(path: Path) -> Lock:
 def _claim(path: Path, run_id: str, shared_digest: str, version: str) -> None:
     mark = path / MARK
     if mark.exists():
-        _check_mark(mark, run_id, shared_digest)
+        _check_mark(mark, run_id, shared_digest, version)
     facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
     write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
     write_atomically(path / "pid", f"{os.getpid()}\n".encode())
 
 
-def _check_mark(mark: Path, run_id: str, shared_digest: str) -> None:
+def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str) -> None:
     try:
         facts = json.loads(mark.read_text(encoding="utf-8"))
         found_run, found_digest = str(facts["run_id"]), str(facts["shared_digest"])
+        found_version = str(facts.get("version", "unknown"))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{mark}: expected the mark of a lowcomm run, but it is damaged: {error!r}"
@@ -124,8 +125,9 @@ def _check_mark(mark: Path, run_id: str, shared_digest: str) -> None:
             "--out"
         )
     if found_digest != shared_digest:
+        others = f"; lowcomm {found_version} wrote it, this is {version}" if found_version != version else ""
         raise StorageError(
             f"{mark.parent}: this folder holds run {run_id!r} with other [shared] settings (digest "
-            f"{found_digest[:12]}, now {shared_digest[:12]}); compare {mark.parent / 'config.toml'}, or "
-            "choose another --out"
+            f"{found_digest[:12]}, now {shared_digest[:12]}{others}); compare {mark.parent / 'config.toml'}, "
+            "or choose another --out"
         )
