@@ -40,11 +40,9 @@ number() { # NAME VALUE: refuse what is not a number of at least $3
 }
 
 set_up() {
-    if [ "${SETUP:-on}" != off ]; then
-        # shellcheck source=launch/setup.sh
-        source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-        lowcomm_setup
-    fi
+    # shellcheck source=launch/setup.sh
+    source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+    lowcomm_setup
 }
 
 case "${1:-}" in

@@ -5,6 +5,7 @@
 #
 # Afterwards LOWCOMM_ROOT is the checkout, and `python`, `lowcomm`, `torchrun` are those of its .venv.
 # Needs python3 >= 3.11 (or PYTHON=/path/to/python) and, the first time, a way to PyPI.
+# With SETUP=off nothing is made: `python` and `lowcomm` are those on the PATH.
 
 LOWCOMM_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
@@ -23,7 +24,52 @@ _lowcomm_python() {
     return 1
 }
 
+_lowcomm_pip() { # LOG COMMAND...: run pip, and say what it is at: at each new package, and while it takes long
+    local log="$1" began=$SECONDS doing="looking for packages" said="" told=0 line name version pip status from_pip
+    shift
+    exec {from_pip}< <(exec "$@" 2>&1)
+    pip=$!
+    : >"$log"
+    while true; do
+        if IFS= read -r -t 2 -u "$from_pip" line; then
+            printf '%s\n' "$line" >>"$log"
+            case "$line" in
+                Collecting\ *) doing="looking for ${line#Collecting }" doing="${doing%% (from *}" ;;
+                *Downloading*.metadata*) continue ;;
+                *Downloading\ *)
+                    IFS=- read -r name version _ <<<"${line#*Downloading }"
+                    doing="downloading $name $version ${line##* (}" doing="${doing%)}"
+                    ;;
+                Processing\ *.whl) doing="taking $(basename "$line")" ;;
+                Installing\ collected*) doing="installing $(wc -w <<<"${line#*: }") packages" ;;
+                *) continue ;;
+            esac
+        elif [ $? -le 128 ]; then
+            break # pip has ended; above 128 it only said nothing for two seconds
+        fi
+        if [ -t 2 ]; then
+            printf '\r\033[Klowcomm: %3d s  %.*s' $((SECONDS - began)) $((${COLUMNS:-80} - 18)) "$doing" >&2
+        elif [[ "$doing" != "$said" && "$doing" != looking* ]] || [ $((SECONDS - began - told)) -ge 10 ]; then
+            printf 'lowcomm: %3d s  %s\n' $((SECONDS - began)) "$doing" >&2
+            said="$doing" told=$((SECONDS - began))
+        fi
+    done
+    exec {from_pip}<&-
+    wait "$pip" && status=0 || status=$?
+    if [ -t 2 ]; then printf '\r\033[K' >&2; fi
+    if [ "$status" = 0 ]; then
+        echo "lowcomm: installed in $((SECONDS - began)) s" >&2
+    else
+        tail -n 20 "$log" >&2
+    fi
+    return "$status"
+}
+
 lowcomm_setup() {
+    if [ "${SETUP:-on}" = off ]; then # the python on the PATH has everything
+        export LOWCOMM_ROOT
+        return 0
+    fi
     local extras="${1:-}" venv="$LOWCOMM_ROOT/.venv" base stamp wanted missing extra
     if ! "$venv/bin/python" -c '' 2>/dev/null; then
         base="$(_lowcomm_python)" || return 1
@@ -44,8 +90,9 @@ lowcomm_setup() {
     done
     if [ -n "$missing" ]; then
         echo "lowcomm: installing lowcomm${extras:+[$extras]} into $venv (a few minutes the first time)" >&2
-        if ! "$venv/bin/python" -m pip install --quiet -e "$LOWCOMM_ROOT${extras:+[$extras]}" >&2; then
-            echo "lowcomm: pip could not install it; see the lines above" >&2
+        if ! _lowcomm_pip "$venv/lowcomm-pip.txt" "$venv/bin/python" -m pip install --no-input --progress-bar off \
+            --disable-pip-version-check -e "$LOWCOMM_ROOT${extras:+[$extras]}"; then
+            echo "lowcomm: pip could not install it; see the lines above, all of them in $venv/lowcomm-pip.txt" >&2
             return 1
         fi
         for extra in base ${extras//,/ }; do printf '%s\n' "$wanted" >"$venv/.lowcomm-$extra"; done

@@ -1,7 +1,7 @@
 """The published figures, recomputed from the committed logs.
 
-`python -m lowcomm.bench.tables` rewrites the tables between the markers in README.md and
-docs/results/README.md; a test checks that they are what the logs give.
+`python -m lowcomm.bench.tables` rewrites what stands between the markers in README.md (a picture and a few
+rows) and in docs/results/README.md (all tables, by question); a test checks that both are what the logs give.
 """
 
 from __future__ import annotations
@@ -10,51 +10,76 @@ import json
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
+from lowcomm.bench import front_page, learning_tables, wan_tables
 from lowcomm.bench.churn_figures import Churn, ChurnBench
-from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.deaths import Death
 from lowcomm.bench.donors import DonorBench, Donors
-from lowcomm.bench.learning import read_log
-from lowcomm.bench.markdown import table
+from lowcomm.bench.markdown import Part, anchor, table
 from lowcomm.bench.snapshots import Cut
-from lowcomm.bench.wan_tables import wan_tables
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
 SHOWN_STEPS = 5
 """The first ones of a trajectory, and then every so many."""
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results" / "README.md")
 
 
 def tables(results: Path) -> str:
-    """All tables as Markdown, from the logs in `results`; a log that isn't there has no table."""
-    makers: dict[str, Callable[..., str]] = {
-        "quickstart.json": _quickstart,
-        "learning.jsonl": _learning,
-        "few_bytes.jsonl": _few_bytes,
-        "adamw_sweep.jsonl": _sweep,
-        "muon_sweep.jsonl": _sweep,
-        "codecs_learning.jsonl": _codecs_learning,
-        "streaming.jsonl": _streaming,
-        "round_*.json": _rounds,
-        "wan.json": wan_tables,
-        "codecs.json": _codecs,
-        "overhead_*.json": _overhead,
-        "speeds_*.json": _speeds,
-        "engines.json": _engines,
-        "snapshot.json": _snapshot,
-        "deaths.json": _deaths,
-        "churn.json": _churn,
-        "donors.json": _donors,
-        "chaos_*.json": _chaos,
-        "fuzz.json": _fuzz,
-        "default_runs.jsonl": _default_runs,
+    """All tables as Markdown, from the logs in `results`, by question; a log that isn't there has "
+    "no table."""
+    questions, asked = [], []
+    for question, makers in _questions().items():
+        found = []
+        for pattern, make in makers:
+            paths = sorted(results.glob(pattern))
+            part = make(*paths) if paths else None
+            if part is not None:
+                found.append(part.text(paths))
+        if found:
+            asked.append(f"- [{question}](#{anchor(question)})")
+            questions.append("\n\n".join([f"## {question}", *found]))
+    return "\n\n".join(["\n".join(asked), *questions])
+
+
+def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
+    """Question -> the logs that answer it, and what makes a table of each."""
+    learning, wan = learning_tables, wan_tables
+    return {
+        "Does it learn as well as data-parallel training?": [
+            ("quickstart.json", learning.quickstart),
+            ("learning.jsonl", learning.learning),
+            ("adamw_sweep.jsonl", learning.sweep),
+            ("muon_sweep.jsonl", learning.sweep),
+        ],
+        "How few bytes will do?": [
+            ("few_bytes.jsonl", learning.few_bytes),
+            ("codecs_learning.jsonl", learning.codecs_learning),
+            ("wan.json", wan.counted),
+        ],
+        "How fast is a round?": [
+            ("round_*.json", _rounds),
+            ("torchft.json", front_page.torchft),
+            ("wan.json", wan.rounds),
+            ("wan.json", wan.heartbeats),
+        ],
+        "Does training stand still?": [
+            ("wan.json", wan.utilisation),
+            ("streaming.jsonl", learning.streaming),
+            ("overhead_*.json", _overhead),
+            ("speeds_*.json", _speeds),
+        ],
+        "What happens when islands die, come and go?": [
+            ("deaths.json", _deaths),
+            ("churn.json", _churn),
+            ("snapshot.json", _snapshot),
+            ("donors.json", _donors),
+            ("chaos_*.json", _chaos),
+        ],
+        "May islands be unlike?": [("engines.json", _engines)],
+        "How fast are codecs?": [("codecs.json", _codecs)],
+        "How well is it tested?": [("fuzz.json", _fuzz), ("default_runs.jsonl", _default_runs)],
     }
-    logs = [(make, sorted(results.glob(pattern))) for pattern, make in makers.items()]
-    parts = [make(*paths) for make, paths in logs if paths]
-    return "\n\n".join(parts)
 
 
 def with_tables(page: str, text: str) -> str:
@@ -63,124 +88,7 @@ def with_tables(page: str, text: str) -> str:
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}"
 
 
-def _quickstart(path: Path) -> str:
-    figures = json.loads(path.read_text(encoding="utf-8"))
-    sent, baseline = max(figures["wan_bytes_sent"]), figures["baseline_eval_loss"]
-    gap = f" ({figures['eval_loss'] / baseline - 1:+.1%})" if baseline else ""
-    rows = [
-        (
-            "islands, inner steps, outer steps",
-            f"{figures['islands']}, {figures['inner_steps']}, {figures['outer_steps']}",
-        ),
-        ("tokens, all islands", f"{figures['tokens']:,}"),
-        ("loss on held-out text, nats per byte", f"{figures['eval_loss']:.4f}{gap}"),
-        ("loss of data-parallel at equal tokens", f"{baseline:.4f}" if baseline else "not run"),
-        ("bytes sent per island", f"{sent / 1e6:.1f} MB"),
-        ("bytes that data-parallel would have sent", f"{figures['data_parallel_bytes'] / 1e9:.2f} GB"),
-        ("times fewer bytes", f"{figures['data_parallel_bytes'] / sent:.0f}"),
-        ("outer states equal, bit for bit", "yes" if len(set(figures["digests"])) == 1 else "no"),
-        ("wall time", f"{figures['wall_s']:.0f} s"),
-    ]
-    return "`lowcomm quickstart --baseline` (2 cores, 1 seed):\n\n" + table(("quickstart", ""), rows)
-
-
-def _learning(path: Path) -> str:
-    heading = "Learning, 1M parameters, int8 (`lowcomm bench learning`)"
-    return f"{heading}:\n\n" + _runs(path)
-
-
-def _few_bytes(path: Path) -> str:
-    heading = (
-        "Thousands of times fewer bytes: 2-bit pseudo-gradients with error feedback, every 150 steps "
-        "(`lowcomm bench learning recipes/studies/few_bytes.toml`)"
-    )
-    return f"{heading}:\n\n" + _runs(path)
-
-
-def _sweep(path: Path) -> str:
-    name = path.stem.removesuffix("_sweep").replace("adamw", "AdamW").replace("muon", "Muon")
-    rows = [(str(line["name"]), f"{line['eval_loss']:.4f}") for line in read_log(path)]
-    heading = (
-        f"How {name} inside was tuned: 1,000 steps, one seed, outer lr and momentum after the word outer "
-        f"(`lowcomm bench learning recipes/studies/{path.stem}.toml`)"
-    )
-    return f"{heading}:\n\n" + table(("run", "eval loss"), rows)
-
-
-def _runs(path: Path) -> str:
-    """Each run of a study over its seeds, against the data-parallel run of the same name."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for line in read_log(path):
-        by_name.setdefault(str(line["name"]), []).append(line)
-    rows = []
-    for name, lines in sorted(by_name.items()):
-        losses = {int(line["seed"]): float(line["eval_loss"]) for line in lines}
-        optimizer = name.split(",")[0]
-        reference = name.replace(name.split(", ")[1], f"data-parallel of {lines[0]['islands']}", 1)
-        gaps = [
-            losses[int(line["seed"])] / float(line["eval_loss"]) - 1
-            for line in by_name.get(reference, [])
-            if int(line["seed"]) in losses and lines[0]["kind"] == "islands"
-        ]
-        rows.append(
-            (
-                optimizer,
-                name.removeprefix(f"{optimizer}, "),
-                ", ".join(f"{loss:.4f}" for _, loss in sorted(losses.items())),
-                f"{statistics.fmean(losses.values()):.4f}",
-                ", ".join(f"{gap:+.1%}" for gap in gaps) or "-",
-                f"{int(lines[0]['tokens']):,}",
-                *(
-                    (str(lines[0]["outer_steps"]), f"{lines[0]['data_parallel_bytes'] / sent:.0f}")
-                    if (sent := max(lines[0].get("bytes_sent", [0])))
-                    else ("-", "-")
-                ),
-            )
-        )
-    headings = (
-        "inner",
-        "run",
-        "eval loss, by seed",
-        "mean",
-        "against data-parallel, by seed",
-        "tokens",
-        "outer steps",
-        "times fewer bytes",
-    )
-    return table(headings, rows)
-
-
-def _codecs_learning(path: Path) -> str:
-    return _costs(
-        "What compression costs in loss: AdamW, four islands, 300 outer steps of 5 "
-        "(`lowcomm bench learning recipes/studies/codecs.toml`; plot: docs/img/codecs_learning.png)",
-        path,
-    )
-
-
-def _streaming(path: Path) -> str:
-    return _costs(
-        "What overlap costs in loss: Muon, four islands, 50 outer steps of 30, streaming in 4 fragments "
-        "(`lowcomm bench learning recipes/studies/streaming.toml`)",
-        path,
-    )
-
-
-def _costs(heading: str, path: Path) -> str:
-    rows = [
-        (
-            cost.name,
-            ", ".join(f"{loss:.4f}" for _, loss in sorted(cost.losses.items())),
-            "-" if cost.name == REFERENCE else ", ".join(f"{gap:+.1%}" for gap in cost.gaps),
-            f"{cost.sent_bytes / 1e6:.1f} MB",
-        )
-        for cost in costs(path)
-    ]
-    headings = ("exchange", "eval loss, by seed", "against fp32, by seed", "sent by each island")
-    return f"{heading}:\n\n" + table(headings, rows)
-
-
-def _rounds(*paths: Path) -> str:
+def _rounds(*paths: Path) -> Part:
     rows = [
         (
             one["who"],
@@ -194,10 +102,17 @@ def _rounds(*paths: Path) -> str:
         for one in json.loads(path.read_text(encoding="utf-8"))["rounds"]
     ]
     headings = ("who", "peers", "fp32 payload", "median round", "fastest .. slowest", "bit-identical rounds")
-    return "Rounds on loopback (`lowcomm bench round --stock`):\n\n" + table(headings, rows)
+    return Part(
+        "Rounds on loopback",
+        "Rounds form several times faster than those of stock hivemind, and all peers end with the "
+        "same bits; with "
+        "a large payload the processors are the limit, for both.",
+        "One machine, stock hivemind in the same minutes (`lowcomm bench round --stock`)",
+        table(headings, rows),
+    )
 
 
-def _codecs(path: Path) -> str:
+def _codecs(path: Path) -> Part:
     log = json.loads(path.read_text(encoding="utf-8"))
     copy = float(log["copy_gb_s"])
     rows = [
@@ -212,15 +127,20 @@ def _codecs(path: Path) -> str:
         for one in log["codecs"]
     ]
     headings = ("codec", "error feedback", "bits per parameter", "relative error", "encode", "decode")
-    heading = (
-        f"Codecs on {log['parameters']:,} real pseudo-gradients, one thread; speeds against `copy_` of "
-        f"{copy:.1f} GB/s; hivemind's uniform 8-bit encodes at {log['hivemind_uniform8_gb_s'] / copy:.2f} "
-        "(`lowcomm bench codecs`)"
+    slowest = min(min(one["encode_gb_s"], one["decode_gb_s"]) for one in log["codecs"])
+    return Part(
+        "Speed and error of codecs",
+        f"The slowest one works at {slowest:.1f} GB/s of fp32 numbers in one thread, more than a WAN "
+        "carries.",
+        f"{log['parameters']:,} real pseudo-gradients, one thread; speeds against `copy_` of "
+        f"{copy:.1f} GB/s; "
+        f"hivemind's uniform 8-bit encodes at {log['hivemind_uniform8_gb_s'] / copy:.2f} (`lowcomm "
+        "bench codecs`)",
+        table(headings, rows),
     )
-    return f"{heading}:\n\n" + table(headings, rows)
 
 
-def _overhead(*paths: Path) -> str:
+def _overhead(*paths: Path) -> Part:
     runs = [json.loads(path.read_text(encoding="utf-8"))["overhead"] for path in paths]
     rows = []
     for run in runs:
@@ -247,11 +167,15 @@ def _overhead(*paths: Path) -> str:
         "counted: processor time of its threads",
     )
     size = f"{runs[0]['parameters']:,} parameters, AdamW, a thread per rank"
-    heading = f"Overhead between rounds, {size} (`lowcomm bench overhead`):"
-    return f"{heading}\n\n" + table(headings, rows)
+    return Part(
+        "Overhead between rounds",
+        "Between rounds the loop costs a fraction of a percent of a step.",
+        f"{size} (`lowcomm bench overhead`)",
+        table(headings, rows),
+    )
 
 
-def _speeds(*paths: Path) -> str:
+def _speeds(*paths: Path) -> Part:
     runs = [json.loads(path.read_text(encoding="utf-8"))["speeds"] for path in paths]
     bench, modes = runs[0]["bench"], ("fixed", "matched")
 
@@ -294,14 +218,18 @@ def _speeds(*paths: Path) -> str:
         ),
     ]
     equal = "equal" if all(all(run["equal_digests"].values()) for run in runs) else "NOT equal"
-    heading = (
-        f"Islands of unlike speed, H = {bench['inner_steps']}, small GPT, by seed, outer states {equal} on "
-        "all (`lowcomm bench speeds`)"
+    return Part(
+        "Islands of unlike speed",
+        "With `matched` intervals fast islands train on where they would wait for slow ones, and the "
+        "loss after "
+        "equal time is lower.",
+        f"H = {bench['inner_steps']}, small GPT, by seed, outer states {equal} on all (`lowcomm bench "
+        "speeds`)",
+        table(("", "fixed", "matched"), rows),
     )
-    return f"{heading}:\n\n" + table(("", "fixed", "matched"), rows)
 
 
-def _engines(path: Path) -> str:
+def _engines(path: Path) -> Part:
     one = json.loads(path.read_text(encoding="utf-8"))["engines"]
     plain, *others = one["plain_losses"].values()
     apart = zip(one["losses"], plain, one["losses_apart"], one["anchors_apart"], strict=True)
@@ -311,49 +239,65 @@ def _engines(path: Path) -> str:
         if step <= SHOWN_STEPS or step % SHOWN_STEPS == 0
     ]
     last = ", ".join(f"{losses[-1]:.4f}" for losses in others)
-    heading = (
-        f"Unlike engines in one run ({', '.join(one['islands'])}) against three plain ones on the same data, "
-        f"{one['codec']}, H = {one['bench']['inner_steps']}; outer states equal on all islands after "
-        f"{one['equal_digests']} of {len(plain)} outer steps; other seeds of plain islands end with {last} "
-        "(`lowcomm bench engines`)"
-    )
     headings = ("outer step", "loss", "of plain islands", "losses apart", "anchors apart")
-    return f"{heading}:\n\n" + table(headings, rows)
+    return Part(
+        "Unlike engines in one run",
+        "Sharded and plain islands train one model as plain ones do, up to rounding that grows as any small "
+        "difference does.",
+        f"{', '.join(one['islands'])}, against three plain ones on the same data, {one['codec']}, H = "
+        f"{one['bench']['inner_steps']}; outer states equal on all islands after {one['equal_digests']} of "
+        f"{len(plain)} outer steps; other seeds of plain islands end with {last} (`lowcomm bench engines`)",
+        table(headings, rows),
+    )
 
 
-def _snapshot(path: Path) -> str:
+def _snapshot(path: Path) -> Part:
     one = json.loads(path.read_text(encoding="utf-8"))["snapshot"]
     cuts = [Cut(**{key: value for key, value in cut.items() if key != "ratio"}) for cut in one["cuts"]]
-    heading = f"A snapshot from {one['donors']} donors that is cut (`lowcomm bench snapshot`)"
-    return f"{heading}:\n\n" + table(Cut.HEADINGS, [cut.row() for cut in cuts])
-
-
-def _deaths(path: Path) -> str:
-    log = json.loads(path.read_text(encoding="utf-8"))["deaths"]
-    heading = (
-        "One of three islands stops in the middle of a round; each reduces a third "
-        f"(`lowcomm bench deaths`; deadline {log['bench']['deadline_s']:g} s)"
+    return Part(
+        "A snapshot that is cut",
+        "A joiner that dies in the middle of a download, or whose donor does, goes on with what it has.",
+        f"{one['donors']} donors (`lowcomm bench snapshot`)",
+        table(Cut.HEADINGS, [cut.row() for cut in cuts]),
     )
-    return f"{heading}:\n\n" + table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]])
 
 
-def _churn(path: Path) -> str:
+def _deaths(path: Path) -> Part:
+    log = json.loads(path.read_text(encoding="utf-8"))["deaths"]
+    return Part(
+        "An island dies in a round",
+        "The others commit without it, whichever part it had, and lose no inner step.",
+        "One of three islands stops when it has sent a part, each reduces a third "
+        f"(`lowcomm bench deaths`; deadline {log['bench']['deadline_s']:g} s)",
+        table(Death.HEADINGS, [Death(**one).row() for one in log["deaths"]]),
+    )
+
+
+def _churn(path: Path) -> Part:
     log = json.loads(path.read_text(encoding="utf-8"))["churn"]
     bench = ChurnBench(**log["bench"])
     churn = Churn(**{**{key: value for key, value in log.items() if key != "within"}, "bench": bench})
-    heading = f"At most {bench.islands} islands, {bench.events} joins and leaves (`lowcomm bench churn`)"
-    return f"{heading}:\n\n{table(Churn.HEADINGS, churn.rows())}"
+    return Part(
+        "Joins and leaves",
+        "Who is alive takes part, and who comes is in by its second round.",
+        f"At most {bench.islands} islands, {bench.events} joins and leaves (`lowcomm bench churn`)",
+        table(Churn.HEADINGS, churn.rows()),
+    )
 
 
-def _donors(path: Path) -> str:
+def _donors(path: Path) -> Part:
     log = json.loads(path.read_text(encoding="utf-8"))["donors"]
     bench = DonorBench(**log["bench"])
     donors = Donors(**{**{key: value for key, value in log.items() if key != "slower"}, "bench": bench})
-    heading = "Islands that train while another one takes a snapshot from them (`lowcomm bench donors`)"
-    return f"{heading}:\n\n{table(Donors.HEADINGS, [donors.row()])}"
+    return Part(
+        "Donors train on",
+        "Islands that hand their state to a newcomer hardly slow down.",
+        "Islands that train while another one takes a snapshot from them (`lowcomm bench donors`)",
+        table(Donors.HEADINGS, [donors.row()]),
+    )
 
 
-def _chaos(*paths: Path) -> str:
+def _chaos(*paths: Path) -> Part:
     rows = []
     for path in paths:
         log = json.loads(path.read_text(encoding="utf-8"))
@@ -374,34 +318,54 @@ def _chaos(*paths: Path) -> str:
         "seed", "faults", "invariants that held", "rounds", "live islands in a round",
         "tokens credited + dropped = trained", "eval loss", "against fault-free, equal tokens",
     )  # fmt: skip
-    heading = "Four real islands and the network between them, broken in many ways (`lowcomm chaos`)"
-    return f"{heading}:\n\n{table(headings, rows)}"
-
-
-def _fuzz(path: Path) -> str:
-    log = json.loads(path.read_text(encoding="utf-8"))
-    return (
-        "Damaged messages into every decoder of bytes from the network (`python -m tests.fuzz.decoders`): "
-        f"{log['inputs']:,} inputs, {len(log['decoders'])} decoders, {log['refused']:,} refused by a named "
-        f"error, {log['other_errors']:,} that raised anything else."
+    return Part(
+        "Chaos",
+        "Under faults of processes and of the network every invariant holds, every token is "
+        "accounted for, and the "
+        "loss is about that of a run without faults.",
+        "Four real islands and the network between them, broken in many ways (`lowcomm chaos`)",
+        table(headings, rows),
     )
 
 
-def _default_runs(path: Path) -> str:
+def _fuzz(path: Path) -> Part:
+    log = json.loads(path.read_text(encoding="utf-8"))
+    return Part(
+        "Damaged messages",
+        "Every decoder of bytes from the network refuses what is damaged by a named error, and does "
+        "nothing else.",
+        f"{log['inputs']:,} inputs, {len(log['decoders'])} decoders, {log['refused']:,} refused by a "
+        "named error, "
+        f"{log['other_errors']:,} that raised anything else (`python -m tests.fuzz.decoders`)",
+        "",
+    )
+
+
+def _default_runs(path: Path) -> Part:
     runs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     green = sum(run["exit_code"] == 0 for run in runs)
     seconds = sorted(run["seconds"] for run in runs)
-    return (
-        f"The default test run, {len(runs)} times in a row: {green} green, {runs[0]['passed']:,} tests each, "
-        f"{seconds[0]} to {seconds[-1]} s, median {statistics.median(seconds):.0f} s."
+    return Part(
+        "The default test run",
+        "The tests give the same answer each time.",
+        f"{len(runs)} times in a row: {green} green, {runs[0]['passed']:,} tests each, {seconds[0]} to "
+        f"{seconds[-1]} s, median {statistics.median(seconds):.0f} s",
+        "",
     )
+
+
+PAGES: dict[Path, Callable[[Path], str]] = {
+    ROOT / "README.md": front_page.front_page,
+    RESULTS / "README.md": tables,
+}
+"""Page -> what makes its part between the markers from the logs."""
 
 
 def main() -> None:
     """Rewrite the pages."""
-    text = tables(ROOT / "docs" / "results")
-    for page in PAGES:
-        page.write_text(with_tables(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+    for page, make in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        page.write_text(with_tables(text, make(RESULTS)), encoding="utf-8")
 
 
 if __name__ == "__main__":

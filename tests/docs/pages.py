@@ -55,7 +55,7 @@ def commands() -> list[Command]:
         for language, content in blocks(page):
             if language == "bash":
                 lines = content.replace("\\\n", " ").splitlines()
-                found += [_command(page, line) for line in lines if line.strip()]
+                found += [_command(page, line) for line in lines if shlex.split(line, comments=True)]
     return found
 
 

@@ -9,6 +9,7 @@ import tomllib
 import pytest
 
 import lowcomm
+from lowcomm.bench.tables import BEGIN, END
 from lowcomm.config.fields import sections, settings
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, blocks, page_id, prose, test_exists
 
@@ -101,10 +102,56 @@ def test_glossary_is_in_order_and_has_each_word_once():
     assert len(plain) == len(set(plain))
 
 
-def test_results_can_be_filled_in():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
+README = ROOT / "README.md"
 
 
-def test_the_two_commands_come_first():
-    assert blocks(ROOT / "README.md")[0] == ("bash", "bash launch/quickstart.sh\nbash launch/test.sh\n")
+def test_the_front_page_fits_on_two_screens():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 110
+    assert len(text.split()) <= 700
+
+
+def test_the_front_page_begins_with_what_to_do():
+    assert [block for block in blocks(README) if block[0] == "bash"][:2] == [
+        ("bash", "pip install .\n"),
+        ("bash", "bash launch/quickstart.sh\nbash launch/test.sh\n"),
+    ]
+
+
+def test_each_figure_of_the_front_page_leads_to_its_place():
+    rows = re.findall(r"^\| (\[.*)$", results_part(README), re.MULTILINE)
+    assert 6 <= len(rows) <= 10
+    assert all(re.match(r"\[[^]]+\]\(docs/results/README\.md#[\w-]+\) \|", row) for row in rows)
+
+
+def test_pictures_of_the_front_page_exist_and_are_said_in_words():
+    text = README.read_text(encoding="utf-8")
+    assert all((ROOT / path).is_file() for path in re.findall(r'(?:src|srcset)="([^"]+)"', text))
+    assert len(re.findall(r'<img alt="[^"]{40,}" src=', text)) == 1
+
+
+def test_numbers_in_the_words_of_the_front_page_are_those_of_the_code():
+    words = prose(README).replace(results_part(README), "")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest, below = re.findall(r"torch>=(\S+),<(\d+\.\d+)", " ".join(project["dependencies"]))[0]
+    newest = f"2.{int(below.split('.')[1]) - 1}"
+    recipe = (ROOT / "recipes" / "quickstart.toml").read_text(encoding="utf-8")
+    cores = re.findall(r"^# Hardware: (\d+) CPU cores", recipe, re.MULTILINE)[0]
+    known = {lowest, newest, project["requires-python"].removeprefix(">="), cores, "2.0"}
+    plain = re.sub(r"\]\([^)]*\)", "]", words)
+    assert set(re.findall(r"(?<![\w.])\d+(?:[.,]\d+)*", plain)) <= known
+
+
+def test_the_map_has_every_page():
+    linked = re.findall(r"\]\(([^)#\s]+\.md)", prose(ROOT / "docs" / "README.md"))
+    found = {(ROOT / "docs" / target).resolve() for target in linked}
+    assert found >= {page for page in PAGES if page not in (README, ROOT / "docs" / "README.md")}
+
+
+def test_the_front_page_leads_to_the_map():
+    assert "](docs/README.md)" in prose(README)
+
+
+def results_part(page):
+    """What the script writes between its markers."""
+    return page.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
