@@ -72,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
     """Launch the islands, run the baseline if asked, print the table, write the report."""
     check_writable(args.json)
     recipe = args.recipe if args.recipe is not None else RECIPE
+    if args.recipe is None and not recipe.exists():
+        recipe = Path("recipes", RECIPE.name)  # installed, and called in a checkout
     if not recipe.exists():
         raise ConfigError(
             f"{recipe}: expected the quickstart's recipe, but it isn't there: it lives in the checkout,"
-            " not in the package; name one with --recipe FILE"
+            " not in the package; go there, or name one with --recipe FILE"
         )
     from lowcomm.config.load import load_config
 

@@ -59,6 +59,14 @@ def commands() -> list[Command]:
     return found
 
 
+def bash_lines(page: Path, heading: str) -> list[str]:
+    """The commands of the first `bash` block under a heading, as they are written."""
+    part = page.read_text(encoding="utf-8").partition(f"{heading}\n")[2]
+    block = next(match[2] for match in _FENCE.finditer(part) if match[1] == "bash")
+    lines = block.replace("\\\n", " ").splitlines()
+    return [line for line in lines if shlex.split(line, comments=True)]
+
+
 def _command(page: Path, line: str) -> Command:
     words = shlex.split(line, comments=True)
     variables = {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tests.docs.pages import ROOT
@@ -14,15 +14,31 @@ from tests.docs.pages import ROOT
 DEADLINE_S = 250.0
 
 
-@contextmanager
-def python(*arguments: object, log: Path) -> Iterator[subprocess.Popen[str]]:
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "PYTHONUNBUFFERED": "1",
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "SETUP": "off",  # scripts of launch/ take this Python as it is
+}
+
+
+def python(*arguments: object, log: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """A Python process in the checkout; its standard error goes to `log`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return started([sys.executable, *map(str, arguments)], log=log)
+
+
+@contextmanager
+def started(
+    words: Sequence[str], *, log: Path, folder: Path = ROOT, **variables: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in a folder; its standard error goes to `log`."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            cwd=ROOT,
-            env=environment,
+            words,
+            cwd=folder,
+            env={**ENVIRONMENT, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,

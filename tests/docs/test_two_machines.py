@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import re
 import signal
+import socket
+import subprocess
 
 import pytest
 
 from lowcomm.cli.main import main
-from tests.docs.pages import ROOT
-from tests.docs.processes import first_line, output, python
+from tests.docs.pages import ROOT, bash_lines
+from tests.docs.processes import first_line, output, python, started
 
 SMALL = (
     "shared.run_id=sites", "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2",
@@ -30,6 +34,27 @@ def _own_logging():
     logger.handlers, logger.level, logger.propagate = before
 
 
+def free_port():
+    """One that nobody listens on now, TCP and UDP."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("", 0))
+        udp.bind(("", tcp.getsockname()[1]))
+        return tcp.getsockname()[1]
+
+
+def all_training(string, capsys, *islands):
+    """What `lowcomm status` says once as many islands have an outer step behind them."""
+    peers = []
+    for _ in range(LOOKS):
+        code = main(["status", string, "--json"])
+        shown = capsys.readouterr().out
+        peers = json.loads(shown)["peers"] if code == 0 else []
+        training = [peer for peer in peers if peer["role"] == "island" and peer["outer_steps"][:1] > [0]]
+        if len(training) == len(islands) or any(island.poll() is not None for island in islands):
+            break
+    return peers
+
+
 @pytest.mark.processes
 def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     text = tmp_path / "text"
@@ -41,17 +66,14 @@ def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     folders = [tmp_path / "a", tmp_path / "b"]
     logs = [tmp_path / f"{name}.txt" for name in ("seed", "a", "b")]
 
-    listen = ("--listen", "/ip4/127.0.0.1/tcp/0")
-    with python("-m", "lowcomm", "seed", "--run-id", "sites", *listen, log=logs[0]) as seed:
+    seed_script = ["bash", "launch/seed.sh"]
+    where = {"RUN_ID": "sites", "PORT": str(free_port()), "IDENTITY": str(tmp_path / "seed.key")}
+    with started(seed_script, log=logs[0], **where) as seed:
         string = first_line(seed, logs[0])
         train = ("-m", "lowcomm", "train", recipe, "--join", string, *settings, "--out")
         with python(*train, folders[0], log=logs[1]) as a, python(*train, folders[1], log=logs[2]) as b:
-            for _ in range(LOOKS):
-                code = main(["status", string, "--json"])
-                peers = json.loads(capsys.readouterr().out)["peers"] if code == 0 else []
-                training = [p for p in peers if p["role"] == "island" and p["outer_steps"][:1] > [0]]
-                if len(training) == 2 or a.poll() is not None or b.poll() is not None:
-                    break
+            peers = all_training(string, capsys, a, b)
+            training = [peer for peer in peers if peer["role"] == "island"]
             assert len(training) == 2, [log.read_text() for log in logs]
             assert {peer["role"] for peer in peers} == {"seed", "island"}
             assert len({peer["shard"] for peer in training}) == 2
@@ -67,3 +89,45 @@ def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     assert main(["report", str(folders[0]), str(folders[1]), "--json", str(tmp_path / "figures.json")]) == 0
     runs = json.loads((tmp_path / "figures.json").read_text())["runs"]
     assert all(run["outer_steps"] > 0 for run in runs)
+
+
+def wait_for(there, process, log):
+    """Until something is there, or the process has ended."""
+    while not there():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.1)
+            raise AssertionError(log.read_text())
+
+
+def machine(folder):
+    """A folder that stands for a machine with the clone in it: run folders are its own."""
+    folder.mkdir()
+    for name in ("launch", "recipes", "lowcomm"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.processes
+def test_the_commands_of_the_front_page_join_two_machines(tmp_path, capsys):
+    found, show, join = bash_lines(ROOT / "README.md", "## Two machines")
+    port = str(free_port())
+    assert found.startswith("PORT=31337 ")
+    small = "".join(f" --set '{one}'" for one in SMALL if not one.startswith(("shared.run_id", "exchange.")))
+    first, second = machine(tmp_path / "first"), machine(tmp_path / "second")
+    logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+
+    with started(["bash", "-c", found.replace("31337", port) + small], log=logs[0], folder=first) as founder:
+        address = first / "runs" / "quickstart" / "address"
+        wait_for(address.exists, founder, logs[0])
+        with started(["bash", "-c", show], log=tmp_path / "show.txt", folder=first) as shown:
+            string = first_line(shown, tmp_path / "show.txt")
+        assert re.fullmatch(rf"quickstart@/ip4/[\d.]+/tcp/{port}/p2p/12D3\w+", string)
+        command, places = re.subn(r"JOIN='[^']+'", f"JOIN='{string}'", join)
+        assert places == 1
+        with started(["bash", "-c", command + small], log=logs[1], folder=second) as joiner:
+            peers = all_training(string, capsys, founder, joiner)
+            assert len(peers) == 2, [log.read_text() for log in logs]
+            assert len({peer["shard"] for peer in peers}) == 2
+            for island, log in ((joiner, logs[1]), (founder, logs[0])):
+                island.send_signal(signal.SIGINT)
+                output(island, log, code=130)

@@ -22,8 +22,8 @@ def start(source):
     """Start the command on small settings; whatever still runs at the end of the test is ended."""
     running = []
 
-    def start_one(*arguments):
-        running.append(lowcomm(*arguments, source=source))
+    def start_one(*arguments, **options):
+        running.append(lowcomm(*arguments, source=source, **options))
         return running[-1]
 
     yield start_one

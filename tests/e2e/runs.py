@@ -14,16 +14,19 @@ SMALL = (
     "train.log_every=5", "metrics.wandb=off",
 )  # fmt: skip
 
+WITHOUT_SETUP = {"SETUP": "off", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+"""Scripts of launch/ take this Python as it is."""
 
-def lowcomm(*arguments, source):
+
+def lowcomm(*arguments, source, command=(sys.executable, "-m", "lowcomm")):
     settings = [part for override in (*SMALL, f"data.source={source}") for part in ("--set", override)]
     return subprocess.Popen(
-        [sys.executable, "-m", "lowcomm", *map(str, arguments), *settings],
+        [*command, *map(str, arguments), *settings],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **WITHOUT_SETUP},
     )
 
 

@@ -19,8 +19,8 @@ KEYS = {
 def test_quickstart_writes_what_scripts_read(tmp_path, start):
     out, figures_file = tmp_path / "run", tmp_path / "figures.json"
     process = start(
-        "quickstart", "--islands", 2, "--steps", 20, "--seed", 3, "--out", out, "--json", figures_file,
-        "--baseline",
+        "--islands", 2, "--steps", 20, "--seed", 3, "--out", out, "--json", figures_file, "--baseline",
+        command=("bash", "launch/quickstart.sh"),
     )  # fmt: skip
     stdout, stderr = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, stderr

@@ -48,7 +48,7 @@ def check_recipe(variables: dict[str, str]) -> None:
 
 def test_island_explains_its_variables() -> None:
     assert {"NPROC", "PROFILE", "JOIN", "OUT", "NNODES", "RDZV", "MAX_RESTARTS", "SETUP"} <= VARIABLES
-    text = (LAUNCH / "island.sh").read_text()
+    text = "".join((LAUNCH / name).read_text() for name in ("island.sh", "setup.sh"))
     assert all(re.search(rf"\$\{{?{name}\b", text) for name in VARIABLES)
 
 
