@@ -1,12 +1,23 @@
-"""Which device a rank computes on."""
+"""Which device a rank computes on, what it can do, and what memory is in use."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 
 import torch
 
 from lowcomm.errors import ConfigError
+
+PEAK_TERAFLOPS = (
+    ("B200", 2250.0), ("GH200", 989.4), ("H200 NVL", 835.0), ("H200", 989.4), ("H100 NVL", 835.0),
+    ("H100 PCIe", 756.0),
+    ("H100", 989.4), ("A100", 312.0), ("A800", 312.0), ("H800", 989.4), ("L40S", 362.0), ("L4", 121.0),
+    ("A40", 149.7), ("A10G", 70.0), ("A10", 125.0), ("RTX A6000", 154.8), ("RTX 4090", 165.2),
+    ("RTX 3090", 71.0), ("MI300X", 1307.4), ("MI250X", 383.0),
+)  # fmt: skip
+"""Dense bfloat16 matrix products, as the makers' data sheets give them, by part of the device's name."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -28,3 +39,35 @@ def choose_device(name: str) -> torch.device:
             )
         torch.cuda.set_device(device)
     return device
+
+
+def peak_flops(device_name: str) -> float | None:
+    """bfloat16 FLOP/s of one device at its best; None where that isn't known.
+
+    Args:
+        device_name: as `torch.cuda.get_device_name` gives it.
+    """
+    words = device_name.upper().replace("-", " ").split()
+    if "LAPTOP" in words:  # a smaller chip under the same name
+        return None
+    for name, teraflops in PEAK_TERAFLOPS:
+        part = name.upper().split()
+        if any(words[start : start + len(part)] == part for start in range(len(words))):
+            return teraflops * 1e12
+    return None
+
+
+def device_peak_flops(device: torch.device) -> float | None:
+    """`peak_flops` of a device; None for processors."""
+    return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def host_memory_bytes() -> int:
+    """The most memory of the host that this process has had at once."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def device_memory_bytes(device: torch.device) -> int | None:
+    """The most memory that this process's tensors have had on a GPU at once; None for processors."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

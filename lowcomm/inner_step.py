@@ -18,7 +18,7 @@ def inner_step(
     micro_steps: int,
     clip_norm: float,
     autocast: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Train on `micro_steps` batches. Collective in the island.
 
     Args:
@@ -28,7 +28,8 @@ def inner_step(
         autocast: bfloat16, unless the engine casts by itself.
 
     Returns:
-        This rank's mean loss, a detached scalar on its device.
+        This rank's mean loss, and the L2 norm of the island's gradients before it was clipped: detached
+        scalars on their devices.
     """
     device = island.device
     total = torch.zeros((), dtype=torch.float32, device=device)
@@ -39,5 +40,4 @@ def inner_step(
                 loss = island.model(inputs.to(device), targets.to(device)) / micro_steps
             island.backward(loss)
         total += loss.detach()
-    island.update(clip_norm)
-    return total
+    return total, island.update(clip_norm)

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,14 +42,14 @@ from lowcomm.inner_step import inner_step
 from lowcomm.interrupts import Interrupts
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
-from lowcomm.metrics.base import Fanout
-from lowcomm.metrics.factory import open_sinks
+from lowcomm.journal import Journal
+from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
-from lowcomm.summary import Counts, Summary, data_parallel_bytes
-from lowcomm.types import Json, RoundReport
+from lowcomm.summary import Counts, Summary
+from lowcomm.types import RoundReport
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +75,7 @@ class Trainer:
         self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
         self._device = choose_device(config.train.device)
         self._interrupts = Interrupts(self._clock)
-        self._counts = Counts()
-        self._earlier = Counts()
-        self._islands = config.exchange.expected_peers
         self._saved_step: int | None = None
-        self._eval_loss: float | None = None
-        self._sinks = Fanout([])
 
     def fit(self) -> Summary:
         """Train until `train.steps`, a signal, or an error; resumes what the run folder holds.
@@ -128,6 +122,14 @@ class Trainer:
             clock=self._clock,
         )
         stack.callback(outer.close)
+        journal = Journal(
+            config,
+            island,
+            outer,
+            clock=self._clock,
+            began_s=self._began_s,
+            metrics=None if folder is None else folder.path / METRICS_FILE,
+        )
         exempt_from_collection()  # before peers wait for answers
         chosen = outer.connect(
             checkpoints.steps(),
@@ -140,7 +142,7 @@ class Trainer:
                 island.load_state_dict(parts["island"])
                 fragments = saved_fragments(checkpoints, chosen, outer.num_fragments)
                 outer.load_state_dict({**parts["outer"], "fragments": fragments})
-                self._earlier = Counts.of(parts["counts"])
+                journal.resume(Counts.of(parts["counts"]))
                 loader_state = self._take_rank(chosen, parts["ranks"])
             self._saved_step = chosen
         join = outer.join()
@@ -158,7 +160,7 @@ class Trainer:
         if join.tokens_credited:
             loader.skip(join.tokens_credited)
         if folder is not None:
-            self._sinks = open_sinks(
+            journal.sinks = open_sinks(
                 config.metrics,
                 folder.path,
                 config.shared.run_id,
@@ -166,8 +168,8 @@ class Trainer:
                 to_dict(config),
                 to_toml(config),
             )
-            stack.callback(self._sinks.close)
-            self._log(
+            stack.callback(journal.sinks.close)
+            journal.log(
                 kind="start",
                 run_id=config.shared.run_id,
                 peer=outer.peer_id,
@@ -182,8 +184,10 @@ class Trainer:
                 swarm_tokens=outer.swarm_tokens,
                 tokens_credited=outer.tokens_credited,
                 resumed_from=chosen,
+                peers=list(join.peers),
+                counts=asdict(journal.earlier),
             )
-        run = _Run(island, outer, loader, checkpoints, text)
+        run = _Run(island, outer, loader, checkpoints, text, journal)
         try:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()
@@ -192,12 +196,13 @@ class Trainer:
                 self._save(run)
             self._evaluate(run)
         except BaseException as error:
-            self._log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
+            journal.log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
             raise
-        summary = self._summarise(outer, interrupted)
+        summary = journal.summarize(interrupted=interrupted)
         if folder is not None:
             folder.write("summary.json", json.dumps(summary.to_dict(), indent=2) + "\n")
-            self._log(kind="end", reason="stopped" if interrupted else "finished", summary=summary.to_dict())
+            finished = "diverged" if summary.diverged else "finished"
+            journal.log(kind="end", reason="stopped" if interrupted else finished, summary=summary.to_dict())
         return summary
 
     def _take_rank(self, step: int, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -225,6 +230,7 @@ class Trainer:
         """The inner steps; returns whether a signal ended them."""
         config, outer = self._config, run.outer
         losses: list[Tensor] = []
+        norms: list[Tensor] = []
         tokens = run.loader.batch_tokens * config.train.grad_accumulation
         since_s, since_tokens = self._clock.monotonic_s(), 0
         self._interrupts.can_wait = True
@@ -232,8 +238,10 @@ class Trainer:
             if run.island.any_rank(self._interrupts.asked):
                 return True
             began_s = self._clock.monotonic_s()
-            losses.append(self._inner_step(run))
-            self._counts.compute_s += self._clock.monotonic_s() - began_s
+            loss, norm = self._inner_step(run)
+            losses.append(loss)
+            norms.append(norm)
+            run.journal.computed(self._clock.monotonic_s() - began_s)
             reports = outer.step(tokens)
             since_tokens += tokens
             log_now = outer.inner_step % config.train.log_every == 0 or self._is_over(outer)
@@ -243,15 +251,15 @@ class Trainer:
             if log_now:
                 now_s = self._clock.monotonic_s()
                 speed = since_tokens / max(1e-9, now_s - since_s)
-                self._log_train(run, float(torch.stack(losses).mean()), speed)
-                losses, since_s, since_tokens = [], now_s, 0
+                run.journal.train(losses, norms, speed)
+                losses, norms, since_s, since_tokens = [], [], now_s, 0
             self._after_rounds(run, reports)
             if save_now:
                 self._save(run)
         return False
 
-    def _inner_step(self, run: _Run) -> Tensor:
-        """One optimizer step on `grad_accumulation` batches; the mean loss, detached."""
+    def _inner_step(self, run: _Run) -> tuple[Tensor, Tensor]:
+        """One optimizer step on `grad_accumulation` batches; see `inner_step`."""
         config, inner = self._config, self._config.shared.inner
         done, whole = run.outer.inner_step, config.train.steps
         if config.train.tokens:
@@ -286,18 +294,14 @@ class Trainer:
     def _after_rounds(self, run: _Run, reports: tuple[RoundReport, ...]) -> None:
         every = self._config.train.eval_every
         for report in reports:
-            self._counts.rounds_committed += report.committed
-            self._counts.rounds_failed += not report.committed
-            if report.committed:
-                self._islands = len(report.participants)
-            if run.outer.is_lead:
-                record = {**asdict(report), "participants": list(report.participants)}
-                self._log(kind="round", inner_step=run.outer.inner_step, **record)
+            run.journal.round(report)
         if every and any(r.committed and r.fragment == 0 and r.outer_step % every == 0 for r in reports):
             self._evaluate(run)
 
     def _evaluate(self, run: _Run) -> None:
-        """The anchor's loss on held-out text; the same windows on every island."""
+        """The anchor's loss on held-out text, once for each anchor; the same windows on every island."""
+        if run.journal.is_evaluated():
+            return
         holdout = run.text.holdout()
         train, context = self._config.train, self._config.shared.model.context
         if len(holdout) <= context:
@@ -310,17 +314,8 @@ class Trainer:
             name="the held-out text",
         )
         with run.outer.anchor_weights():
-            self._eval_loss = mean_loss(run.island.bare_model, batches, self._device)
-        if run.outer.is_lead:
-            self._log(
-                kind="eval",
-                inner_step=run.outer.inner_step,
-                outer_step=run.outer.outer_step,
-                tokens=run.outer.tokens_trained,
-                swarm_tokens=run.outer.swarm_committed,
-                eval_loss=self._eval_loss,
-                bytes_sent=self._totals(run.outer).bytes_sent,
-            )
+            loss = mean_loss(run.island.bare_model, batches, self._device)
+        run.journal.evaluated(loss)
 
     # -- saving and telling --------------------------------------------------------------------------
 
@@ -344,7 +339,7 @@ class Trainer:
         parts: dict[str, Any] = {
             "island": run.island.state_dict(),
             "outer": run.outer.state_dict(fragments=False),
-            "counts": asdict(self._totals(run.outer)),
+            "counts": asdict(run.journal.counts()),
             "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
         }
         self._saved_step = run.outer.swarm_step
@@ -357,82 +352,10 @@ class Trainer:
         except StorageError as error:
             logger.error("no checkpoint at inner step %d: %s; training goes on", run.outer.inner_step, error)
 
-    def _log(self, **record: Json) -> None:
-        self._sinks.log({**record, "time_s": round(self._clock.monotonic_s() - self._began_s, 3)})
-
-    def _log_train(self, run: _Run, loss: float, tokens_per_s: float) -> None:
-        outer, by_rank = run.outer, run.island.gather({"loss": loss})
-        if not outer.is_lead:
-            return
-        totals = self._totals(outer)
-        self._log(
-            kind="train",
-            inner_step=outer.inner_step,
-            outer_step=outer.outer_step,
-            tokens=outer.tokens_trained,
-            swarm_tokens=outer.swarm_tokens,
-            loss=statistics.fmean(rank["loss"] for rank in by_rank),
-            lr=run.island.optimizers[0].param_groups[0]["lr"],
-            tokens_per_s=tokens_per_s,
-            peers=outer.num_peers,
-            compute_s=totals.compute_s,
-            wait_s=totals.wait_s,
-            transfer_s=totals.transfer_s,
-            bytes_sent=totals.bytes_sent,
-            bytes_received=totals.bytes_received,
-        )
-
-    def _totals(self, outer: OuterLoop) -> Counts:
-        """What the run has counted up to now, in this process and in those before it."""
-        mine, before = self._counts, self._earlier
-        sent = outer.traffic.sent_bytes if outer.is_lead else 0
-        received = outer.traffic.received_bytes if outer.is_lead else 0
-        return Counts(
-            compute_s=before.compute_s + mine.compute_s,
-            wait_s=before.wait_s + outer.wait_s,
-            transfer_s=before.transfer_s + outer.transfer_s,
-            bytes_sent=before.bytes_sent + sent,
-            bytes_received=before.bytes_received + received,
-            rounds_committed=before.rounds_committed + mine.rounds_committed,
-            rounds_failed=before.rounds_failed + mine.rounds_failed,
-        )
-
     def _tell_address(self, folder: RunFolder, address: str) -> None:
         folder.write("address", f"{address}\n")
         if self._config.metrics.console != "off":
             print(f"other islands join with: {address}", file=sys.stderr, flush=True)
-
-    def _summarise(self, outer: OuterLoop, interrupted: bool) -> Summary:
-        lead, totals = outer.is_lead, self._totals(outer)
-        return Summary(
-            run_id=self._config.shared.run_id,
-            peer=outer.peer_id if lead else "",
-            islands=self._islands,
-            inner_steps=outer.inner_step,
-            outer_steps=outer.outer_step,
-            tokens=outer.tokens_trained,
-            eval_loss=self._eval_loss,
-            wan_bytes_sent=totals.bytes_sent,
-            wan_bytes_received=totals.bytes_received,
-            data_parallel_bytes=data_parallel_bytes(self._islands, outer.parameters, self._even_steps(outer)),
-            digest=outer.digest if lead else "",
-            head=outer.head if lead else "",
-            wall_s=self._clock.monotonic_s() - self._began_s,
-            rounds_committed=totals.rounds_committed,
-            rounds_failed=totals.rounds_failed,
-            tokens_credited=outer.tokens_credited,
-            tokens_dropped=outer.tokens_dropped + outer.tokens_uncommitted,
-            parameters=outer.parameters,
-            interrupted=interrupted,
-        )
-
-    def _even_steps(self, outer: OuterLoop) -> int:
-        """Inner steps in which all islands, at equal steps, would have trained on as many tokens."""
-        config = self._config
-        if config.shared.schedule.mode == "fixed":
-            return outer.inner_step
-        windows = config.train.batch_size * config.train.grad_accumulation * self._world_size
-        return outer.swarm_committed // (max(1, self._islands) * windows * config.shared.model.context)
 
 
 @dataclass(slots=True)
@@ -444,3 +367,4 @@ class _Run:
     loader: Loader
     checkpoints: Checkpoints
     text: ShardedText
+    journal: Journal

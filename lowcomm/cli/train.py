@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lowcomm.cli.common import (
     EXIT_DONE,
+    EXIT_FAILED,
     EXIT_INTERRUPTED,
     Subparsers,
     add_command,
@@ -65,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     summary = Trainer(config).fit()
     if args.json and os.environ.get("RANK", "0") == "0":
         write_json(args.json, summary.to_dict())
-    return EXIT_INTERRUPTED if summary.interrupted else EXIT_DONE
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if summary.diverged else EXIT_DONE
 
 
 def all_overrides(overrides: Sequence[str], out: str | None, join: Sequence[str]) -> list[str]:

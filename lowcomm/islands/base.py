@@ -55,8 +55,12 @@ class Island(Protocol):
         """Accumulate the gradients of one micro-step's loss. Collective, but inside `no_sync`."""
         ...
 
-    def update(self, clip_norm: float) -> None:
-        """One inner step: clip the gradients' global L2 norm (0 = don't), step, clear. Collective."""
+    def update(self, clip_norm: float) -> Tensor:
+        """One inner step: clip the gradients' global L2 norm (0 = don't), step, clear. Collective.
+
+        Returns:
+            That norm before it was clipped, a scalar; on the device, so that nobody waits for it here.
+        """
         ...
 
     def is_finite(self) -> bool:

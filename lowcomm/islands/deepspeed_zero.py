@@ -11,6 +11,7 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -192,8 +193,8 @@ class DeepSpeedIsland(RanksIsland):
         """The engine's own; the loss is divided by the number of micro-steps already."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def update(self, clip_norm: float) -> None:
-        """The engine's step, which clips to its own `gradient_clipping`.
+    def update(self, clip_norm: float) -> Tensor:
+        """The engine's step, which clips to its own `gradient_clipping`, and the norm as it tells it.
 
         Raises:
             ConfigError: that is another norm than `clip_norm`.
@@ -204,6 +205,8 @@ class DeepSpeedIsland(RanksIsland):
             )
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return torch.as_tensor(math.nan if norm is None else norm).detach().float()
 
     def is_finite(self) -> bool:
         """Over this rank's shards of the masters."""

@@ -115,6 +115,11 @@ class FSDP2Island(RanksIsland):
             for state in (module._get_fsdp_state(),)
         )
 
+    def update(self, clip_norm: float) -> Tensor:
+        """Clip, step, clear; the norm is that of all ranks' parts."""
+        norm = super().update(clip_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
     def no_sync(self) -> AbstractContextManager[None]:
         """Gradients stay whole on each rank until the last micro-step."""
         return self._quiet()

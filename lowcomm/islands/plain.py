@@ -116,13 +116,17 @@ class PlainIsland:
         """Plain autograd."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def update(self, clip_norm: float) -> None:
+    def update(self, clip_norm: float) -> Tensor:
         """Clip, step, clear."""
+        parameters = list(self._model.parameters())
         if clip_norm > 0:
-            nn.utils.clip_grad_norm_(self._model.parameters(), clip_norm)
+            norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+        else:
+            norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        return norm.detach()
 
     def is_finite(self) -> bool:
         """Over all parameters, frozen ones included."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lowcomm.errors import StorageError
 from lowcomm.lines import LineFile
@@ -59,6 +61,25 @@ class JsonLinesSink:
             raise StorageError(
                 f"{_storage_error(self.path, error)}; {self._lines.waiting} lines are lost"
             ) from error
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; what a killed process left half written is passed over.
+
+    Raises:
+        StorageError: the file can't be read.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue
+                if isinstance(line, dict) and isinstance(line.get("kind"), str):
+                    yield line
+    except OSError as error:
+        raise StorageError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def _plain(value: Json) -> Json:

@@ -195,6 +195,19 @@ class GPT(nn.Module):
             parameter.normal_(0.0, std, generator=generator)
 
 
+def flops_per_token(shape: GPTShape, parameters: int) -> float:
+    """FLOPs of the forward and backward pass for each token, nothing computed twice.
+
+    6 for each parameter of a matrix product and 12 * layers * dim * context for attention, which counts
+    the masked half, too (PaLM, arXiv:2204.02311, appendix B).
+
+    Args:
+        parameters: of the whole model; the embedding, unless it is the output layer, too, is a look-up.
+    """
+    looked_up = 0 if shape.tie_embeddings else shape.vocab_size * shape.dim
+    return 6.0 * (parameters - looked_up) + 12.0 * shape.layers * shape.dim * shape.context
+
+
 def rope_table(context: int, head_dim: int, theta: float, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Cosines and sines of the rotary angles, each (context, head_dim), fp32."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)

@@ -92,6 +92,11 @@ class Views:
         return min(self._progress.outer_steps)
 
     @property
+    def outer_steps(self) -> tuple[int, ...]:
+        """The outer step of each fragment; while they are equal, so is the anchor."""
+        return tuple(self._progress.outer_steps)
+
+    @property
     def tokens_dropped(self) -> int:
         """Tokens of this island that it gave up, as it could not know whether they had been credited."""
         return self._progress.tokens_dropped

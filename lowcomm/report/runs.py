@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lowcomm.errors import StorageError
+from lowcomm.metrics.jsonl import read_lines
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -168,25 +169,6 @@ def load_island(path: Path) -> IslandRun:
         before=base,
         wall_s=elapsed_s,
     )
-
-
-def read_lines(path: Path) -> Iterable[Line]:
-    """The whole lines of a metrics.jsonl; what a killed process left half written is passed over.
-
-    Raises:
-        StorageError: the file can't be read.
-    """
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict) and isinstance(line.get("kind"), str):
-                    yield line
-    except OSError as error:
-        raise StorageError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def _sessions(path: Path) -> list[list[Line]]:

@@ -45,8 +45,9 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(8, 6, generator=generator), torch.randn(8, 3, generator=generator)
 
 
-def train(island: Island, steps: range, *, micro_steps: int = 1) -> None:
-    """AdamW steps on this rank's part of the global batches, accumulated over `micro_steps`."""
+def train(island: Island, steps: range, *, micro_steps: int = 1) -> list[float]:
+    """AdamW steps on this rank's part of the global batches, accumulated; the gradients' norm in each."""
+    norms = []
     for step in steps:
         inputs, targets = (
             part.chunk(island.world_size)[island.rank].to(island.device) for part in batch(step)
@@ -59,7 +60,8 @@ def train(island: Island, steps: range, *, micro_steps: int = 1) -> None:
                     island.backward(loss)
             else:
                 island.backward(loss)
-        island.update(0.0)
+        norms.append(float(island.update(0.0)))
+    return norms
 
 
 def make_island(seed: int = 0, device: str = "cpu", engine: str = "auto") -> Island:
@@ -98,10 +100,10 @@ def task_train(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     """Other initial weights on each rank: the first's must be taken by all."""
     island = make_island(seed=rank, engine=engine)
     start = everything(island)
-    train(island, range(3))
-    train(island, range(3, 6), micro_steps=2)
+    norms = train(island, range(3)) + train(island, range(3, 6), micro_steps=2)
     return {
         "start": start,
+        "norms": norms,
         "layout": [(spec.name, spec.shape) for spec in island.layout],
         "end": everything(island),
         "outputs": outputs(island),

@@ -33,8 +33,9 @@ def test_two_ranks_train_as_one_on_the_same_global_batch(ranks: Ranks) -> None:
     plain = make_island(seed=0, engine="plain")
     start = everything(plain)
     layout = [(spec.name, spec.shape) for spec in plain.layout]
-    train(plain, range(6))
+    norms = train(plain, range(6))
     first, second = (rank["train"] for rank in ranks)
+    assert first["norms"] == second["norms"] == pytest.approx(norms, rel=1e-4)
     assert (first["lead"], second["lead"]) == (True, False)
     assert first["size"] == second["size"] == 2
     assert [(name, tuple(shape)) for name, shape in first["layout"]] == layout

@@ -45,7 +45,7 @@ def test_the_run_folder_tells_the_run(tmp_path):
         rounds = lines(folder, "round")
         assert [line["outer_step"] for line in rounds] == [1, 2, 3, 4]
         assert all(line["participants"] == ["island-0", "island-1"] for line in rounds)
-        assert [line["outer_step"] for line in lines(folder, "eval")] == [2, 4, 4]
+        assert [line["outer_step"] for line in lines(folder, "eval")] == [2, 4]
         (end,) = lines(folder, "end")
         assert end["reason"] == "finished"
         assert end["summary"] == json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,257 @@
+"""What an island tells of its run while it trains, and what it counts over all sessions."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lowcomm.build import autocast
+from lowcomm.clock import Clock
+from lowcomm.config.schema import Config
+from lowcomm.data.shards import VOCAB_SIZE
+from lowcomm.device import device_memory_bytes, device_peak_flops, host_memory_bytes
+from lowcomm.islands.base import Island
+from lowcomm.metrics.base import Fanout
+from lowcomm.metrics.jsonl import read_lines
+from lowcomm.models.gpt import GPTShape, flops_per_token
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.summary import (
+    Counts,
+    Summary,
+    data_parallel_bytes,
+    has_diverged,
+    mean_islands,
+    resumed,
+    spent,
+)
+from lowcomm.types import Json, RoundReport
+
+logger = logging.getLogger(__name__)
+
+LAST_STEPS = 20
+"""Inner steps whose mean is the training loss at the end."""
+
+
+class Journal:
+    """Keeps the counts of one island and gives its records to the sinks; every rank has one.
+
+    Args:
+        began_s: when this process began, on `clock`.
+        metrics: metrics.jsonl of earlier sessions, which may not exist; None on ranks that don't lead.
+
+    Attributes:
+        sinks: where the records go; none until they are opened.
+        eval_loss: of the newest evaluation.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        island: Island,
+        outer: OuterLoop,
+        *,
+        clock: Clock,
+        began_s: float,
+        metrics: Path | None,
+    ) -> None:
+        self._config, self._island, self._outer = config, island, outer
+        self._clock, self._began_s = clock, began_s
+        self.sinks = Fanout([])
+        self.eval_loss: float | None = None
+        self._evaluated: tuple[int, ...] | None = None
+        self._counts, self._earlier = Counts(), Counts()
+        self._last_losses: collections.deque[float] = collections.deque(maxlen=LAST_STEPS)
+        self._logged = spent(read_lines(metrics)) if metrics is not None and metrics.exists() else Counts()
+        self._earlier = resumed(self._earlier, self._logged)
+        shape = GPTShape(vocab_size=VOCAB_SIZE, **vars(config.shared.model))
+        self._token_flops = flops_per_token(shape, outer.parameters)
+        peak = device_peak_flops(island.device) if autocast(config, island.device) else None
+        self._peak_flops = None if peak is None else peak * island.world_size
+
+    def resume(self, checkpoint: Counts) -> None:
+        """Go on from the counts of a checkpoint."""
+        self._earlier = resumed(checkpoint, self._logged)
+
+    @property
+    def earlier(self) -> Counts:
+        """The counts that this session began with."""
+        return self._earlier
+
+    def log(self, **record: Json) -> None:
+        """Give a record to the sinks, with the seconds since this process began."""
+        self.sinks.log({**record, "time_s": round(self._elapsed_s(), 3)})
+
+    # -- while it trains ---------------------------------------------------------------------------
+
+    def computed(self, seconds: float) -> None:
+        """Count the time of an inner step."""
+        self._counts.compute_s += seconds
+
+    def train(self, losses: Sequence[Tensor], norms: Sequence[Tensor], tokens_per_s: float) -> None:
+        """Log the inner steps since the last such line. Collective.
+
+        Args:
+            losses, norms: one scalar of each per step; they are read from the device here.
+            tokens_per_s: of the island.
+        """
+        outer, own = self._outer, torch.stack(list(losses)).tolist()
+        grad_norms = torch.stack(list(norms)).tolist()
+        if self._counts.first_loss is None:
+            self._counts.first_loss = own[0]
+        self._last_losses.extend(own)
+        self._counts.last_loss = statistics.fmean(self._last_losses)
+        by_rank = self._island.gather(
+            {
+                "loss": statistics.fmean(own),
+                "host": host_memory_bytes(),
+                "device": device_memory_bytes(self._island.device),
+            }
+        )
+        if not outer.is_lead:
+            return
+        counts, loss = self.counts(), statistics.fmean(rank["loss"] for rank in by_rank)
+        used = [rank["device"] for rank in by_rank if rank["device"] is not None]
+        achieved = tokens_per_s * self._token_flops
+        self.log(
+            kind="train",
+            inner_step=outer.inner_step,
+            outer_step=outer.outer_step,
+            tokens=outer.tokens_trained,
+            swarm_tokens=outer.swarm_tokens,
+            loss=loss,
+            lr=self._island.optimizers[0].param_groups[0]["lr"],
+            grad_norm=statistics.fmean(grad_norms),
+            grad_norm_max=max(grad_norms),
+            tokens_per_s=tokens_per_s,
+            mfu=None if self._peak_flops is None else achieved / self._peak_flops,
+            host_memory_bytes=max(rank["host"] for rank in by_rank),
+            device_memory_bytes=max(used, default=None),
+            peers=outer.num_peers,
+            compute_s=counts.compute_s,
+            wait_s=counts.wait_s,
+            transfer_s=counts.transfer_s,
+            bytes_sent=counts.bytes_sent,
+            bytes_received=counts.bytes_received,
+            wall_s=counts.wall_s,
+        )
+
+    def round(self, report: RoundReport) -> None:
+        """Count and log a round."""
+        self._counts.round(
+            len(report.participants), report.tokens, report.fragment, committed=report.committed
+        )
+        if self._outer.is_lead:
+            record = {**asdict(report), "participants": list(report.participants)}
+            self.log(kind="round", inner_step=self._outer.inner_step, **record)
+
+    def is_evaluated(self) -> bool:
+        """Whether the anchor as it is now has been evaluated in this session; the same on all ranks."""
+        return self._evaluated == self._outer.outer_steps
+
+    def evaluated(self, eval_loss: float) -> None:
+        """Log the loss of the anchor on held-out text."""
+        outer = self._outer
+        self.eval_loss, self._evaluated = eval_loss, outer.outer_steps
+        if outer.is_lead:
+            self.log(
+                kind="eval",
+                inner_step=outer.inner_step,
+                outer_step=outer.outer_step,
+                tokens=outer.tokens_trained,
+                swarm_tokens=outer.swarm_committed,
+                eval_loss=eval_loss,
+                bytes_sent=self.counts().bytes_sent,
+            )
+
+    # -- what it comes to --------------------------------------------------------------------------
+
+    def counts(self) -> Counts:
+        """What the run has counted up to now, in this process and in those before it."""
+        outer, mine = self._outer, self._counts
+        mine.wait_s, mine.transfer_s, mine.wall_s = outer.wait_s, outer.transfer_s, self._elapsed_s()
+        if outer.is_lead:
+            mine.bytes_sent, mine.bytes_received = outer.traffic.sent_bytes, outer.traffic.received_bytes
+        return self._earlier.plus(mine)
+
+    def summarize(self, *, interrupted: bool) -> Summary:
+        """The figures of the run, and a warning where its loss has risen. Collective."""
+        outer, counts = self._outer, self.counts()
+        expected = self._config.exchange.expected_peers
+        islands = mean_islands(counts.round_tokens, counts.even_tokens, expected)
+        first, last = self._over_ranks(counts.first_loss), self._over_ranks(counts.last_loss)
+        diverged = has_diverged(
+            first=first,
+            last=last,
+            evaluated=self.eval_loss,
+            uniform=math.log(VOCAB_SIZE),
+            inner_steps=outer.inner_step,
+        )
+        summary = Summary(
+            run_id=self._config.shared.run_id,
+            name="",
+            peer=outer.peer_id if outer.is_lead else "",
+            islands=counts.most_islands or expected,
+            mean_islands=islands,
+            inner_steps=outer.inner_step,
+            outer_steps=outer.outer_step,
+            tokens=outer.tokens_trained,
+            swarm_tokens=outer.swarm_committed,
+            eval_loss=self.eval_loss,
+            first_loss=first,
+            last_loss=last,
+            wan_bytes_sent=counts.bytes_sent,
+            wan_bytes_received=counts.bytes_received,
+            data_parallel_bytes=data_parallel_bytes(islands, outer.parameters, self._even_steps(islands)),
+            digest=outer.digest if outer.is_lead else "",
+            head=outer.head if outer.is_lead else "",
+            wall_s=counts.wall_s,
+            rounds_committed=counts.rounds_committed,
+            rounds_failed=counts.rounds_failed,
+            tokens_credited=outer.tokens_credited,
+            tokens_dropped=outer.tokens_dropped + outer.tokens_uncommitted,
+            parameters=outer.parameters,
+            interrupted=interrupted,
+            diverged=self._island.any_rank(diverged and outer.is_lead),
+        )
+        if summary.diverged and outer.is_lead:
+            logger.warning("%s", divergence(summary))
+        return summary
+
+    def _even_steps(self, islands: float) -> int:
+        """Inner steps in which all islands, at equal steps, would have trained on as many tokens."""
+        config, outer = self._config, self._outer
+        if config.shared.schedule.mode == "fixed":
+            return outer.inner_step
+        windows = config.train.batch_size * config.train.grad_accumulation * self._island.world_size
+        return round(outer.swarm_committed / (islands * windows * config.shared.model.context))
+
+    def _over_ranks(self, loss: float | None) -> float | None:
+        """The mean of all ranks, which the lead knows; the own one elsewhere. Collective."""
+        known = [rank["loss"] for rank in self._island.gather({"loss": loss}) if rank["loss"] is not None]
+        return statistics.fmean(known) if known else loss
+
+    def _elapsed_s(self) -> float:
+        return self._clock.monotonic_s() - self._began_s
+
+
+def divergence(summary: Summary) -> str:
+    """What to say of a run whose loss has risen: what came, and what to do."""
+    losses = [
+        f"{name} {loss:.4g}"
+        for name, loss in (("training loss", summary.last_loss), ("held-out loss", summary.eval_loss))
+        if loss is not None
+    ]
+    began = math.nan if summary.first_loss is None else summary.first_loss
+    return (
+        f"the run has DIVERGED: it began at a training loss of {began:.4g} and ends at {', '.join(losses)} "
+        f"after {summary.inner_steps:,} inner steps. All is saved, but the model is worse than before "
+        "training: lower shared.inner.lr or shared.outer.lr and start a new run in a new folder"
+    )
