@@ -206,7 +206,7 @@ class DeepSpeedIsland(RanksIsland):
         self._engine.set_gradient_accumulation_boundary(True)
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(math.nan if norm is None else norm).detach().float()
+        return torch.as_tensor(math.nan if norm is None else norm, dtype=torch.float32, device=self.device)
 
     def is_finite(self) -> bool:
         """Over this rank's shards of the masters."""
