@@ -112,7 +112,9 @@ def test_clocks_are_read_in_clock_only() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [name for extra in ("deepspeed", "hf", "zstd") for name in project["optional-dependencies"][extra]]
+    extras = [
+        name for extra in ("deepspeed", "hf", "zstd") for name in project["optional-dependencies"][extra]
+    ]
     declared = {re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]}
     used = {name.split(".")[0] for path in MODULES for _, name in imports(path)}
     assert used - sys.stdlib_module_names - {"lowcomm", "__future__"} <= declared

@@ -29,7 +29,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 6
+PROTOCOL = 7
 RECORD_TTL_S = 60.0
 REFUSED_KEYS_SHOWN = 8
 ROUND_TRIPS_KEPT = 1_000

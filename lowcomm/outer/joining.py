@@ -1,4 +1,4 @@
-"""Coming into a run: waiting for company, taking over the swarm's state, claiming a part of the data."""
+"""Coming into a run: waiting for company, and taking over the swarm's state."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lowcomm.errors import JoinRefusedError, PeerUnreachableError
-from lowcomm.exchanges.base import Message
-from lowcomm.membership.fields import Fields
+from lowcomm.errors import PeerUnreachableError
 from lowcomm.membership.peer import Peer
 from lowcomm.outer.progress import furthest
 from lowcomm.outer.recovery import Moved
-from lowcomm.types import Json, PeerId
+from lowcomm.types import PeerId
 
 if TYPE_CHECKING:
     from lowcomm.outer.node import Node
@@ -162,13 +160,14 @@ class Joining:
             if out_of_step:
                 steps = [p.state.inner_step for p in node.peers.live() if p.state.phase == "training"]
                 state.inner_step = max(state.inner_step, furthest(steps))
-        await self._claim_shard(num_shards)
+        await node.claiming.claim(num_shards)
         node.contributing.rebase()
         node.context.founders = max(node.context.founders, 1 + len(node.peers.live()))
         state.phase = "training"
         node.publish_position()
         for fragment_round in node.rounds:
             fragment_round.look()
+        node.claiming.look()
         if self._expected:
             await self._wait_for_company()
         return JoinReport(
@@ -213,56 +212,6 @@ class Joining:
         give_up_s = loop.time() + LINK_PATIENCE_S
         while any(peer.state.phase == "starting" for peer in node.peers.live()) and loop.time() < give_up_s:
             await node.changed.wait(give_up_s - loop.time())
-
-    async def _claim_shard(self, num_shards: int) -> None:
-        """Claim a part of the data that no other island has, or is about to have.
-
-        Every live island is told of the claim and answers with its own. So of two that claim the same
-        part at the same time at least one hears of the other before it goes on; the lower id keeps it.
-        """
-        node, state = self._node, self._node.peers.state
-        if num_shards == 0:
-            return
-        if state.shard >= 0:
-            if state.shard in self._taken():
-                logger.warning("shard %d of the data is used by another live island, too", state.shard)
-            return
-        while state.shard < 0:
-            taken = self._taken()
-            free = [shard for shard in range(num_shards) if shard not in taken]
-            if not free:
-                raise JoinRefusedError(
-                    f"all {num_shards} shards of the data are claimed by live islands; raise "
-                    "shared.data.shards (on all islands), or set data.shard to share one"
-                )
-            state.shard = free[0]
-            others = [peer.id for peer in node.peers.live()]
-            answers = await node.questions.ask_all(others, "claim", {"shard": state.shard})
-            theirs = {peer: answer.integer("shard", -1) for peer, answer in answers.items()}
-            for peer, shard in theirs.items():
-                self._note_claim(peer, shard)
-            settled = {peer for peer, answer in answers.items() if answer.integer("settled", 0, 1)}
-            mine = node.exchange.peer_id
-            if any(theirs[peer] == state.shard and (peer in settled or peer < mine) for peer in theirs):
-                state.shard = -1
-
-    def _taken(self) -> set[int]:
-        return {peer.state.shard for peer in self._node.peers.live()}
-
-    def _note_claim(self, peer: PeerId, shard: int) -> None:
-        if peer in self._node.peers.linked:
-            self._node.peers.linked[peer].state.shard = shard
-
-    def on_claim(self, peer: PeerId, fields: Fields) -> None:
-        """`claim?`: another island wants a part of the data; say which one this island has or wants."""
-        self._note_claim(peer, fields.integer("shard"))
-        state = self._node.peers.state
-        body: dict[str, Json] = {
-            "fragment": -1,
-            "shard": state.shard,
-            "settled": int(state.phase == "training"),
-        }
-        self._node.peers.post(peer, Message("claim", body))
 
     async def _come_up(self, fragment: int, give_up_s: float) -> Moved:
         """Catch up as a joiner; donors that fail are asked again until `give_up_s` in loop time.

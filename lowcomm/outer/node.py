@@ -22,6 +22,7 @@ from lowcomm.membership.pace import Pace
 from lowcomm.membership.peer import State
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.promises import FilePromises, Promises
+from lowcomm.outer.claiming import Claiming
 from lowcomm.outer.contributing import Contributing
 from lowcomm.outer.decision import Accepted, Context, RoundPolicy
 from lowcomm.outer.donating import Donor
@@ -101,6 +102,7 @@ class Node:
         self.questions = Questions(exchange, lambda: self.deadline_s)
         self._donor = Donor(state, self.peers, folder, self.pool)
         self.joining, self.recovery = Joining(self), Recovery(self)
+        self.claiming = Claiming(self)
         if promises is None and folder is not None and policy.partition == "majority":
             promises = FilePromises(folder)
         block = state.codec.block_elements
@@ -125,7 +127,7 @@ class Node:
             "entries": self.questions.on_reply,
             "snapshot?": self._donor.on_snapshot_request,
             "snapshot": self.questions.on_reply,
-            "claim?": self.joining.on_claim,
+            "claim?": self.claiming.on_claim,
             "claim": self.questions.on_reply,
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
@@ -292,6 +294,7 @@ class Node:
     def _look(self) -> None:
         for fragment_round in self.rounds:
             fragment_round.look()
+        self.claiming.look()
         self.changed.notify()
 
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
