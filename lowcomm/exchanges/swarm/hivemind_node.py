@@ -13,22 +13,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hivemind.hivemind_cli
-from hivemind.dht import DHTNode
-from hivemind.dht.crypto import RecordValidatorBase
-from hivemind.dht.routing import DHTID
-from hivemind.dht.storage import DictionaryDHTValue
-from hivemind.p2p import P2P, PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
-from hivemind.proto import p2pd_pb2
-from hivemind.utils.multiaddr import Multiaddr
-from hivemind.utils.serializer import MSGPackSerializer
-
 from lowcomm.errors import AddressError, ExchangeError, PeerUnreachableError
 from lowcomm.exchanges.swarm.addresses import endpoint_of
 from lowcomm.exchanges.swarm.callers import Callers
 from lowcomm.exchanges.swarm.connection import DaemonConnection
+from lowcomm.exchanges.swarm.semaphores import thread_locks_without_shm
 from lowcomm.types import PeerId
+
+with thread_locks_without_shm():
+    import hivemind.hivemind_cli
+    from hivemind.dht import DHTNode
+    from hivemind.dht.crypto import RecordValidatorBase
+    from hivemind.dht.routing import DHTID
+    from hivemind.dht.storage import DictionaryDHTValue
+    from hivemind.p2p import P2P, PeerID
+    from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, read_pbmsg_safe, write_pbmsg
+    from hivemind.proto import p2pd_pb2
+    from hivemind.utils.multiaddr import Multiaddr
+    from hivemind.utils.serializer import MSGPackSerializer
 
 StreamHandler = Callable[[PeerId, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 RecordCheck = Callable[[PeerId, bytes, float], bool]
