@@ -46,6 +46,7 @@ from lowcomm.journal import Journal
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
+from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
 from lowcomm.summary import Counts, Summary
@@ -84,6 +85,7 @@ class Trainer:
             LowcommError: see `lowcomm.errors`; what was saved before is not harmed.
         """
         config = self._config
+        require_temporary_folder()
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         text = build_text(config, say=self._rank == 0)

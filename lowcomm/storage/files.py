@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
+
+from lowcomm.errors import StorageError
 
 _NO_SYNC = frozenset(
     {errno.EBADF, errno.EINVAL, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -39,6 +42,21 @@ def sync_folder(path: Path) -> None:
     finally:
         if handle >= 0:
             os.close(handle)
+
+
+def require_temporary_folder() -> None:
+    """See that there is a temporary folder: torch's compiler, among others, wants one.
+
+    Raises:
+        StorageError: there is none.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise StorageError(
+            "expected a temporary folder that can be written, found none in TMPDIR, /tmp and /var/tmp; set "
+            "TMPDIR to a folder that can be, or mount a tmpfs on /tmp (docker run --tmpfs /tmp)"
+        ) from error
 
 
 def io_reason(error: BaseException) -> str:

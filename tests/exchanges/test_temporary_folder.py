@@ -17,6 +17,7 @@ from lowcomm.errors import ExchangeError, PeerUnreachableError, StorageError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.folder import PrivateFolder
+from lowcomm.storage.files import require_temporary_folder
 from tests.exchanges.networks import PATIENCE_S, network
 
 
@@ -115,6 +116,8 @@ def test_no_temporary_folder_at_all_is_one_line(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(sys.modules[PrivateFolder.__module__], "_OTHERS", ("/nowhere", "/proc"))
+    with pytest.raises(StorageError, match=r"found none in TMPDIR, /tmp and /var/tmp; set TMPDIR"):
+        require_temporary_folder()
     with pytest.raises(
         StorageError, match=r"none can be made in /nowhere \(.*\), /proc \(.*\); set TMPDIR"
     ) as e:
