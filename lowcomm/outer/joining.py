@@ -128,6 +128,8 @@ class Joining:
                     "start one without exchange.initial_peers, or check the addresses"
                 )
             await node.changed.wait(min(1.0, give_up_s - loop.time()))
+        if not (running or starting):
+            node.others.warn_alone()
         await self._wait_for_links()
         report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
             "aligned" if running else "founded"
@@ -168,6 +170,7 @@ class Joining:
         for fragment_round in node.rounds:
             fragment_round.look()
         node.claiming.look()
+        node.note_others()
         if self._expected:
             await self._wait_for_company()
         return JoinReport(

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lowcomm.errors import JoinRefusedError, ProtocolError
+from lowcomm.errors import JoinRefusedError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
@@ -28,6 +28,7 @@ from lowcomm.outer.decision import Accepted, Context, RoundPolicy
 from lowcomm.outer.donating import Donor
 from lowcomm.outer.joining import Joining
 from lowcomm.outer.notes import EntrySink, Notes
+from lowcomm.outer.others import Others
 from lowcomm.outer.questions import Questions
 from lowcomm.outer.recovery import Recovery
 from lowcomm.outer.round import FragmentRound
@@ -81,6 +82,7 @@ class Node:
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
         self.notes = Notes(ledger_file)
+        self.others = Others(folder, exchange.run_id)
         self.folder = folder
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         state.keep_updates(folder, self.pool)
@@ -145,13 +147,17 @@ class Node:
 
     async def start(self) -> None:
         """Open the exchange; greet whoever is there."""
-        await self.exchange.start(self)
+        try:
+            await self.exchange.start(self)
+        except PeerUnreachableError as error:
+            raise PeerUnreachableError(f"{error}{self.others.way_out(str(error))}") from error
         self.peers.start()
         for fragment_round in self.rounds:
             fragment_round.recall()
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
+        self.note_others()
         await self.contributing.close()  # else each call could announce its contribution anew
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows
@@ -180,6 +186,10 @@ class Node:
         self.contributing.stand(fragment)
         self.rounds[fragment].restart()
 
+    def note_others(self) -> None:
+        """Keep in the run folder which other islands are here."""
+        self.others.note({peer.id: peer.addresses for peer in self.peers.live()}, self.peers.departed)
+
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
         chains = self.state.chains
@@ -203,6 +213,7 @@ class Node:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
         self.notes.committed(entry, accepted.update)
+        self.note_others()
         self.publish_position()
         self.changed.notify()
 

@@ -128,6 +128,19 @@ def check_free(address: str) -> None:
             ) from error
 
 
+def shared_string(run_id: str, told: Sequence[str]) -> str | None:
+    """What others join another peer with, from the addresses it has told; None if none of them is one."""
+    addresses = []
+    for address in told:
+        try:
+            endpoint_of(address)
+        except AddressError:
+            continue
+        if address.isprintable() and " " not in address:
+            addresses.append(address)
+    return f"{run_id}@{most_reachable(addresses)}" if addresses else None
+
+
 def most_reachable(addresses: Sequence[str]) -> str:
     """The address that most others can use: public before private before this host's own."""
 

@@ -1,0 +1,94 @@
+"""The other islands of a run are kept in the run folder, and named to one that would go on without them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from lowcomm.outer.others import FILE, MOST_KEPT, Others
+from lowcomm.types import PeerId
+
+A, B = PeerId("12D3KooWa"), PeerId("12D3KooWb")
+STRINGS = {peer: f"run@/ip4/198.51.100.7/tcp/31337/p2p/{peer}" for peer in (A, B)}
+
+
+def told(*peers):
+    """The addresses that islands tell of themselves: of their own host first."""
+    return {
+        peer: (f"/ip4/127.0.0.1/tcp/31337/p2p/{peer}", f"/ip4/198.51.100.7/tcp/31337/p2p/{peer}")
+        for peer in peers
+    }
+
+
+def kept(folder):
+    return (folder / FILE).read_text().splitlines()
+
+
+def test_who_was_here_is_named_after_a_restart(tmp_path, caplog):
+    Others(tmp_path, "run").note(told(A, B), set())
+    assert kept(tmp_path) == [STRINGS[A], STRINGS[B]]
+    with caplog.at_level(logging.WARNING):
+        Others(tmp_path, "run").warn_alone()
+    assert all(string in caplog.text for string in STRINGS.values())
+    assert "--join" in caplog.text
+
+
+def test_who_vanishes_is_kept_and_who_says_goodbye_is_not(tmp_path):
+    others = Others(tmp_path, "run")
+    others.note(told(A, B), set())
+    others.note({}, {B})
+    assert kept(tmp_path) == [STRINGS[A]]
+    others.note({}, {A, B})
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe"], ids=["no-file", "empty", "damaged"])
+def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
+    if content is not None:
+        (tmp_path / FILE).write_bytes(content)
+    others = Others(tmp_path, "run")
+    with caplog.at_level(logging.WARNING):
+        others.warn_alone()
+    assert caplog.text == ""
+    assert others.way_out("12D3KooWa did not answer") == ""
+
+
+def test_without_a_folder_nothing_is_kept(caplog):
+    others = Others(None, "run")
+    others.note(told(A), set())
+    others.warn_alone()
+    assert caplog.text == ""
+
+
+def test_the_way_out_names_those_that_were_not_tried(tmp_path):
+    Others(tmp_path, "run").note(told(A, B), set())
+    out = Others(tmp_path, "run").way_out(f"{A} did not answer")
+    assert STRINGS[B] in out
+    assert STRINGS[A] not in out
+    assert "start without --join" in Others(tmp_path, "run").way_out(f"{A}, {B} did not answer")
+
+
+def test_what_is_no_address_is_not_kept(tmp_path):
+    junk = {
+        A: ("", "nonsense", "/ip4/1.2.3.4/tcp/1/p2p/x\nrun@/ip4/6.6.6.6/tcp/1/p2p/y"),
+        B: told(B)[B],
+    }
+    Others(tmp_path, "run").note(junk, set())
+    assert kept(tmp_path) == [STRINGS[B]]
+
+
+def test_the_file_stays_small_and_the_message_short(tmp_path, caplog):
+    many = [PeerId(f"12D3KooW{number}") for number in range(2 * MOST_KEPT)]
+    Others(tmp_path, "run").note(told(*many), set())
+    assert len(kept(tmp_path)) == MOST_KEPT
+    with caplog.at_level(logging.WARNING):
+        Others(tmp_path, "run").warn_alone()
+    assert f"and {MOST_KEPT - 3} more, in {tmp_path / FILE}" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_survived(tmp_path, caplog):
+    others = Others(tmp_path / "gone", "run")
+    with caplog.at_level(logging.WARNING):
+        others.note(told(A), set())
+    assert "can't be written" in caplog.text
