@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lowcomm.islands.plain import COMPILED
-from lowcomm.islands.ranks import RanksIsland
+from lowcomm.islands.parameters import COMPILED
+from lowcomm.islands.ranks import RanksIsland, require_equal_models
 
 
 def data_parallel(model: nn.Module) -> DistributedDataParallel | None:
@@ -34,6 +34,7 @@ class DDPIsland(RanksIsland):
         wrapped = data_parallel(model)
         if wrapped is None:
             device = next(model.parameters()).device
+            require_equal_models(model)
             wrapped = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
             model = wrapped
         self._wrapped = wrapped

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowcomm.errors import CheckpointError, ConfigError, ModelError
-from lowcomm.islands.plain import BUILD_OPTIMIZER, bare_name, check_groups
+from lowcomm.islands.parameters import BUILD_OPTIMIZER, bare_name, check_groups
 from lowcomm.islands.ranks import RanksIsland
 from lowcomm.types import Json, TensorSpec
 
@@ -141,6 +141,8 @@ class DeepSpeedIsland(RanksIsland):
         ModelError: nothing is trainable, or a trainable parameter is in no parameter group.
         ConfigError: the engine has no ZeRO optimizer.
     """
+
+    _watched = ("dtype",)  # ZeRO-3 takes their numbers away between uses
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -268,8 +270,9 @@ class DeepSpeedIsland(RanksIsland):
         for group, saved_group in zip(base.param_groups, state["groups"], strict=True):
             group.update(saved_group)
 
-    def _check_groups(self) -> None:
+    def _own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """The groups hold flat masters here; the constructor looks for each parameter's part of them."""
+        return ()
 
     def _whole(self, index: int) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param

@@ -9,7 +9,7 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -29,7 +29,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from lowcomm.errors import ConfigError, ModelError
 from lowcomm.islands.checkpointing import outermost_lists
 from lowcomm.islands.ranks import RanksIsland
-from lowcomm.islands.vectors import Vector
 
 
 def shard(
@@ -98,6 +97,7 @@ class FSDP2Island(RanksIsland):
     """
 
     _advice = "build the optimizer after fully_shard, which replaces the parameters"
+    _watched = ("dtype", "shape")  # parameters may be offloaded
 
     @property
     def device(self) -> torch.device:
@@ -138,16 +138,6 @@ class FSDP2Island(RanksIsland):
         """Over this rank's parts."""
         return all(bool(_local(p).isfinite().all()) for p in self._model.parameters())
 
-    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
-        """Broadcast the lead's values; each rank keeps its part. Collective."""
-        self._reshard()
-        super().write(indices, values)
-
-    def add(self, indices: Sequence[int], values: Vector | None) -> None:
-        """Broadcast the lead's values; each rank adds its part. Collective."""
-        self._reshard()
-        super().add(indices, values)
-
     def state_dict(self) -> dict[str, Any]:
         """As that of a plain island, so that any sharding can load it. Collective."""
         self._reshard()
@@ -170,6 +160,10 @@ class FSDP2Island(RanksIsland):
         """Restore what any island's `state_dict` gave; each rank keeps its part."""
         self._reshard()
         super().load_state_dict(state)
+
+    def _check(self, *, contributes: bool) -> None:
+        self._reshard()  # also for what comes next: whole copies would hide what is written
+        super()._check(contributes=contributes)
 
     def _whole(self, index: int) -> Tensor:
         return _gathered(self._parameters[index].detach())
@@ -195,7 +189,7 @@ class FSDP2Island(RanksIsland):
         return (module for module in self._model.modules() if isinstance(module, FSDPModule))
 
     def _reshard(self) -> None:
-        """A forward pass without a backward leaves whole copies, which would hide what is written."""
+        """A forward pass without a backward leaves whole copies in the place of the parameters."""
         for module in self._sharded():
             module.reshard()
 

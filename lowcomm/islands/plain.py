@@ -11,49 +11,10 @@ from torch import Tensor, nn
 
 from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
 from lowcomm.errors import CheckpointError, ModelError
+from lowcomm.islands.parameters import BUILD_OPTIMIZER, Exchanged, bare_name
 from lowcomm.islands.recycled import RecycledMemory
 from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
-from lowcomm.types import Layout, TensorSpec
-
-COMPILED = "_orig_mod"
-"""What `torch.compile` adds to the path of a parameter, wherever a module was compiled."""
-
-WRAPPERS = (COMPILED, "_checkpoint_wrapped_module")
-"""The same, and what torch's activation checkpointing adds."""
-
-BUILD_OPTIMIZER = (
-    "build the optimizer from the parameters of this model, and unfreeze them before wrap_island"
-)
-
-
-def bare_name(name: str) -> str:
-    """A parameter's name without what `torch.compile` and activation checkpointing have added to it."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
-
-
-def check_groups(
-    exchanged: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer], advice: str
-) -> None:
-    """Refuse what would be trained here and never exchanged: the islands would silently drift apart.
-
-    Args:
-        exchanged: the model's trainable parameters.
-        optimizers: the inner optimizers.
-        advice: what to do, for the error.
-
-    Raises:
-        ModelError: a parameter group has a trainable parameter that is none of these.
-    """
-    known = {id(parameter) for parameter in exchanged}
-    for optimizer in optimizers:
-        for number, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                if parameter.requires_grad and id(parameter) not in known:
-                    raise ModelError(
-                        f"{type(optimizer).__name__}, parameter group {number}: expected parameters that the "
-                        f"islands exchange, got one of shape {tuple(parameter.shape)} that is not among "
-                        f"them; {advice}"
-                    )
+from lowcomm.types import Layout
 
 
 class PlainIsland:
@@ -64,21 +25,19 @@ class PlainIsland:
         optimizers: the inner optimizers, all of them.
 
     Raises:
-        ModelError: nothing is trainable, or an optimizer trains what would not be exchanged; `read`
-            raises it, too, when that was added later.
+        ModelError: nothing is trainable, or an optimizer trains what would not be exchanged; `read`, `write`
+            and `add` raise it, too, when the model's parameters have changed since.
     """
 
     _advice = BUILD_OPTIMIZER
+    _watched: Sequence[str] = ("dtype", "device", "shape")
+    """What of a parameter must not change."""
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._model, self._optimizers = model, tuple(optimizers)
         self._memory = RecycledMemory()
-        named = [(bare_name(name), p) for name, p in self.bare_model.named_parameters() if p.requires_grad]
-        if not named:
-            raise ModelError(f"{type(model).__name__}: expected trainable parameters, found none to exchange")
-        self._parameters = [parameter for _, parameter in named]
-        self._layout = tuple(TensorSpec(name, tuple(parameter.shape)) for name, parameter in named)
-        self._check_groups()
+        self._exchanged = Exchanged(self.bare_model, self._own_optimizers(), self._advice, self._watched)
+        self._parameters, self._layout = self._exchanged.parameters, self._exchanged.layout
 
     @property
     def rank(self) -> int:
@@ -143,7 +102,7 @@ class PlainIsland:
     @torch.no_grad()
     def read(self, indices: Sequence[int]) -> Tensor:
         """The tensors at `indices`, flat: a new 1-D fp32 tensor on the host."""
-        self._check_groups()
+        self._check(contributes=True)
         flat = self._memory.empty(sum(self._layout[index].elements for index in indices))
         for part, index in self._parts(flat, indices):
             part.copy_(self._whole(index))
@@ -153,6 +112,7 @@ class PlainIsland:
     def write(self, indices: Sequence[int], values: Tensor | None) -> None:
         """Overwrite the tensors at `indices`."""
         assert values is not None
+        self._check(contributes=False)
         for part, index in self._parts(values, indices):
             self._overwrite(index, part)
 
@@ -160,6 +120,7 @@ class PlainIsland:
     def add(self, indices: Sequence[int], values: Vector | None) -> None:
         """Add to the tensors at `indices`."""
         assert values is not None
+        self._check(contributes=False)
         first = 0
         for index in indices:
             parameter = self._parameters[index].detach()
@@ -173,8 +134,26 @@ class PlainIsland:
                 parameter.add_(whole.to(parameter.device))
             first += parameter.numel()
 
-    def _check_groups(self) -> None:
-        check_groups(self._parameters, self._optimizers, self._advice)
+    def _own_optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Those whose groups hold the model's own parameters."""
+        return self._optimizers
+
+    def _check(self, *, contributes: bool) -> None:
+        """Stop before anything diverges where the model is not as it was wrapped. Collective.
+
+        Args:
+            contributes: see `Exchanged.change`.
+
+        Raises:
+            ModelError: it names the parameter, and what has become of it.
+        """
+        problem = self._exchanged.change(self.bare_model, contributes=contributes)
+        if self.any_rank(bool(problem)):
+            raise ModelError(
+                problem
+                or "another rank of this island found that its model has changed since wrap_island, and says "
+                "how; this rank stops with it"
+            )
 
     def _whole(self, index: int) -> Tensor:
         """The whole tensor at `index`, wherever the ranks hold it. Collective."""

@@ -5,6 +5,7 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,31 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lowcomm.errors import ModelError
 from lowcomm.islands.plain import PlainIsland
 from lowcomm.islands.sharded import open_vectors
 from lowcomm.islands.vectors import Vector, Vectors
+
+
+def require_equal_models(model: nn.Module) -> None:
+    """Refuse ranks that hold unlike parameters: stages of a pipeline, or parts of tensors. Collective.
+
+    Raises:
+        ModelError: on every rank.
+    """
+    layout = [(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()]
+    digest = hashlib.blake2b(repr(layout).encode(), digest_size=8).digest()
+    device = next(model.parameters()).device if "nccl" in dist.get_backend() else torch.device("cpu")
+    mine = int.from_bytes(digest, "little", signed=True)
+    # the least of them, and the least with all bits turned: where these are of one number, all are equal
+    box = torch.tensor([mine, ~mine], dtype=torch.int64, device=device)
+    dist.all_reduce(box, op=dist.ReduceOp.MIN)
+    if int(box[0]) != ~int(box[1]):
+        raise ModelError(
+            f"{type(model).__name__}: expected the same parameters on every rank of the island, the "
+            f"{len(layout)} of rank {dist.get_rank()} are not those of another rank (a pipeline, or tensor "
+            "parallelism?); build the same model on all ranks, and shard it with fully_shard or ZeRO"
+        )
 
 
 class RanksIsland(PlainIsland):
@@ -44,7 +67,7 @@ class RanksIsland(PlainIsland):
     @torch.no_grad()
     def read(self, indices: Sequence[int]) -> Tensor:
         """The tensors at `indices`, flat, on the lead; one whole tensor at a time elsewhere. Collective."""
-        self._check_groups()
+        self._check(contributes=True)
         elements = sum(self.layout[index].elements for index in indices)
         flat = torch.empty(elements if self.is_lead else 0, dtype=torch.float32, device="cpu")
         start = 0
@@ -55,13 +78,18 @@ class RanksIsland(PlainIsland):
             start += whole.numel()
         return flat
 
+    @torch.no_grad()
     def write(self, indices: Sequence[int], values: Tensor | None) -> None:
         """Broadcast the lead's values and overwrite the tensors with them. Collective."""
-        super().write(indices, self._from_lead(indices, values))
+        self._check(contributes=False)
+        flat = self._from_lead(indices, values)
+        for part, index in self._parts(flat, indices):
+            self._overwrite(index, part)
 
     @torch.no_grad()
     def add(self, indices: Sequence[int], values: Vector | None) -> None:
         """Broadcast the lead's values, one whole tensor at a time, and add them. Collective."""
+        self._check(contributes=False)
         start = 0
         for index in indices:
             spec = self.layout[index]

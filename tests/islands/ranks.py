@@ -200,6 +200,21 @@ def task_limits(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     return {"engine": engine, "tiny": attempt(tiny, None), "foreign": attempt(other, foreign)}
 
 
+def task_changed(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    """A model that the last rank alone changes: every rank stops, and says why as far as it knows."""
+    island = make_island(engine=engine)
+    outputs(island)  # an evaluation is no change
+    everything(island)
+    model, last = island.bare_model, rank == island.world_size - 1
+    model.frozen.requires_grad_(last)  # type: ignore[union-attr]
+    try:
+        everything(island)
+    except ModelError as error:
+        model.frozen.requires_grad_(False)  # type: ignore[union-attr]
+        return {"said": str(error), "read": len(everything(island))}
+    raise AssertionError("nobody saw it")
+
+
 ENGINES = ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-offload3")
 
 TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
@@ -209,6 +224,7 @@ TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "collectives": task_collectives,
     "resume": task_resume,
     "limits": task_limits,
+    "changed": task_changed,
 }
 
 

@@ -102,6 +102,13 @@ def test_an_optimizer_of_another_model_is_refused(ranks: Ranks) -> None:
         assert "\n" not in said
 
 
+def test_a_model_that_one_rank_has_changed_stops_every_rank(ranks: Ranks) -> None:
+    first, last = (rank["changed"] for rank in ranks)
+    assert "another rank of this island found that its model has changed" in first["said"]
+    assert "parameter frozen.weight: expected it frozen" in last["said"]
+    assert (first["read"], last["read"]) == (len(everything(make_island(engine="plain"))), 0)
+
+
 @cache
 def rounds_of_one_rank(codec: str) -> dict[str, Any]:
     """What two plain islands end with."""

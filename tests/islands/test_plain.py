@@ -168,7 +168,11 @@ def test_a_group_that_is_unfrozen_or_added_later_is_refused_at_the_next_round() 
     optimizer.add_param_group({"params": list(model.frozen.parameters())})  # type: ignore[union-attr]
     everything(island)  # as long as it is frozen nothing is trained
     model.frozen.requires_grad_(True)  # type: ignore[union-attr]
-    with pytest.raises(ModelError, match=r"SGD, parameter group 1: .* got one of shape \(8, 8\)"):
+    with pytest.raises(ModelError, match=r"frozen\.weight: expected it frozen, .* it was unfrozen"):
+        everything(island)
+    model.frozen.requires_grad_(False)  # type: ignore[union-attr]
+    optimizer.add_param_group({"params": list(nn.Linear(8, 8).parameters())})
+    with pytest.raises(ModelError, match=r"SGD, parameter group 2: .* got one of shape \(8, 8\)"):
         everything(island)
 
 
