@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 from lowcomm.bench import front_page, learning_tables, wan_tables
@@ -78,6 +79,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
         ],
         "May islands be unlike?": [("engines.json", _engines)],
         "How fast are codecs?": [("codecs.json", _codecs)],
+        "How does it begin?": [("first_hour.json", _first_hour)],
         "How well is it tested?": [("fuzz.json", _fuzz), ("default_runs.jsonl", _default_runs)],
     }
 
@@ -325,6 +327,29 @@ def _chaos(*paths: Path) -> Part:
         "loss is about that of a run without faults.",
         "Four real islands and the network between them, broken in many ways (`lowcomm chaos`)",
         table(headings, rows),
+    )
+
+
+def _first_hour(path: Path) -> Part:
+    log = json.loads(path.read_text(encoding="utf-8"))
+    shown = [look["console"] for look in log["seconds"]]
+    still = longest = 1
+    for before, after in pairwise(shown):
+        still = still + 1 if before == after else 1
+        longest = max(longest, still)
+    every_s = log["seconds"][0]["s"]
+    rows = [
+        ("typed", "; ".join(f"`{command}`" for command in log["commands"])),
+        ("minutes until the first committed round", f"{log['first_round_s'] / 60:.1f}"),
+        ("minutes until the report", f"{log['ended_s'] / 60:.1f}, exit code {log['exit_code']}"),
+        ("longest time in which the console shows nothing new", f"under {longest * every_s} s"),
+    ]
+    return Part(
+        "From a fresh clone",
+        f"One command does all; the log has the last lines of the console at every {every_s} s.",
+        f"{log['machine']}, empty pip cache, load {log['load_before']} before it began (`python3 "
+        f"docs/results/first_hour.py`, version {log['commit']})",
+        table(("first hour", ""), rows),
     )
 
 
