@@ -30,7 +30,7 @@ def add_parser(commands: Subparsers) -> None:
         metavar="RUN",
         nargs="+",
         type=Path,
-        help="an island's run folder, or one that holds island-0, ...",
+        help="an island's run folder, or one that holds island-0, ...; islands of one run are put together",
     )
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help="the page (default: report.html in the first RUN)"
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, {"runs": [one.to_dict() for one in figures]})
     if args.json != "-":
         for run, one in zip(runs, figures, strict=True):
-            print_table(("", ""), figure_rows(one), title=f"run {run.run_id} in {run.path}")
+            print_table(
+                ("", ""), figure_rows(one), title=f"run {run.run_id} in {', '.join(map(str, run.paths))}"
+            )
             print_table(ISLAND_HEADINGS, island_rows(run, one))
     print(f"lowcomm: the report is in {page}", file=sys.stderr)
     return EXIT_DONE

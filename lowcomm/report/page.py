@@ -62,8 +62,7 @@ def render_page(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         body.append(f"<h1>{len(runs)} runs compared</h1>")
         body.append(f'<p class="sub">lowcomm {html.escape(__version__)}</p>')
-        body.append(_image("Loss against tokens", plots.tokens_plot(runs)))
-        body.append(_image("Loss against WAN traffic", plots.bytes_plot(runs)))
+        body += _losses(runs)
     body += [_run_section(run) for run in runs]
     title = html.escape(", ".join(run.run_id for run in runs))
     return (
@@ -79,7 +78,7 @@ def _run_section(run: Run) -> str:
     version = str(run.islands[0].start.get("version", ""))
     parts = [
         f"<h1>Run {html.escape(run.run_id)}</h1>",
-        f'<p class="sub">{html.escape(str(run.path))}, lowcomm {html.escape(version)}</p>',
+        f'<p class="sub">{html.escape(", ".join(map(str, run.paths)))}, lowcomm {html.escape(version)}</p>',
         _tiles(run),
         '<div class="card"><table>',
         *(
@@ -88,8 +87,9 @@ def _run_section(run: Run) -> str:
         ),
         "</table></div>",
         "<h2>Learning</h2>",
-        _image("Loss against tokens", plots.tokens_plot([run])),
-        _image("Loss against WAN traffic", plots.bytes_plot([run])),
+        *_losses([run]),
+        "<h2>Steps</h2>",
+        _image("Learning rate, gradient norm, speed and memory", plots.training_panels(run)),
         "<h2>Rounds</h2>",
         _image("Round timeline", plots.round_timeline(run)),
         _image("Cosine and norm of the pseudo-gradients", plots.agreement(run)),
@@ -108,9 +108,20 @@ def _run_section(run: Run) -> str:
     return "\n".join(parts)
 
 
+def _losses(runs: Sequence[Run]) -> list[str]:
+    return [
+        _image("Loss against tokens", plots.tokens_plot(runs)),
+        _image("Loss against WAN traffic", plots.bytes_plot(runs)),
+        _image("Loss against wall time", plots.time_plot(runs)),
+        _image("Loss against steps", plots.steps_plot(runs)),
+    ]
+
+
 def _tiles(run: Run) -> str:
     figures = run_figures(run)
     tiles = []
+    if figures.diverged:
+        tiles.append(("bad", "DIVERGED", "the loss ended above where it began"))
     if figures.eval_loss is not None:
         beside = "on held-out text"
         if figures.baseline_eval_loss:
@@ -139,7 +150,7 @@ def _failures(run: Run) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{float(line['time_s']):.1f} s</td>"
         f"<td>fragment {line.get('fragment', 0)}, after outer step {line.get('outer_step', 0)}</td>"
-        f"<td>{html.escape(str(line.get('reason', '')))}</td></tr>"
+        f"<td>{html.escape(run.named(str(line.get('reason', ''))))}</td></tr>"
         for name, line in lines[:FAILURES_SHOWN]
     )
     more = f"<p>and {len(lines) - FAILURES_SHOWN} more</p>" if len(lines) > FAILURES_SHOWN else ""

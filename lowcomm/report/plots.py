@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib
@@ -20,8 +21,10 @@ from lowcomm.report.series import (
     committed,
     eval_curve,
     failed,
+    loss_over,
     loss_over_bytes,
     loss_over_tokens,
+    over_steps,
     smooth,
 )
 
@@ -67,6 +70,71 @@ def tokens_plot(runs: Sequence[Run]) -> bytes:
         axes.set_xlim(left=0)
         _focus(axes, runs)
         _legend(axes)
+        return _png(figure)
+
+
+def steps_plot(runs: Sequence[Run]) -> bytes:
+    """The same against inner steps."""
+    return _plain_loss(runs, "inner_step", "Loss against steps", "inner steps", 1.0)
+
+
+def time_plot(runs: Sequence[Run]) -> bytes:
+    """The same against the time that the processes ran."""
+    unit, seconds = _time_unit(max(island.wall_s for run in runs for island in run.islands))
+    return _plain_loss(runs, "time_s", "Loss against wall time", unit, 1 / seconds)
+
+
+def _plain_loss(runs: Sequence[Run], x_key: str, title: str, x_label: str, scale: float) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure(title, x_label, "loss (nats per token)")
+        for color, curve in _training([loss_over(run, x_key) for run in runs], runs):
+            _draw_loss(axes, replace(curve, x=curve.x * scale), color)
+        for index, run in enumerate(runs):
+            curve = eval_curve(run, x_key)
+            color = COLORS[index % len(COLORS)] if len(runs) > 1 else "black"
+            _draw_eval(axes, replace(curve, x=curve.x * scale), color)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        _focus(axes, runs)
+        _legend(axes)
+        return _png(figure)
+
+
+def _time_unit(longest_s: float) -> tuple[str, float]:
+    """How to count a time of this length, and the seconds in one."""
+    if longest_s > 3 * 86_400:
+        return "days", 86_400.0
+    if longest_s > 3 * 3_600:
+        return "hours", 3_600.0
+    return ("minutes", 60.0) if longest_s > 300 else ("seconds", 1.0)
+
+
+PANELS = (
+    ("learning rate", "lr", 1.0),
+    ("gradient norm before clipping", "grad_norm", 1.0),
+    ("tokens per second", "tokens_per_s", 1.0),
+    ("host memory, peak (GB)", "host_memory_bytes", 1e-9),
+    ("device memory, peak (GB)", "device_memory_bytes", 1e-9),
+    ("model FLOPs, % of the devices' peak", "mfu", 100.0),
+)
+
+
+def training_panels(run: Run) -> bytes:
+    """Learning rate, gradient norm, speed and memory of each island over the inner steps; what is known."""
+    known = [(title, curves) for title, key, scale in PANELS if (curves := over_steps(run, key, scale))] or [
+        ("no steps yet", [])
+    ]
+    with matplotlib.rc_context(STYLE):
+        rows = -(-len(known) // 2)
+        figure = Figure(figsize=(9.0, 2.6 * rows), dpi=120, layout="constrained")
+        grid = figure.subplots(rows, 2, squeeze=False)
+        for axes in grid.flat[len(known) :]:
+            axes.axis("off")
+        for axes, (title, curves) in zip(grid.flat, known, strict=False):
+            axes.set(title=title, xlabel="inner step")
+            for index, curve in enumerate(curves):
+                axes.plot(curve.x, curve.y, color=COLORS[index % len(COLORS)], label=curve.label)
+            axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        _legend(grid.flat[0])
         return _png(figure)
 
 

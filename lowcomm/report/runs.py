@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lowcomm.errors import StorageError
 from lowcomm.metrics.jsonl import read_lines
+from lowcomm.summary import IN_SUMMARY
 
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
@@ -24,22 +25,24 @@ Line = dict[str, Any]
 class IslandRun:
     """What one island wrote, over all its sessions.
 
-    Steps that a resumed session did again stand once, as they were done last. Counters
-    (`COUNTERS`) and `time_s` go on over a restart; bytes that were sent for steps done twice
-    count twice, as they did on the wire.
+    Steps that a resumed session did again stand once, as they were done last. Counters (`COUNTERS`) and
+    `time_s` are those of all sessions up to the line; what steps done twice have cost counts twice, as it
+    was spent.
 
     Attributes:
         path: the run folder.
+        name: of the island.
         start: the last session's start line.
         train, rounds, evals: the lines of these kinds, in order.
-        summary: summary.json, if the run has ended.
+        summary: of the last session, if it has ended; its counters are those of all sessions, too.
         reason: how the last session ended ("" = it is running, or was killed).
         sessions: how often it was started.
-        before: the counters at the start of the last session, which `summary` counts from.
+        met: peers that it has been linked to at a start, or has had a round with.
         wall_s: seconds over all sessions.
     """
 
     path: Path
+    name: str
     start: Line
     train: tuple[Line, ...]
     rounds: tuple[Line, ...]
@@ -47,12 +50,8 @@ class IslandRun:
     summary: Line | None
     reason: str
     sessions: int
-    before: dict[str, float]
+    met: frozenset[str]
     wall_s: float
-
-    @property
-    def name(self) -> str:
-        return self.path.name
 
     @property
     def run_id(self) -> str:
@@ -73,19 +72,52 @@ class Run:
     """All islands of a run that have a folder here.
 
     Attributes:
-        path: the folder that was asked for.
+        paths: the folders that were asked for.
         islands: ordered by name, `time_s` shifted so that their rounds end together.
         baseline: figures of the data-parallel run it is compared with (`eval_loss`, `tokens`, and
             `train` as [tokens, loss] pairs), if there are any.
     """
 
-    path: Path
+    paths: tuple[Path, ...]
     islands: tuple[IslandRun, ...]
     baseline: Line | None = field(default=None)
 
     @property
+    def path(self) -> Path:
+        """The first of `paths`."""
+        return self.paths[0]
+
+    @property
     def run_id(self) -> str:
         return self.islands[0].run_id
+
+    @property
+    def peers(self) -> frozenset[str]:
+        """The islands that took part, with a folder here or not."""
+        took_part = {
+            str(peer) for island in self.islands for line in island.rounds for peer in _participants(line)
+        }
+        return frozenset(took_part | {island.peer for island in self.islands})
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of them have a folder here."""
+        return self.peers == {island.peer for island in self.islands}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The names of the islands by their peer ids, as far as they are known."""
+        told: dict[str, str] = {}
+        for island in self.islands:
+            for line in island.rounds:
+                told.update(line.get("names") or {})
+        return {**told, **{island.peer: island.name for island in self.islands if island.peer}}
+
+    def named(self, words: str) -> str:
+        """The same words, with names in place of the peer ids that have one."""
+        for peer, name in self.names.items():
+            words = words.replace(peer, name)
+        return words
 
     @property
     def equal_steps(self) -> bool:
@@ -95,12 +127,32 @@ class Run:
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """Load every run that is named.
+    """Load every run that is named, in this order; folders of islands that had rounds together are one run.
 
     Raises:
         StorageError: a folder holds no run, or islands of several runs.
     """
-    return [load_run(path) for path in paths]
+    found: list[Run] = []
+    seen: set[Path] = set()
+    for path in paths:
+        run = load_run(path)
+        fresh = tuple(island for island in run.islands if island.path.resolve() not in seen)
+        seen |= {island.path.resolve() for island in fresh}
+        if not fresh:
+            continue
+        run = replace(run, islands=fresh)
+        for other in [other for other in found if _are_one(other, run)]:
+            place = found.index(other)
+            found.remove(other)
+            run = Run(
+                paths=(*other.paths, *run.paths),
+                islands=_in_order((*other.islands, *run.islands)),
+                baseline=other.baseline or run.baseline,
+            )
+            found.insert(place, run)
+        if all(run is not other for other in found):
+            found.append(run)
+    return found
 
 
 def load_run(path: Path) -> Run:
@@ -124,7 +176,7 @@ def load_run(path: Path) -> Run:
     if len(run_ids) > 1:
         raise StorageError(f"{path}: expected the islands of one run, got those of {', '.join(run_ids)}")
     baseline = _read_json(path / BASELINE_FILE) if (path / BASELINE_FILE).exists() else None
-    return Run(path=path, islands=tuple(_on_one_clock(islands)), baseline=baseline)
+    return Run(paths=(path,), islands=_in_order(islands), baseline=baseline)
 
 
 def load_island(path: Path) -> IslandRun:
@@ -136,39 +188,161 @@ def load_island(path: Path) -> IslandRun:
     sessions = _sessions(path / METRICS_FILE)
     if not sessions:
         raise StorageError(f"{path / METRICS_FILE}: expected a line of kind start; the run hasn't begun")
+    file = _read_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).exists() else None
+    unknown = _unknown(sessions)
+    met = {str(peer) for lines in sessions for line in lines for peer in _met(line)}
     kept: dict[str, list[Line]] = {"train": [], "round": [], "eval": []}
-    elapsed_s, base, high = 0.0, dict.fromkeys(COUNTERS, 0.0), dict.fromkeys(COUNTERS, 0.0)
-    for session in sessions:
+    elapsed_s = 0.0
+    for session, more in zip(sessions, unknown, strict=True):
+        first_step = _number(session[0], "inner_step")
         for lines in kept.values():
-            lines[:] = [
-                line for line in lines if line.get("inner_step", 0) <= session[0].get("inner_step", 0)
-            ]
-        base = dict(high)
+            lines[:] = [line for line in lines if _number(line, "inner_step") <= first_step]
         for line in session:
-            line["time_s"] = elapsed_s + float(line.get("time_s", 0.0))
-            if line["kind"] == "train":
-                for key in COUNTERS:
-                    line[key] = base[key] + float(line.get(key, 0.0))
-                    high[key] = max(high[key], line[key])
-            if line["kind"] == "eval":
-                line["bytes_sent"] = base["bytes_sent"] + float(line.get("bytes_sent", 0.0))
+            line["time_s"] = elapsed_s + _number(line, "time_s")
+            if line["kind"] in ("train", "eval"):
+                counted = COUNTERS if line["kind"] == "train" else ("bytes_sent",)
+                line.update({key: _number(line, key) + more[key] for key in counted})
             if line["kind"] in kept:
                 kept[line["kind"]].append(line)
         elapsed_s = max(line["time_s"] for line in session)
-    last = sessions[-1][-1]
-    summary = _read_json(path / SUMMARY_FILE) if (path / SUMMARY_FILE).exists() else None
+    start, last = sessions[-1][0], sessions[-1][-1]
     return IslandRun(
         path=path,
-        start=sessions[-1][0],
+        name=str(start.get("name") or path.resolve().name),
+        start=start,
         train=tuple(kept["train"]),
         rounds=tuple(kept["round"]),
-        evals=tuple(kept["eval"]),
-        summary=summary,
+        evals=tuple({_number(line, "inner_step"): line for line in kept["eval"]}.values()),
+        summary=_summary(file, sessions[-1], unknown[-1]),
         reason=str(last.get("reason", "")) if last["kind"] == "end" else "",
         sessions=len(sessions),
-        before=base,
+        met=frozenset(met),
         wall_s=elapsed_s,
     )
+
+
+def _unknown(sessions: Sequence[Sequence[Line]]) -> list[dict[str, float]]:
+    """For each session what earlier ones have spent beyond the counters that it began with.
+
+    Nothing, as counters go on over restarts; but older versions went on from the checkpoint, or from zero
+    where there was none, and what an earlier session had spent after it was forgotten.
+    """
+    highest = dict.fromkeys(COUNTERS, 0.0)
+    found: list[dict[str, float]] = []
+    for number, session in enumerate(sessions):
+        began = _began_with(session, sessions[:number], highest)
+        more = {key: max(0.0, highest[key] - began[key]) for key in COUNTERS}
+        for line in session:
+            counts = _counts(line)
+            highest = {key: max(highest[key], counts.get(key, 0.0) + more[key]) for key in COUNTERS}
+        found.append(more)
+    return found
+
+
+def _began_with(
+    session: Sequence[Line], earlier: Sequence[Sequence[Line]], highest: Mapping[str, float]
+) -> dict[str, float]:
+    """The counters of a session at its start."""
+    start = session[0]
+    nothing = dict.fromkeys(COUNTERS, 0.0)
+    if isinstance(start.get("counts"), dict):
+        return {**nothing, **_counts(start)}
+    if "resumed_from" not in start:
+        first = next((_counts(line) for line in session if line["kind"] == "train"), {})
+        goes_on = all(first.get(key, 0.0) >= highest[key] for key in COUNTERS)
+        return dict(highest) if goes_on else nothing
+    if start["resumed_from"] is None:
+        return nothing
+    saved_at = _number(start, "resumed_from")
+    for lines in reversed(earlier):
+        before = [line for line in lines if line["kind"] == "train" and _swarm_step(line, start) <= saved_at]
+        if before:
+            return {**nothing, **_counts(before[-1])}
+    return nothing
+
+
+def _swarm_step(line: Line, start: Line) -> float:
+    """Where the swarm was at a train line, as checkpoints are numbered."""
+    config = start.get("config")
+    shared = config.get("shared", {}) if isinstance(config, dict) else {}
+    schedule = shared.get("schedule", {})
+    if schedule.get("mode", "fixed") == "fixed":
+        return _number(line, "inner_step")
+    return _number(line, "outer_step") * float(schedule.get("inner_steps", 1))
+
+
+def _counts(line: Line) -> dict[str, float]:
+    """The counters that a line tells, as its session counts them."""
+    if line["kind"] == "train":
+        return {key: _number(line, key) for key in COUNTERS}
+    if line["kind"] == "start" and isinstance(line.get("counts"), dict):
+        return {key: _number(line["counts"], key) for key in COUNTERS}
+    if line["kind"] == "end" and isinstance(line.get("summary"), dict):
+        return {key: _number(line["summary"], name) for key, name in IN_SUMMARY.items()}
+    return {}
+
+
+def _summary(file: Line | None, session: Sequence[Line], unknown: Mapping[str, float]) -> Line | None:
+    """The summary of the last session; None if it has not come to its end: the file is an older one's."""
+    last = session[-1]
+    told = last.get("summary") if last["kind"] == "end" else None
+    if told and isinstance(told, dict):
+        summary = file or told
+    elif any(line["kind"] == "train" for line in session):
+        return None
+    else:
+        summary = file or {}
+    return {
+        **summary,
+        **{
+            name: _number(summary, name) + unknown[key] for key, name in IN_SUMMARY.items() if name in summary
+        },
+    } or None
+
+
+def _met(line: Line) -> Iterable[Any]:
+    if line["kind"] == "start":
+        peers = line.get("peers")
+        return peers if isinstance(peers, list) else ()
+    return _participants(line) if line["kind"] == "round" else ()
+
+
+def _participants(line: Line) -> Sequence[Any]:
+    participants = line.get("participants")
+    return participants if isinstance(participants, list) else ()
+
+
+def _are_one(one: Run, other: Run) -> bool:
+    """Whether two runs are one: their islands know each other, or have the same entries in their ledgers.
+
+    The name and the settings don't say it: who repeats a run uses the same.
+    """
+    return any(_belong_together(a, b) for a in one.islands for b in other.islands)
+
+
+def _belong_together(a: IslandRun, b: IslandRun) -> bool:
+    if (a.run_id, a.start.get("shared_digest")) != (b.run_id, b.start.get("shared_digest")):
+        return False
+    if a.peer == b.peer:  # one is a copy of the other, and may have gone another way since
+        return False
+    return a.peer in b.met or b.peer in a.met or bool(_heads(a) & _heads(b))
+
+
+def _heads(island: IslandRun) -> set[str]:
+    return {str(line["head"]) for line in island.rounds if line.get("committed") and line.get("head")}
+
+
+def _in_order(islands: Iterable[IslandRun]) -> tuple[IslandRun, ...]:
+    """By name, with a name of its own for each, on one clock."""
+    ordered = sorted(islands, key=lambda island: (len(island.name), island.name, str(island.path)))
+    names = [island.name for island in ordered]
+    unique = [
+        island
+        if names.count(island.name) == 1
+        else replace(island, name=f"{island.name} …{island.peer[-6:]}")
+        for island in ordered
+    ]
+    return tuple(_on_one_clock(unique))
 
 
 def _sessions(path: Path) -> list[list[Line]]:
@@ -220,3 +394,8 @@ def _read_json(path: Path) -> Line:
     if not isinstance(value, dict):
         raise StorageError(f"{path}: expected a JSON object, got a {type(value).__name__}")
     return value
+
+
+def _number(line: Mapping[str, Any], key: str) -> float:
+    value = line.get(key)
+    return float(value) if isinstance(value, (int, float)) else 0.0

@@ -30,6 +30,23 @@ def loss_over_tokens(run: Run) -> list[Curve]:
     ]
 
 
+def loss_over(run: Run, x_key: str) -> list[Curve]:
+    """Each island's training loss over a field of its lines, such as `inner_step` or `time_s`."""
+    return [
+        _curve(island.name, column(island.train, x_key), column(island.train, "loss"))
+        for island in run.islands
+    ]
+
+
+def over_steps(run: Run, key: str, scale: float = 1.0) -> list[Curve]:
+    """A field of each island's train lines, times `scale`, over the inner steps; where it is there."""
+    curves = (
+        _curve(island.name, column(island.train, "inner_step"), column(island.train, key) * scale)
+        for island in run.islands
+    )
+    return [curve for curve in curves if len(curve.x)]
+
+
 def loss_over_bytes(run: Run) -> list[Curve]:
     """Each island's mean training loss after each outer step, over the bytes that it had sent by then."""
     curves = []
@@ -56,9 +73,10 @@ def eval_curve(run: Run, x_key: str) -> Curve:
 
 def _tokens_at(run: Run, lines: Sequence[Line]) -> Array:
     """Tokens of all islands at these lines of one."""
-    if run.equal_steps:
+    of_swarm = column(lines, "swarm_tokens")
+    if run.equal_steps and (run.complete or not np.isfinite(of_swarm).any()):
         return tokens_of_all(run, column(lines, "inner_step"))
-    return column(lines, "swarm_tokens")
+    return of_swarm
 
 
 def tokens_of_all(run: Run, inner_steps: Array) -> Array:

@@ -13,11 +13,15 @@ Row = tuple[str, str]
 
 def figure_rows(figures: RunFigures) -> list[Row]:
     """(what, value) of the whole run; what isn't known yet says so."""
+    here = len(figures.names)
     rows = [
-        ("islands", str(figures.islands)),
+        (
+            "islands",
+            str(figures.islands) + (f" ({here} with a folder here)" if figures.islands > here else ""),
+        ),
         ("parameters", f"{figures.parameters:,}" if figures.parameters else "not known until an island ends"),
         ("inner steps / outer steps", f"{figures.inner_steps:,} / {figures.outer_steps:,}"),
-        ("tokens, all islands", f"{figures.tokens:,}"),
+        (TOKENS[figures.tokens_from], f"{figures.tokens:,}"),
         ("loss on held-out text", _loss(figures.eval_loss)),
     ]
     if figures.baseline_eval_loss is not None:
@@ -40,8 +44,22 @@ def figure_rows(figures: RunFigures) -> list[Row]:
             "-" if figures.wait_share is None else f"{100 * figures.wait_share:.1f} %",
         ),
         ("wall time", duration(figures.wall_s)),
+        ("tokens per second", "-" if figures.tokens_per_s is None else f"{figures.tokens_per_s:,.0f}"),
+        ("gradient norm, last / highest", _norms(figures)),
+        ("memory of one process, host / device", _memory(figures)),
     ]
+    if figures.mfu is not None:
+        rows.append(("model FLOPs of the devices' peak (MFU)", f"{100 * figures.mfu:.1f} %"))
+    if figures.diverged:
+        rows.insert(0, ("DIVERGED", "the loss ended above where it began: lower the learning rates"))
     return rows
+
+
+TOKENS = {
+    "islands": "tokens, all islands",
+    "ledger": "tokens, all islands, in committed rounds",
+    "here": "tokens of the islands here",
+}
 
 
 ISLAND_HEADINGS = (
@@ -101,13 +119,23 @@ def _bytes_list(counts: Sequence[int]) -> str:
     return ", ".join(human_bytes(count) for count in counts)
 
 
+def _norms(figures: RunFigures) -> str:
+    if figures.grad_norm is None or figures.grad_norm_max is None:
+        return "-"
+    return f"{figures.grad_norm:.3g} / {figures.grad_norm_max:.3g}"
+
+
+def _memory(figures: RunFigures) -> str:
+    return f"{_optional_bytes(figures.host_memory_bytes)} / {_optional_bytes(figures.device_memory_bytes)}"
+
+
 def _optional_bytes(count: int | None) -> str:
     return "-" if count is None else human_bytes(count)
 
 
 def _equal(figures: RunFigures) -> str:
     if figures.digests_equal is None:
-        return "needs two islands that have ended"
+        return "needs two islands that ended at the same outer step"
     digest = next((digest for digest in figures.digests if digest), "")
     return f"yes ({digest[:12]})" if figures.digests_equal else "NO"
 

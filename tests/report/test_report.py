@@ -1,16 +1,17 @@
 import base64
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 
 from lowcomm.errors import StorageError
-from lowcomm.report import load_run, run_figures, write_page
-from lowcomm.report.figures import ring_bytes
+from lowcomm.report import find_runs, load_run, run_figures, write_page
 from lowcomm.report.page import render_page
-from lowcomm.report.series import smooth, tokens_of_all
-from tests.report.make_runs import DIGEST, PARAMETERS, write_island
+from lowcomm.report.series import loss_over_tokens, smooth, tokens_of_all
+from lowcomm.report.table import figure_rows
+from tests.report.make_runs import DIGEST, PARAMETERS, ROUND_BYTES, write_island
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_islands_are_put_on_one_clock(folder):
 
 
 def test_differing_digests_are_said(folder):
-    write_island(folder / "island-2", 2, islands=3, digest="0" * 64)
+    write_island(folder / "island-2", 2, islands=3, failed=(50,), digest="0" * 64)
     run = load_run(folder)
     assert run_figures(run).digests_equal is False
     assert ">NO<" in render_page([run])
@@ -65,20 +66,120 @@ def test_a_run_in_progress_has_no_digest_yet(tmp_path):
 def test_a_run_before_its_first_step_can_be_drawn(tmp_path):
     write_island(tmp_path / "island-0", 0, ended=False, last=0)
     page = render_page([load_run(tmp_path)])
-    assert page.count("data:image/png") == 4
+    assert page.count("data:image/png") == 7
 
 
-def test_resumed_steps_stand_once_and_bytes_add_up(tmp_path):
-    write_island(tmp_path, 0, last=100, ended=False)
-    write_island(tmp_path, 0, first=60, last=200)
+@pytest.mark.parametrize("older", [False, True], ids=["", "of-an-older-version"])
+def test_resumed_steps_stand_once_and_bytes_add_up(tmp_path, older):
+    write_island(tmp_path, 0, last=100, ended=False, older=older)
+    write_island(tmp_path, 0, first=60, last=90, ended=False, older=older)
+    write_island(tmp_path, 0, first=80, last=200, older=older)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "inner_st')
     (island,) = load_run(tmp_path).islands
     assert [line["inner_step"] for line in island.train] == list(range(5, 201, 5))
-    assert island.sessions == 2
-    assert island.train[-1]["bytes_sent"] == (10 + 14) * 520_000
-    times = [line["time_s"] for line in island.train]
-    assert times == sorted(times)
+    assert island.sessions == 3
+    rounds = 10 + 3 + 12
+    assert island.train[-1]["bytes_sent"] == rounds * ROUND_BYTES
+    assert island.train[-1]["compute_s"] == pytest.approx(0.045 * (100 + 30 + 120))
+    assert island.train[-1]["wait_s"] == pytest.approx(0.06 * rounds)
+    figures = run_figures(load_run(tmp_path))
+    assert figures.wan_bytes_sent == figures.wan_bytes_received == (rounds * ROUND_BYTES,)
+    for key in ("time_s", "bytes_sent", "bytes_received", "compute_s"):
+        values = [line[key] for line in island.train]
+        assert values == sorted(values)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "of-an-older-version"])
+def test_a_run_that_began_again_counts_both_beginnings(tmp_path, older):
+    write_island(tmp_path, 0, last=50, ended=False, older=older)
+    write_island(tmp_path, 0, last=200, older=older)
+    assert run_figures(load_run(tmp_path)).wan_bytes_sent == ((5 + 20) * ROUND_BYTES,)
+
+
+def test_a_stopped_run_that_goes_on_is_not_judged_by_its_old_summary(tmp_path):
+    write_island(tmp_path, 0, last=100)
+    write_island(tmp_path, 0, first=100, last=200, ended=False)
+    figures = run_figures(load_run(tmp_path))
+    assert (figures.inner_steps, figures.outer_steps, figures.digests) == (200, 20, (None,))
+    assert figures.wan_bytes_sent == (20 * ROUND_BYTES,)
+
+
+def test_folders_of_islands_of_one_run_are_one_run(folder, tmp_path):
+    separate = [tmp_path / name for name in ("A", "B")]
+    for index, path in enumerate(separate):
+        write_island(path, index)
+    (run,) = find_runs(separate)
+    figures, together = run_figures(run), run_figures(load_run(folder))
+    assert [island.name for island in run.islands] == ["A", "B"]
+    assert (figures.islands, figures.tokens, figures.tokens_from) == (2, 2 * 300 * 256, "islands")
+    assert figures.data_parallel_bytes == together.data_parallel_bytes
+    assert figures.digests_equal is True
+    (again,) = find_runs([*separate, separate[0], folder / "island-0" / ".." / ".." / "A"])
+    assert len(again.islands) == 2
+
+
+def test_the_same_run_repeated_is_another_one(tmp_path):
+    for repeated in ("first", "second"):
+        for index in range(2):
+            write_island(tmp_path / repeated / f"island-{index}", index, repeated=repeated)
+    runs = find_runs([tmp_path / "first", tmp_path / "second"])
+    assert [len(run.islands) for run in runs] == [2, 2]
+    mixed = [tmp_path / name / f"island-{index}" for index in range(2) for name in ("first", "second")]
+    found = find_runs(mixed)
+    assert [[island.path.parent.name for island in run.islands] for run in found] == [
+        ["first", "first"],
+        ["second", "second"],
+    ]
+
+
+def test_a_copy_of_a_folder_is_not_another_island(folder):
+    shutil.copytree(folder / "island-0", folder / "copy")
+    assert [len(run.islands) for run in find_runs([folder / "island-0", folder / "copy"])] == [1, 1]
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["", "of-an-older-version"])
+def test_one_folder_tells_what_the_ledger_credits_to_all(tmp_path, older):
+    write_island(tmp_path / "A", 0, islands=3, older=older)
+    run = load_run(tmp_path / "A")
+    figures = run_figures(run)
+    assert (figures.islands, figures.tokens, figures.tokens_from) == (3, 3 * 300 * 256, "ledger")
+    assert ("islands", "3 (1 with a folder here)") in figure_rows(figures)
+    assert ("tokens, all islands, in committed rounds", f"{3 * 300 * 256:,}") in figure_rows(figures)
+    assert loss_over_tokens(run)[0].x[-1] == 3 * 300 * 256
+
+
+def test_a_last_round_alone_does_not_make_data_parallel_free(tmp_path):
+    for index in range(2):
+        write_island(tmp_path / f"island-{index}", index, alone=290, older=True, ended=index == 0)
+    figures = run_figures(load_run(tmp_path))
+    together, alone = 28 + 28, 2  # rounds of either island
+    share = (together * 0.5) / (together + alone)
+    assert figures.mean_islands == pytest.approx(1 / (1 - share))
+    assert figures.data_parallel_bytes == pytest.approx(8 * PARAMETERS * 300 * share, abs=1)
+
+
+def test_a_run_that_diverged_is_marked(tmp_path):
+    write_island(tmp_path, 0, diverged=True)
+    run = load_run(tmp_path)
+    assert figure_rows(run_figures(run))[0][0] == "DIVERGED"
+    assert "DIVERGED" in render_page([run])
+    write_island(tmp_path / "well", 0)
+    assert "DIVERGED" not in render_page([load_run(tmp_path / "well")])
+
+
+def test_figures_of_the_steps_are_there(folder):
+    rows = dict(figure_rows(run_figures(load_run(folder))))
+    assert rows["tokens per second"] == "10,000"
+    assert rows["gradient norm, last / highest"] == "0.9 / 1.3"
+    assert rows["memory of one process, host / device"] == "500.0 MB / -"
+    assert not any("MFU" in what for what in rows)
+
+
+def test_failures_name_the_islands(folder):
+    page = render_page([load_run(folder)])
+    assert "island-1 left in the transfer" in page
+    assert "12D3KooWpeer1aaaa left" not in page
 
 
 def test_tokens_of_all_counts_every_island(folder):
@@ -106,9 +207,10 @@ def test_page_escapes_what_it_was_given(tmp_path):
 
 def test_several_runs_are_compared(folder, tmp_path):
     write_island(tmp_path / "other", 0, run_id="other")
+    assert len(find_runs([folder, tmp_path / "other"])) == 2
     page = render_page([load_run(folder), load_run(tmp_path / "other")])
     assert "2 runs compared" in page
-    assert page.count("data:image/png") == 2 + 2 * 4
+    assert page.count("data:image/png") == 4 + 2 * 7
 
 
 def no_folder(path):
@@ -157,11 +259,6 @@ def test_folders_that_are_no_runs(tmp_path, make, words):
     with pytest.raises(StorageError, match=re.escape(words)) as caught:
         load_run(make(tmp_path))
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("islands", "expected"), [(1, 0), (2, 4000), (4, 6000)], ids=str)
-def test_ring_bytes(islands, expected):
-    assert ring_bytes(islands, 100, 10) == expected
 
 
 def test_smooth_keeps_a_constant_and_the_length():
