@@ -81,7 +81,10 @@ def _figures(results: Path) -> str:
             f"data-parallel {islands.parallel_loss:.3f}",
         ),
         (
-            _link("Loss, and bytes sent by each", "Thousands of times fewer bytes"),
+            _link(
+                f"Loss, and bytes sent by each, {fewest.codec} every {fewest.interval} steps",
+                "Thousands of times fewer bytes",
+            ),
             f"{fewest.loss:.3f}, {fewest.sent_bytes / 1e6:.0f} MB",
             f"data-parallel {fewest.parallel_loss:.3f}, {fewest.parallel_bytes / 1e9:.0f} GB",
         ),

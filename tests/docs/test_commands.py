@@ -10,7 +10,7 @@ from lowcomm.cli.main import make_parser
 from lowcomm.cli.train import all_overrides
 from lowcomm.config.load import load_config
 from tests.docs.commands import EXAMPLES, NOT_OURS, RUN_BY, SNIPPETS, beginning, main
-from tests.docs.pages import ROOT, Command, commands, test_exists
+from tests.docs.pages import ROOT, Command, commands, prose, test_exists
 
 SCRIPT_COMMANDS = {
     "launch/quickstart.sh": "quickstart",
@@ -79,4 +79,9 @@ def test_command_parses(command):
     if hasattr(args, "overrides"):
         overrides = all_overrides(args.overrides, None, getattr(args, "join", []))
         profile = getattr(args, "profile", None)
-        load_config(ROOT / recipe if recipe else None, overrides, profile=profile)
+        config = load_config(ROOT / recipe if recipe else None, overrides, profile=profile)
+        if recipe is not None and config.data.source != "stdlib":
+            named = any(override.startswith("data.source=") for override in args.overrides)
+            assert named or f"`{config.data.source}`" in prose(command.page), (
+                "the text is the reader's: name it in the command, or say on the page where it has to lie"
+            )
