@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 
+from lowcomm import OuterLoop, Schedule, codecs, nesterov, wrap_island
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.outer.others import FILE, MOST_KEPT, Others
 from lowcomm.types import PeerId
+from tests.outer.swarm import make_model
 
 A, B = PeerId("12D3KooWa"), PeerId("12D3KooWb")
 STRINGS = {peer: f"run@/ip4/198.51.100.7/tcp/31337/p2p/{peer}" for peer in (A, B)}
@@ -92,3 +97,32 @@ def test_a_folder_that_cannot_be_written_is_said_and_survived(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         others.note(told(A), set())
     assert "can't be written" in caplog.text
+
+
+def island(folder, *, founder):
+    """An outer loop on a hub of its own, so that nobody is there."""
+    model = make_model()
+    return OuterLoop(
+        wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.1)),
+        LoopbackExchange(LoopbackHub(), "run", PeerId("me"), founder=founder, join_timeout_s=0.0),
+        schedule=Schedule(inner_steps=4),
+        codec=codecs.fp32(),
+        outer_optimizer=nesterov(),
+        folder=folder,
+    )
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with-others-before", "first-start"])
+def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, known):
+    if known:
+        Others(tmp_path, "run").note(told(A), set())
+    with caplog.at_level(logging.WARNING), island(tmp_path, founder=True):
+        pass
+    assert ("starts alone" in caplog.text) == known
+    assert (STRINGS[A] in caplog.text) == known
+
+
+def test_an_island_that_reaches_nobody_names_the_others(tmp_path):
+    Others(tmp_path, "run").note(told(A), set())
+    with pytest.raises(PeerUnreachableError, match=f"other islands of this run were {STRINGS[A]}: "):
+        island(tmp_path, founder=False).start()
