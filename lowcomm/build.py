@@ -131,6 +131,8 @@ def build_exchange(config: Config, identity_path: Path) -> Exchange:
             rank=settings.group_rank,
             world_size=settings.group_size,
             master=settings.group_address,
+            host=settings.group_listen,
+            join_timeout_s=settings.gather_timeout_s,
         )
     return exchanges.swarm(
         run_id=config.shared.run_id,

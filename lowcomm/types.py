@@ -15,6 +15,11 @@ Digest = NewType("Digest", str)
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
+def short(peer: PeerId) -> str:
+    """A peer for people: the end of its id, which has 52 characters."""
+    return f"…{peer[-8:]}" if len(peer) > 16 else peer
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One trainable tensor of the model, as all islands must agree on it."""

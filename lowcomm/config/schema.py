@@ -324,6 +324,11 @@ class ExchangeConfig:
         5.0, "a peer that is silent for so long has left the electorate", low=0.2, high=86_400
     )
     group_address: str = setting("", "host:port of rank 0's store, for process_group")
+    group_listen: str = setting(
+        "",
+        "this machine's address that the other ranks reach, for process_group; empty = the one on the way to "
+        "group_address",
+    )
     group_rank: int = setting(0, "this island's rank, for process_group", low=0)
     group_size: int = setting(1, "number of islands, for process_group", low=1)
 

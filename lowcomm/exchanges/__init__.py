@@ -63,18 +63,30 @@ def process_group(
     rank: int,
     world_size: int,
     master: str = "127.0.0.1:29400",
-    host: str = "127.0.0.1",
+    host: str = "",
     join_timeout_s: float = 60.0,
 ) -> ProcessGroupExchange:
     """An exchange between a fixed set of peers on a LAN; see `lowcomm.exchanges.process_group`.
 
-    `master` is HOST:PORT, where rank 0 opens the store that all ranks meet in.
-    """
-    from lowcomm.exchanges.process_group import ProcessGroupExchange, open_store
+    `master` is HOST:PORT, where rank 0 opens the store that all ranks meet in; `host` the address that
+    the others reach this machine by, by default the one on the way to `master`.
 
-    store = open_store(master, rank, join_timeout_s)
+    Raises:
+        AddressError: `master` is not HOST:PORT.
+    """
+    from lowcomm.exchanges.meeting import open_store
+    from lowcomm.exchanges.own_address import split_address
+    from lowcomm.exchanges.process_group import ProcessGroupExchange
+
+    split_address(master)
     return ProcessGroupExchange(
-        run_id, store=store, rank=rank, world_size=world_size, host=host, join_timeout_s=join_timeout_s
+        run_id,
+        store=lambda: open_store(master, rank, join_timeout_s),
+        rank=rank,
+        world_size=world_size,
+        master=master,
+        host=host,
+        join_timeout_s=join_timeout_s,
     )
 
 

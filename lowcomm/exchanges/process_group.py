@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -24,27 +23,26 @@ from typing import Any
 
 import msgpack
 import torch
-import torch.distributed as dist
-from torch.distributed import ProcessGroupGloo
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from lowcomm.clock import SystemClock
 from lowcomm.errors import (
-    AddressError,
     ExchangeError,
     LowcommError,
     PeerUnreachableError,
-    PortInUseError,
     ProtocolError,
 )
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.frames import HEADER_BYTES, decode_body, decode_header, encode_frame
+from lowcomm.exchanges.meeting import Meeting
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
 
 CHANNELS = ("control", "bulk")
 LEAVE_S = 2.0
+_GLOO_TIMEOUTS = 3
+"""As many waits of the join follow one another; gloo was seen to outlast its own by minutes."""
 _NEVER = timedelta(days=365)
 _POISON_TAG = 1
 _FIRST_BYTES = 512
@@ -59,44 +57,16 @@ def peer_of(rank: int) -> PeerId:
     return PeerId(f"pg-{rank:04d}")
 
 
-def open_store(address: str, rank: int, timeout_s: float) -> Store:
-    """The store at `address` (HOST:PORT), hosted by rank 0.
-
-    Raises:
-        AddressError: not HOST:PORT.
-        PortInUseError: rank 0 can't open the port.
-        PeerUnreachableError: rank 0 did not open it within `timeout_s`.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise AddressError(f"group address {address!r}: expected HOST:PORT, such as 192.168.0.10:29400")
-    try:
-        store: Store = dist.TCPStore(  # type: ignore[attr-defined]  # missing in its __all__
-            host,
-            int(port),
-            is_master=rank == 0,
-            timeout=timedelta(seconds=timeout_s),
-            wait_for_workers=False,
-        )
-        return store
-    except RuntimeError as error:
-        if "EADDRINUSE" in str(error) or "address already in use" in str(error):
-            raise PortInUseError(
-                f"group address {address}: port {port} is taken; choose another one"
-            ) from error
-        raise PeerUnreachableError(
-            f"group address {address}: no store there within {timeout_s:g} s: {error!s:.200}"
-        ) from error
-
-
 class ProcessGroupExchange:
     """One rank of a fixed set of peers; an `Exchange`.
 
     Args:
         run_id: ranks that meet in one store under other run ids do not find each other.
-        store: reachable by all ranks, such as a `torch.distributed.TCPStore`.
+        store: reachable by all ranks, such as a `torch.distributed.TCPStore`, or what opens it.
         rank, world_size: as in torch.distributed, but of islands: their lead ranks only.
-        host: the address or host name of this machine that the others reach it by.
+        master: HOST:PORT of the store; empty where all ranks are on this machine.
+        host: the address or host name of this machine that the others reach it by; empty = the one on the
+            way to `master`.
         join_timeout_s: how long `start` waits for all ranks.
     """
 
@@ -104,15 +74,16 @@ class ProcessGroupExchange:
         self,
         run_id: str,
         *,
-        store: Store,
+        store: Store | Callable[[], Store],
         rank: int,
         world_size: int,
-        host: str = "127.0.0.1",
+        master: str = "",
+        host: str = "",
         join_timeout_s: float = 60.0,
     ) -> None:
         self._run_id, self._rank, self._world_size = run_id, rank, world_size
-        self._store = PrefixStore(f"lowcomm/{run_id}", store)
-        self._host, self._join_timeout_s = host, join_timeout_s
+        self._given_store, self._master, self._host = store, master, host
+        self._join_timeout_s = join_timeout_s
         self._peer_id = peer_of(rank)
         self._ranks = {peer_of(other): other for other in range(world_size) if other != rank}
         self._traffic = Traffic()
@@ -127,6 +98,7 @@ class ProcessGroupExchange:
         self._sends: set[asyncio.Task[None]] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._store: Store
         self._loop: asyncio.AbstractEventLoop
         self._receiver: Receiver
 
@@ -160,19 +132,18 @@ class ProcessGroupExchange:
         """Meet all other ranks.
 
         Raises:
+            AddressError: no way to `master`, or `host` is none of this machine's.
+            PortInUseError: rank 0 can't open the store.
             PeerUnreachableError: not all came within `join_timeout_s`.
         """
         self._loop, self._receiver = asyncio.get_running_loop(), receiver
         self._pool = ThreadPoolExecutor(2 * self._world_size + 1, thread_name_prefix="lowcomm-gloo")
         self._locks = {(channel, peer): asyncio.Lock() for channel in CHANNELS for peer in self._ranks}
         try:
-            await self._in_thread(self._rendezvous)
-        except (RuntimeError, ValueError) as error:
+            await self._in_daemon_thread(self._rendezvous)
+        except BaseException:
             self._pool.shutdown(wait=False)
-            raise PeerUnreachableError(
-                f"rank {self._rank}: not all {self._world_size} ranks met within "
-                f"{self._join_timeout_s:g} s: {error}"
-            ) from error
+            raise
         for peer in self._ranks:
             self._up.add(peer)
             receiver.on_peer_up(peer)
@@ -186,21 +157,47 @@ class ProcessGroupExchange:
                 self._threads.append(thread)
 
     def _rendezvous(self) -> None:
-        timeout = timedelta(seconds=self._join_timeout_s)
-        if self._rank == 0:
-            self._store.set("key", secrets.token_hex(32))
-        self._store.wait(["key"], timeout)
-        self._key = self._store.get("key")
-        for channel in CHANNELS:
-            gloo: Any = ProcessGroupGloo  # torch's stubs know only part of it
-            options = gloo._Options()
-            options._devices = [gloo.create_device(hostname=self._host)]
-            options._timeout = timeout
-            store = PrefixStore(channel, self._store)
-            group = gloo(store, self._rank, self._world_size, options)
-            group.barrier().wait()  # connects all pairs, while a missing rank still times out
-            group.set_timeout(_NEVER)
-            self._groups[channel] = group
+        store = self._given_store if isinstance(self._given_store, Store) else self._given_store()
+        self._store = PrefixStore(f"lowcomm/{self._run_id}", store)
+        meeting = Meeting(
+            self._store,
+            rank=self._rank,
+            world_size=self._world_size,
+            master=self._master,
+            host=self._host,
+            timeout_s=self._join_timeout_s,
+        )
+        self._groups, self._key = meeting.groups(CHANNELS), meeting.key
+
+    async def _in_daemon_thread(self, call: Callable[[], None]) -> None:
+        """For what may hang in gloo: neither a signal nor the end of the process waits for it."""
+        done: asyncio.Future[None] = self._loop.create_future()
+
+        def finish(error: BaseException | None) -> None:
+            if done.done():
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def work() -> None:
+            try:
+                call()
+            except BaseException as error:  # the boundary of the thread: raised again in the loop
+                self._post(finish, error)
+            else:
+                self._post(finish, None)
+
+        threading.Thread(target=work, name="lowcomm-rendezvous", daemon=True).start()
+        try:
+            async with asyncio.timeout(_GLOO_TIMEOUTS * self._join_timeout_s):
+                await done
+        except TimeoutError as error:
+            raise PeerUnreachableError(
+                f"rank {self._rank}: gloo did not connect all {self._world_size} ranks; each must be reached "
+                "from the others' machines at its exchange.group_listen, at any TCP port"
+            ) from error
 
     async def close(self) -> None:
         """Tell all ranks, end all threads. Idempotent."""

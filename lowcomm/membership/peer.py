@@ -106,6 +106,7 @@ class Peer:
         introduced: it has told which peers it knows, which it does once it has our hello.
         settled: set when it has greeted, or is gone.
         pulse, silent: its messages; whether it has been silent for longer than it ever is.
+        unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
 
@@ -118,6 +119,7 @@ class Peer:
     pulse: Pulse | None = None
     progress: Pulse | None = None
     silent: bool = False
+    unfit: bool = False
     stalled: bool = False
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0

@@ -237,6 +237,11 @@ class Peers:
             entry.silent = False
             self._on_change()
 
+    def is_heard(self, peer: PeerId) -> bool:
+        """Whether anything that a peer says still matters: not once it was put out or found not to fit."""
+        entry = self.linked.get(peer)
+        return entry is not None and not entry.unfit and peer not in self.banned
+
     def admit_message(self, peer: PeerId, kind: str) -> None:
         """Let a control message through, or refuse it before it is read.
 
@@ -365,6 +370,8 @@ class Peers:
         self._drop(peer, swapped)
 
     def _drop(self, peer: PeerId, reasons: list[str]) -> None:
+        if (entry := self.linked.get(peer)) is not None:
+            entry.unfit = True
         if self.known.put_off(peer):
             self._on_refused(peer, reasons)
 

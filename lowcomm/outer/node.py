@@ -35,7 +35,7 @@ from lowcomm.outer.round import FragmentRound
 from lowcomm.outer.signal import Signal
 from lowcomm.outer.state import OuterState
 from lowcomm.outer.thread import give_way
-from lowcomm.types import Digest, Json, Layout, PeerId
+from lowcomm.types import Digest, Json, Layout, PeerId, short
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class Node:
 
     def on_message(self, peer: PeerId, message: Message) -> None:
         """Dispatch a control message; a peer that breaks the protocol is dropped."""
-        if peer in self.peers.banned or peer not in self.peers.linked:
+        if not self.peers.is_heard(peer):
             return
         handler = self._control.get(message.kind)
         try:
@@ -309,8 +309,12 @@ class Node:
         self.changed.notify()
 
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
-        text = f"{peer} and this island don't fit together: " + "; ".join(reasons)
-        logger.warning("%s", text)
+        text = f"peer {short(peer)} and this island don't fit together: " + "; ".join(reasons)
+        # who is alone ends with this text
+        level = (
+            logging.INFO if self._is_refused() and self.peers.state.phase != "training" else logging.WARNING
+        )
+        logger.log(level, "%s", text)
         self.refusals = [*self.refusals[-MAX_REFUSALS:], text]
         task = asyncio.get_running_loop().create_task(self._part(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -328,8 +332,12 @@ class Node:
         Raises:
             JoinRefusedError: it names the keys that differ.
         """
-        if self.refusals and not self.peers.live() and not self.exchange.founder:
+        if self.refusals and self._is_refused():
             raise JoinRefusedError(self.refusals[0])
+
+    def _is_refused(self) -> bool:
+        """Whether a refusal ends this island: nobody has let it in."""
+        return not self.peers.live() and not self.exchange.founder
 
     def _find_blob(self, name: Digest) -> Blob | None:
         for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):

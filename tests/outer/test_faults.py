@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_settings_that_differ_are_named_and_harm_nobody() -> None:
     assert "shared.schedule.inner_steps: here 5, there 4" in str(error)
 
 
-def test_another_model_is_named() -> None:
+def test_another_model_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     swarm = Swarm(islands=1)
     started, refused = threading.Event(), threading.Event()
 
@@ -256,6 +257,9 @@ def test_another_model_is_named() -> None:
     in_parallel([lambda: swarm.train(0, 12, each=each), other], swarm.results, [0, 1])
     assert swarm.results[0].error is None
     assert 1 not in swarm.results
+    # the one that stays says it; the other one ends with it
+    (said,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "don't fit together: model: here" in said
 
 
 class _Misrounding:

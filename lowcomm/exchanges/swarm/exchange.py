@@ -193,7 +193,7 @@ class SwarmExchange:
         if refused:
             raise refused[0]
         raise PeerUnreachableError(
-            "none of the initial peers could be reached:" + "".join(f"\n  {error}" for error in errors)
+            "none of the initial peers could be reached: " + "; ".join(map(str, errors))
         ) from errors[0]
 
     async def close(self) -> None:

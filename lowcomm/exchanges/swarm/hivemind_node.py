@@ -249,7 +249,7 @@ class HivemindNode:
                     await write_pbmsg(writer, request)
                     await read_pbmsg_safe(reader, response)
                     if response.type == p2pd_pb2.Response.ERROR:
-                        raise PeerUnreachableError(f"{what}: {response.error.msg:.300}")
+                        raise PeerUnreachableError(f"{what}: {response.error.msg:.1000}")
                 except BaseException:
                     writer.transport.abort()
                     raise

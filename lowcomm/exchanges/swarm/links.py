@@ -11,12 +11,13 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import endpoint_of
 from lowcomm.exchanges.swarm.connection import DaemonConnection
+from lowcomm.exchanges.swarm.failures import PORT, places, reason
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
 from lowcomm.exchanges.swarm.identity import Gatekeeper
 from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, Link
 from lowcomm.exchanges.swarm.streams import Incoming, Verdict
 from lowcomm.exchanges.swarm.uplink import Uplink
-from lowcomm.types import PeerId
+from lowcomm.types import PeerId, short
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Links:
         """
         if peer == self._node.peer_id:
             raise PeerUnreachableError(f"{peer}: that is this peer itself")
-        last = "no answer"
+        last = f"no answer; {PORT}"
         try:
             async with asyncio.timeout(timeout_s):
                 if not patient and self._node.peer_id > peer and await self._comes_up(peer):
@@ -117,16 +118,15 @@ class Links:
                     except _NobodyListensError as error:
                         if not patient:
                             raise
-                        last = str(error)
+                        last = reason(str(error), addresses)
                     except PeerUnreachableError as error:
-                        last = str(error)
+                        last = reason(str(error), addresses) or last
                     await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
                     attempt += 1
         except TimeoutError as error:
-            tried = ", ".join(addresses) or "no address known"
+            tried = f"at {places(addresses)}" if addresses else "(no address is known)"
             raise PeerUnreachableError(
-                f"{peer} can't be reached within {timeout_s:g} s ({tried}); last: {last}. "
-                f"Check that it runs, and that its port is open to this host"
+                f"peer {short(peer)} can't be reached {tried} within {timeout_s:g} s: {last}"
             ) from error
 
     async def _comes_up(self, peer: PeerId) -> bool:
@@ -171,7 +171,7 @@ class Links:
         if addresses and len(direct) == len(addresses):
             answers = await asyncio.gather(*(_listens(at.host, at.port) for at in direct))
             if not any(answers):
-                raise _NobodyListensError(f"{peer}: nobody listens at {', '.join(addresses)}")
+                raise _NobodyListensError(f"peer {short(peer)}: nobody listens at {places(addresses)}")
         await self._node.connect(peer, addresses, _DIAL_S)
 
     def _add(self, peer: PeerId) -> Link:
