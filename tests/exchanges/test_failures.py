@@ -7,9 +7,11 @@ from lowcomm.exchanges.swarm.failures import places, reason
 ID = "12D3KooWEKo3zysvWaVHoUdcBYijJHeTG4QAD6Ku67i8Yg9qmQZv"
 OTHER = "12D3KooWJYsDGHXshP84m4pwfwoHEedEVitJPFcmaxetXRvbj9JS"
 QUIC, TCP = f"/ip4/203.0.113.5/udp/31337/quic-v1/p2p/{ID}", f"/ip4/203.0.113.5/tcp/31337/p2p/{ID}"
-DIAL = (
-    f"{ID}: failed to dial: failed to dial {ID}: all dials failed\n  * [/ip4/203.0.113.5/udp/31337/quic-v1] "
+DIAL = f"{ID}: failed to dial: failed to dial {ID}: all dials failed\n  * [{QUIC.split('/p2p')[0]}] "
+EXPIRED = (
+    "CRYPTO_ERROR 0x12a (local): certificate verification failed: x509: certificate has expired or is not "
 )
+MISMATCH = f"CRYPTO_ERROR 0x12a (local): peer id mismatch: expected {ID}, but remote key matches {OTHER}"
 
 
 @pytest.mark.parametrize(
