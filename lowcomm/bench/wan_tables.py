@@ -133,7 +133,7 @@ def heartbeats(path: Path) -> Part | None:
         return None
     return Part(
         "Heartbeats beside bulk data",
-        "Rounds that fill the links hold up no heartbeat, so no live island is taken for dead.",
+        "Rounds that fill the links hold up hardly a heartbeat, so no live island is taken for dead.",
         "There and back, 100 ms without load (`launch/wan/figures.sh`)",
         table(columns, sorted(rows)),
     )

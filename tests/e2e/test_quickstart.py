@@ -36,7 +36,7 @@ def test_quickstart_writes_what_scripts_read(tmp_path, start):
     parameters = json.loads((out / "island-0" / "summary.json").read_text())["parameters"]
     assert figures["data_parallel_bytes"] == parameters * 4 * 20
     assert "outer states equal, bit for bit\tyes" in stdout
-    assert (out / "report.html").read_text().count("data:image/png") == 4
+    assert (out / "report.html").read_text().count("data:image/png") == 7
     for index in range(2):
         rounds = [
             line for line in lines(out / f"island-{index}" / "metrics.jsonl") if line["kind"] == "round"
