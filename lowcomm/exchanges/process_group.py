@@ -41,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 CHANNELS = ("control", "bulk")
 LEAVE_S = 2.0
-_GLOO_TIMEOUTS = 3
-"""As many waits of the join follow one another; gloo was seen to outlast its own by minutes."""
+_GLOO_PATIENCE_S = 30.0
+"""Beyond the waits of the join, which follow one another; gloo was seen to outlast its own by minutes."""
 _NEVER = timedelta(days=365)
 _POISON_TAG = 1
 _FIRST_BYTES = 512
@@ -191,7 +191,7 @@ class ProcessGroupExchange:
 
         threading.Thread(target=work, name="lowcomm-rendezvous", daemon=True).start()
         try:
-            async with asyncio.timeout(_GLOO_TIMEOUTS * self._join_timeout_s):
+            async with asyncio.timeout(3 * self._join_timeout_s + _GLOO_PATIENCE_S):
                 await done
         except TimeoutError as error:
             raise PeerUnreachableError(
