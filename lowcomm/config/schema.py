@@ -339,7 +339,8 @@ class MetricsConfig:
 
     wandb: Literal["auto", "online", "offline", "off"] = setting(
         "auto",
-        "auto = online after `wandb login`, else offline",
+        "auto = as WANDB_MODE says, else online after `wandb login`, else offline; WANDB_MODE=disabled and "
+        "WANDB_DISABLED=true switch it off whatever stands here",
         choices=("auto", "online", "offline", "off"),
     )
     wandb_project: str = setting("lowcomm", "wandb project")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +13,12 @@ from lowcomm.errors import ConfigError
 from lowcomm.metrics.base import Fanout, Sink
 from lowcomm.metrics.console import STEPS, TOKENS, console_sink
 from lowcomm.metrics.jsonl import JsonLinesSink
-from lowcomm.metrics.wandb_sink import WandbSink
+from lowcomm.metrics.wandb_sink import WandbSink, choose_mode
 from lowcomm.types import Json
 
 METRICS_FILE = "metrics.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 def open_sinks(
@@ -44,8 +48,14 @@ def open_sinks(
     console = console_sink(settings.console, total, key=key)
     if console is not None:
         sinks.append(("console", console))
-    if settings.wandb != "off":
+    if choose_mode(settings.wandb, os.environ) != "off":
         sinks.append(("wandb", WandbSink(settings, run_dir, run_id, name, config, recipe)))
+    elif settings.wandb in ("online", "offline"):
+        logger.warning(
+            "metrics.wandb = %s, but wandb is switched off here (WANDB_MODE, WANDB_DISABLED or "
+            "`wandb disabled`): nothing is recorded there",
+            settings.wandb,
+        )
     return Fanout(sinks, sys.stderr)
 
 

@@ -9,6 +9,7 @@ its silent mode refuses to prompt.
 
 from __future__ import annotations
 
+import configparser
 import logging
 import netrc
 import os
@@ -27,7 +28,13 @@ from lowcomm.types import Json
 QUEUE_RECORDS = 10_000
 INIT_TIMEOUT_S = 20.0
 FINISH_TIMEOUT_S = 20.0
-Mode = Literal["online", "offline"]
+Mode = Literal["online", "offline", "off"]
+MODES: Mapping[str, Mode] = {
+    "online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+    "disabled": "off",
+}  # fmt: skip
+"""Values of WANDB_MODE, old ones among them."""
+YES = {"1", "true", "t", "yes", "y", "on"}
 
 KEY_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
 
@@ -124,7 +131,7 @@ class WandbSink:
             return self._init("offline", _wandb_id(self._run_dir, renew=True))
         return self._init("offline", _wandb_id(self._run_dir))
 
-    def _init(self, mode: Mode, identity: str) -> Any:
+    def _init(self, mode: Literal["online", "offline"], identity: str) -> Any:
         os.environ["WANDB_SILENT"] = "true"  # read at import, and the only switch that rules out a prompt
         import wandb
 
@@ -141,7 +148,7 @@ class WandbSink:
             entity=self._settings.wandb_entity or None,
             dir=str(self._run_dir),
             id=identity,
-            resume="allow" if mode == "online" else None,
+            resume="allow",  # offline, too: else `wandb sync` puts each session over the one before it
             group=self._run_id,
             name=self._name,
             job_type="island",
@@ -161,20 +168,42 @@ class WandbSink:
 
 
 def choose_mode(setting: str, environment: Mapping[str, str]) -> Mode:
-    """`online` or `offline` for `metrics.wandb` = auto, online or offline.
+    """Whether and how `metrics.wandb` = auto, online, offline or off records.
 
-    auto follows WANDB_MODE where it is set; else it is online if an API key is configured, in the
-    environment or in the netrc file that `wandb login` writes.
+    Who has switched wandb off (WANDB_MODE=disabled, WANDB_DISABLED=true, `wandb disabled`) is recorded
+    nowhere, whatever a recipe says. Else the recipe's online or offline counts. auto follows WANDB_MODE and
+    `wandb offline`; without them it is online if an API key is configured, in the environment or in the netrc
+    file that `wandb login` writes.
     """
+    asked = environment.get("WANDB_MODE", "").strip().lower() or _stored_mode(environment)
+    if setting == "off" or asked == "disabled" or _is_yes(environment.get("WANDB_DISABLED", "")):
+        return "off"
     if setting in ("online", "offline"):
-        return "online" if setting == "online" else "offline"
-    forced = environment.get("WANDB_MODE", "")
-    if forced:
-        return "online" if forced == "online" else "offline"
+        return MODES[setting]
+    if asked:
+        return MODES.get(asked, "offline")
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return "online"
     hosts = {*KEY_HOSTS, urlsplit(environment.get("WANDB_BASE_URL", "")).netloc} - {""}
     return "online" if _netrc_hosts(environment) & hosts else "offline"
+
+
+def _is_yes(text: str) -> bool:
+    return text.strip().lower() in YES
+
+
+def _stored_mode(environment: Mapping[str, str]) -> str:
+    """What `wandb disabled`, `wandb offline` and `wandb online` have left: here, or for this user."""
+    home = Path(environment.get("HOME", "~")).expanduser()
+    user = Path(environment.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb") / "settings"
+    here = Path(environment.get("WANDB_DIR") or ".") / "wandb" / "settings"
+    stored = configparser.ConfigParser(interpolation=None, default_section="")
+    try:
+        stored.read([user, here], encoding="utf-8")
+    except (OSError, ValueError, configparser.Error):  # wandb says more of it, if it is used
+        return ""
+    mode = stored.get("default", "mode", fallback="").strip().lower()
+    return mode or ("disabled" if _is_yes(stored.get("default", "disabled", fallback="")) else "")
 
 
 def to_wandb(record: Record) -> dict[str, Json]:

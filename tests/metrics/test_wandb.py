@@ -1,12 +1,16 @@
 import io
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from lowcomm.config.schema import MetricsConfig
 from lowcomm.metrics import open_sinks
 from lowcomm.metrics.wandb_sink import choose_mode, to_wandb
+from tests.metrics.wandb_server import WandbServer
 
 CONFIG = {"train": {"steps": 10}, "shared": {"run_id": "run"}}
 
@@ -79,6 +83,17 @@ def netrc(folder, host):
         ("auto", {"WANDB_BASE_URL": "https://wandb.example.org"}, "wandb.example.org", "online"),
         ("offline", {"WANDB_API_KEY": "0" * 40}, "", "offline"),
         ("online", {}, "", "online"),
+        ("online", {"WANDB_MODE": "offline"}, "", "online"),
+        ("auto", {"WANDB_MODE": "dryrun", "WANDB_API_KEY": "0" * 40}, "", "offline"),
+        ("auto", {"WANDB_MODE": "shared"}, "", "online"),
+        ("auto", {"WANDB_MODE": "run"}, "", "online"),
+        ("auto", {"WANDB_MODE": "Disabled", "WANDB_API_KEY": "0" * 40}, "", "off"),
+        ("online", {"WANDB_MODE": "disabled"}, "", "off"),
+        ("auto", {"WANDB_DISABLED": "true"}, "", "off"),
+        ("offline", {"WANDB_DISABLED": "1"}, "", "off"),
+        ("auto", {"WANDB_DISABLED": "False"}, "", "offline"),
+        ("auto", {"WANDB_SILENT": "true"}, "", "offline"),
+        ("off", {"WANDB_API_KEY": "0" * 40}, "", "off"),
     ],
     ids=[
         "no-login",
@@ -89,12 +104,67 @@ def netrc(folder, host):
         "own-server",
         "offline",
         "online",
+        "online-before-WANDB_MODE",
+        "dryrun",
+        "shared",
+        "run",
+        "Disabled",
+        "disabled-before-online",
+        "DISABLED",
+        "DISABLED-before-offline",
+        "not-DISABLED",
+        "silent",
+        "off",
     ],
 )
 def test_mode(tmp_path, setting, environment, host, mode):
     if host:
         netrc(tmp_path, host)
     assert choose_mode(setting, {"HOME": str(tmp_path), **environment}) == mode
+
+
+@pytest.mark.parametrize(("stored", "mode"), [("disabled", "off"), ("offline", "offline"), ("", "online")])
+def test_what_wandb_offline_and_wandb_disabled_store_counts(tmp_path, stored, mode):
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"[default]\nmode = {stored}\n" if stored else "[default]\n")
+    assert choose_mode("auto", {"HOME": str(tmp_path), "WANDB_API_KEY": "0" * 40}) == mode
+
+
+@pytest.mark.usefixtures("clean_environment")
+@pytest.mark.parametrize("setting", ["auto", "online"])
+def test_who_has_switched_wandb_off_is_recorded_nowhere(tmp_path, monkeypatch, setting, caplog):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    fanout = open_sinks(MetricsConfig(console="off", wandb=setting), run_dir, "run", "shard-0", CONFIG, "")
+    assert "wandb" not in fanout.names
+    fanout.close()
+    assert not (run_dir / "wandb").exists()
+    assert ("wandb is switched off here" in caplog.text) is (setting == "online")
+
+
+@pytest.mark.processes
+@pytest.mark.usefixtures("clean_environment")
+def test_offline_sessions_of_a_resumed_island_are_one_history(tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for session in (range(3), range(3, 7), range(7, 8)):
+        fanout = open_sinks(
+            MetricsConfig(console="off", wandb="offline"), run_dir, "run", "shard-0", CONFIG, ""
+        )
+        for step in session:
+            fanout.log({"kind": "train", "inner_step": step, "loss": 2.0})
+        assert "wandb" in fanout.names
+        fanout.close()
+    sessions = sorted(map(str, (run_dir / "wandb").glob("offline-run-*")))
+    assert len(sessions) == 3
+    with WandbServer() as server:
+        environment = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 39 + "1"}
+        wandb = Path(sys.executable).with_name("wandb")
+        subprocess.run([wandb, "sync", *sessions], env=environment, check=True, capture_output=True)
+    (lines,) = server.history.values()
+    assert [lines[offset]["inner_step"] for offset in sorted(lines)] == list(range(8))
 
 
 def test_names_in_wandb():
