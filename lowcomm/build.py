@@ -45,11 +45,16 @@ def build_text(config: Config, *, say: bool = True) -> ShardedText:
     return load_text(
         config.data.source,
         text_key=config.data.text_key,
-        shards=config.shared.data.shards,
+        shards=config.shared.data.shards if _is_divided(config) else 1,
         holdout_fraction=config.shared.data.holdout_fraction,
         seed=config.shared.seed,
         say=say,
     )
+
+
+def _is_divided(config: Config) -> bool:
+    """Whether an island trains on one of several parts of what it has read."""
+    return config.shared.data.same or config.data.shard >= 0
 
 
 def build_model(config: Config) -> GPT:
@@ -149,9 +154,19 @@ def build_exchange(config: Config, identity_path: Path) -> Exchange:
 
 
 def build_outer_loop(
-    config: Config, island: Island, exchange: Exchange | None, *, folder: Path | None, clock: Clock
+    config: Config,
+    island: Island,
+    exchange: Exchange | None,
+    *,
+    folder: Path | None,
+    clock: Clock,
+    data_digest: str = "",
 ) -> OuterLoop:
-    """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead."""
+    """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead.
+
+    Args:
+        data_digest: of the text; not compared where islands have their own.
+    """
     settings, policy = config.exchange, config.shared.round
     return OuterLoop(
         island,
@@ -162,13 +177,14 @@ def build_outer_loop(
         aggregation=build_aggregation(config),
         round_policy=RoundPolicy(**_fields(policy), limits=build_limits(config)),
         shared=run_settings(config),
+        data_digest=data_digest if config.shared.data.same else "",
         expected_peers=settings.expected_peers,
         gather_timeout_s=settings.gather_timeout_s,
         heartbeat_s=settings.heartbeat_s,
         lease_s=settings.lease_s,
         chunk_bytes=settings.chunk_bytes,
         shard=config.data.shard,
-        num_shards=config.shared.data.shards,
+        num_shards=config.shared.data.shards if config.shared.data.same else 0,
         folder=folder,
         keep_updates=config.train.keep_updates,
         snapshot_mbit_s=settings.snapshot_mbit_s,

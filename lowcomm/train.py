@@ -44,6 +44,7 @@ from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
 from lowcomm.journal import Journal
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
+from lowcomm.opening import opening, require_same_text
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.files import require_temporary_folder
@@ -98,6 +99,7 @@ class Trainer:
                         run_id=config.shared.run_id,
                         shared_digest=shared_digest(config),
                         version=__version__,
+                        data_digest=text.digest,
                     )
                 )
                 folder.write("config.toml", to_toml(config))
@@ -112,6 +114,7 @@ class Trainer:
     def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
         self._config = config = fit_to_memory(self._asked, self._device, folder.path if folder else None)
         island = build_island(config, build_model(config), self._device)
+        require_same_text(island, text)
         exchange = None
         if folder is not None:
             exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
@@ -122,6 +125,7 @@ class Trainer:
             exchange,
             folder=folder.path if folder else None,
             clock=self._clock,
+            data_digest=text.digest,
         )
         stack.callback(outer.close)
         journal = Journal(
@@ -149,13 +153,13 @@ class Trainer:
             self._saved_step = chosen
         join = outer.join()
         loader = Loader(
-            text.shard(join.shard),
+            text.shard(max(0, join.shard)),
             context=config.shared.model.context,
             batch_size=config.train.batch_size,
             seed=config.shared.seed,
             rank=self._rank,
             world_size=self._world_size,
-            name=f"shard {join.shard}",
+            name=f"shard {join.shard}" if join.shard >= 0 else "the island's text",
         )
         if loader_state is not None:
             loader.load_state_dict(loader_state)
@@ -166,7 +170,7 @@ class Trainer:
                 config.metrics,
                 folder.path,
                 config.shared.run_id,
-                f"shard-{join.shard}-{outer.peer_id[-6:]}",
+                f"{f'shard-{join.shard}' if join.shard >= 0 else 'own-data'}-{outer.peer_id[-6:]}",
                 to_dict(config),
                 to_toml(config),
             )
@@ -188,6 +192,7 @@ class Trainer:
                 resumed_from=chosen,
                 peers=list(join.peers),
                 counts=asdict(journal.earlier),
+                **opening(config, island, text, loader),
             )
         run = _Run(island, outer, loader, checkpoints, text, journal)
         try:

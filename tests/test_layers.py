@@ -25,7 +25,7 @@ LAYERS = (
     {"membership"},
     {"outer"},
     {"build", "device", "evaluation", "garbage", "inner_step", "interrupts", "summary"},
-    {"fitting", "journal"},
+    {"fitting", "journal", "opening"},
     {"train"},
     {"baseline", "processes"},
     {"sim", "plan", "bench", "report", "chaos"},

@@ -105,12 +105,14 @@ def _shares(config: Config) -> Iterator[tuple[str, str]]:
         "exchange.group_size": config.exchange.group_size,
         "shared.round.min_participants": config.shared.round.min_participants,
     }
+    claims = config.shared.data.same and config.data.shard < 0
     for path, number in islands.items():
-        if number > shards:
+        if claims and number > shards:
             yield (
                 path,
-                f"expected at most shared.data.shards = {shards}, got {number}; "
-                "each island trains on a shard of its own, so raise shared.data.shards",
+                f"expected at most shared.data.shards = {shards}, got {number}; each island trains on a "
+                "shard of its own: raise shared.data.shards, or, if each has its own documents, set "
+                "shared.data.same = false",
             )
 
 

@@ -190,6 +190,11 @@ class AccessConfig:
 class SharedDataConfig:
     """How all islands divide the text."""
 
+    same: bool = setting(
+        True,
+        "all islands hold the same documents, which is checked, and each trains on a shard; false = each has "
+        "its own, and trains on all of them unless data.shard is set",
+    )
     shards: int = setting(
         8, "parts the documents are dealt into; at most this many islands", low=1, high=1_000_000
     )
@@ -288,9 +293,7 @@ class DataConfig:
         "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines, compressed or not",
     )
     text_key: str = setting("text", "the key that holds the text in JSON lines")
-    shard: int = setting(
-        -1, "this island's part of the documents; -1 = the first that no live peer has", low=-1
-    )
+    shard: int = setting(-1, "this island's part of the documents; -1 = one that no live peer has", low=-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,9 @@ from lowcomm.config.schema import Config
 from lowcomm.config.values import show
 from lowcomm.types import Digest, Json, SharedSettings
 
+_LATER: dict[str, Json] = {"shared.data.same": True}
+"""Settings that came after the first run folders, with what held before: then the digest is as it was."""
+
 
 def get(config: Config, path: str) -> Json:
     """The value at a dotted path, as JSON has it (tuples are lists).
@@ -43,9 +46,12 @@ def shared_digest(config: Config) -> Digest:
 
     A run folder is held to it. The length of the run is not in it: all islands may agree to go on for longer.
     """
-    canonical = json.dumps(
-        shared_settings(config), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    )
+    values = {
+        path: value
+        for path, value in shared_settings(config).items()
+        if path not in _LATER or value != _LATER[path]
+    }
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return Digest(blake3(canonical.encode("ascii")).hexdigest())
 
 

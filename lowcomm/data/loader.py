@@ -70,6 +70,11 @@ class Loader:
         return self._tokens
 
     @property
+    def epoch_tokens(self) -> int:
+        """Tokens of the whole text."""
+        return len(self._text)
+
+    @property
     def batch_tokens(self) -> int:
         """Tokens of one batch, over all ranks of the island."""
         return self._batch_size * self._world_size * self._context

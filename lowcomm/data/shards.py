@@ -97,6 +97,9 @@ class ShardedText:
         digest: of the documents; islands with another digest don't share the division.
         documents: how many there are.
         num_shards: how many parts they are dealt into.
+        total_bytes: of all documents.
+        training_tokens: of all shards together, in one epoch.
+        left_out: files of the source that are not in it.
     """
 
     def __init__(self, corpus: Corpus, division: Division) -> None:
@@ -105,6 +108,11 @@ class ShardedText:
         self.digest: Digest = corpus.digest
         self.documents: int = len(corpus)
         self.num_shards: int = len(division.shards)
+        self.total_bytes: int = len(corpus.text)
+        self.left_out: int = corpus.left_out
+        self.training_tokens: int = sum(
+            int(corpus.sizes[shard].sum()) + len(shard) - 1 for shard in division.shards
+        )
 
     def shard(self, index: int) -> NDArray[np.uint8]:
         """(tokens,) of the training text of one shard.

@@ -41,7 +41,7 @@ class Corpus:
         text: (total bytes,) UTF-8, one document after the other with nothing between.
         stops: (documents,) where each ends in `text`, ascending.
         digest: of the documents' sizes and bytes in order; equal on islands with the same text.
-        left_out: how many files of the source are not in it.
+        left_out: how many files of the source are not in it; of stdlib none count.
     """
 
     source: str
@@ -98,15 +98,16 @@ def load_corpus(source: str, text_key: str = "text", *, say: bool = True) -> Cor
         raise DataError(
             f"data.source {source}: expected text, got {found}" + (f": {left_out}" if left_out else "")
         )
+    # of Python's own sources those are left out on every machine, and nobody has to do anything about it
+    matters = source != STDLIB
     if say:
         logger.info("data.source %s: %d documents, %d bytes", source, len(stops), len(text))
-        # of Python's own sources those are left out on every machine, and nobody has to do anything about it
-        left_out.tell(source, logging.INFO if source == STDLIB else logging.WARNING)
+        left_out.tell(source, logging.WARNING if matters else logging.INFO)
     ends = np.frombuffer(stops, dtype=np.int64)
     hasher = blake3(ends.astype("<i8").tobytes())
     hasher.update(text)
     digest = Digest(hasher.hexdigest())
-    return Corpus(source, np.frombuffer(text, dtype=np.uint8), ends, digest, len(left_out))
+    return Corpus(source, np.frombuffer(text, dtype=np.uint8), ends, digest, len(left_out) if matters else 0)
 
 
 def _documents(path: Path, text_key: str, *, alone: bool) -> Iterator[bytes]:

@@ -98,6 +98,13 @@ class Island(Protocol):
         """Whether `flag` is true on any rank. Collective."""
         ...
 
+    def frozen_digest(self) -> str:
+        """What identifies the parameters that are not trained, however they are sharded, on the lead.
+
+        Empty elsewhere, and where there are none. Without buffers, which change by themselves. Collective.
+        """
+        ...
+
     def open_vectors(self) -> Vectors | None:
         """On the lead a place for vectors of which each rank keeps its part; None elsewhere. Collective.
 

@@ -338,6 +338,11 @@ class DeepSpeedIsland(RanksIsland):
         )
         return whole
 
+    @contextmanager
+    def _whole_frozen(self, parameter: Tensor) -> Iterator[Tensor]:
+        with self._gathered(parameter):
+            yield parameter
+
     def _named(self, flat: Tensor) -> Iterator[tuple[Tensor, TensorSpec]]:
         for part, index in self._parts(flat, range(len(self.layout))):
             yield part, self.layout[index]

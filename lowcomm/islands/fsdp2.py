@@ -10,7 +10,7 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -138,6 +138,11 @@ class FSDP2Island(RanksIsland):
         """Over this rank's parts."""
         return all(bool(_local(p).isfinite().all()) for p in self._model.parameters())
 
+    def frozen_digest(self) -> str:
+        """Over the whole tensors, gathered one at a time. Collective."""
+        self._reshard()
+        return super().frozen_digest()
+
     def state_dict(self) -> dict[str, Any]:
         """As that of a plain island, so that any sharding can load it. Collective."""
         self._reshard()
@@ -167,6 +172,9 @@ class FSDP2Island(RanksIsland):
 
     def _whole(self, index: int) -> Tensor:
         return _gathered(self._parameters[index].detach())
+
+    def _whole_frozen(self, parameter: Tensor) -> AbstractContextManager[Tensor]:
+        return nullcontext(_gathered(parameter.detach()))
 
     def _overwrite(self, index: int, value: Tensor) -> None:
         parameter = self._parameters[index]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
 from lowcomm.errors import CheckpointError, ModelError
+from lowcomm.islands.frozen import FrozenDigest
 from lowcomm.islands.parameters import BUILD_OPTIMIZER, Exchanged, bare_name
 from lowcomm.islands.recycled import RecycledMemory
 from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
@@ -176,6 +177,21 @@ class PlainIsland:
     def any_rank(self, flag: bool) -> bool:
         """One rank agrees with itself."""
         return flag
+
+    @torch.no_grad()
+    def frozen_digest(self) -> str:
+        """Over the whole tensors, one at a time, in the order of their names. Collective."""
+        digest = FrozenDigest()
+        frozen = {bare_name(n): p for n, p in self.bare_model.named_parameters() if not p.requires_grad}
+        for name in sorted(frozen):
+            with self._whole_frozen(frozen[name]) as tensor:
+                if self.is_lead:
+                    digest.add(name, tensor)
+        return str(digest)
+
+    def _whole_frozen(self, parameter: Tensor) -> AbstractContextManager[Tensor]:
+        """Inside it a frozen parameter as a whole tensor. Collective."""
+        return nullcontext(parameter)
 
     def open_vectors(self) -> Vectors | None:
         """All on this rank."""

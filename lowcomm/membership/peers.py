@@ -20,6 +20,7 @@ import msgpack
 from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
+from lowcomm.membership.agreement import FROZEN_DIGEST, differences
 from lowcomm.membership.bans import BAN_S, Bans
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
@@ -43,16 +44,6 @@ LEAST_ACCUSERS = 2
 MESSAGES_PER_S = 1_000.0
 """Control messages of one peer, after a burst; the busiest honest one, which takes a snapshot, sends
 hundreds."""
-
-
-def differences(mine: Mapping[str, Json], theirs: Mapping[str, Json]) -> list[str]:
-    """One line per shared setting in which two peers differ."""
-    lines = []
-    for key in sorted(set(mine) | set(theirs)):
-        here, there = mine.get(key), theirs.get(key)
-        if here != there:
-            lines.append(f"{key}: here {here!r}, there {there!r}")
-    return lines
 
 
 def layout_json(layout: Layout) -> list[Json]:
@@ -385,7 +376,7 @@ class Peers:
             return []
         reasons = differences(self._shared, shared)[:REFUSED_KEYS_SHOWN]
         layout = fields.items("layout", MAX_FRAGMENTS)
-        if not reasons and layout != self._layout:
+        if layout != self._layout and all(reason.startswith(FROZEN_DIGEST) for reason in reasons):
             pairs = zip([*self._layout, None], [*layout, None], strict=False)
             here, there = next((a, b) for a, b in pairs if a != b)
             reasons = [f"model: here tensor {here!r}, there {there!r}"]

@@ -117,7 +117,8 @@ def describe(record: Record, total: int, key: str = STEPS) -> str:
     if kind == "start":
         how = record.get("how")
         joined = f" ({how}, at inner step {int(_number(record, 'inner_step'))})" if how else ""
-        return f"run {record.get('run_id', '?')} as peer {short(record.get('peer'))}{joined}"
+        run = f"run {record.get('run_id', '?')} as peer {short(record.get('peer'))}{joined}"
+        return "\n".join([run, *_opening_lines(record)])
     if kind == "end":
         return f"{record.get('reason', 'ended')} after {_number(record, 'time_s'):.1f} s"
     return ""
@@ -157,6 +158,28 @@ def _figures(record: Record) -> str:
         f"  sent {human_bytes(_number(record, 'bytes_sent'))}"
         f"  compute/wait/transfer {time_split(record)}"
     )
+
+
+def _opening_lines(record: Record) -> list[str]:
+    """What is trained on what; see `lowcomm.opening`. Nothing for runs that don't say it."""
+    if "documents" not in record:
+        return []
+    shard, left_out = int(_number(record, "shard")), int(_number(record, "left_out_files"))
+    part = f"shard {shard} has {_count(record, 'epoch_tokens')} of {_count(record, 'all_epoch_tokens')}"
+    ranks = int(_number(record, "ranks"))
+    return [
+        f"data: {_count(record, 'documents')} documents, {human_bytes(_number(record, 'text_bytes'))}"
+        f"{f' ({left_out:,} files are left out)' if left_out else ''}, digest"
+        f" {str(record.get('data_digest'))[:12]}; tokens in an epoch:"
+        f" {part if shard >= 0 else _count(record, 'epoch_tokens')}",
+        f"model: {_count(record, 'parameters')} parameters on {record.get('device')} in"
+        f" {record.get('precision')}, {record.get('engine')} with {ranks} rank{'s' if ranks > 1 else ''};"
+        f" {_count(record, 'step_tokens')} tokens in an inner step of this island",
+    ]
+
+
+def _count(record: Record, key: str) -> str:
+    return f"{int(_number(record, key)):,}"
 
 
 def _round_line(record: Record) -> str:

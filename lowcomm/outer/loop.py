@@ -28,6 +28,7 @@ from lowcomm.errors import CheckpointError, ConfigError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
+from lowcomm.membership.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.membership.ledger import LedgerFile
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
@@ -58,6 +59,8 @@ class OuterLoop(Views):
         aggregation: what reducers make of the contributions; None = the token-weighted mean.
         round_policy: who must take part and how long anybody waits.
         shared: further settings that must be equal on all islands, e.g. of the inner optimizer.
+        data_digest: a hash of the data that all islands have in common, compared when they meet and when a
+            checkpoint is loaded; empty where each has its own.
         expected_peers: islands to wait for at the start, this one included.
         gather_timeout_s: for how long.
         heartbeat_s, lease_s: signs of life, and the silence after which a peer counts as gone.
@@ -83,6 +86,7 @@ class OuterLoop(Views):
         aggregation: Aggregation | None = None,
         round_policy: RoundPolicy | None = None,
         shared: SharedSettings | None = None,
+        data_digest: str = "",
         expected_peers: int = 1,
         gather_timeout_s: float = 120.0,
         heartbeat_s: float = 1.0,
@@ -105,6 +109,8 @@ class OuterLoop(Views):
         aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
         _check_aggregation(aggregation, codec, round_policy)
         node: Node | None = None
+        found = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: data_digest}
+        self._digests: dict[str, Json] = {key: digest for key, digest in found.items() if digest}
         self._vectors = island.open_vectors()
         anchors = (island.read(fragment.tensors) for fragment in fragments)
         if exchange is None:
@@ -124,7 +130,11 @@ class OuterLoop(Views):
                 exchange,
                 state,
                 policy=round_policy,
-                shared={**_settings(schedule, codec, outer_optimizer, aggregation), **(shared or {})},
+                shared={
+                    **_settings(schedule, codec, outer_optimizer, aggregation),
+                    **self._digests,
+                    **(shared or {}),
+                },
                 layout=island.layout,
                 heartbeat_s=heartbeat_s,
                 lease_s=lease_s,
@@ -403,6 +413,7 @@ class OuterLoop(Views):
         """
         state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
         state["pacing"] = self._pacing.state_dict()
+        state["digests"] = dict(self._digests)
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
             if fragments:
@@ -429,6 +440,8 @@ class OuterLoop(Views):
         Raises:
             CheckpointError: it belongs to another model or is damaged.
         """
+        if self._node is not None:
+            check_unchanged(self._digests, state.get("digests", {}))
         self._progress.load_state_dict(state)
         self._pacing.load_state_dict(state["pacing"])
         tensors: dict[int, tuple[Tensor, Tensor | None]] = {}

@@ -29,11 +29,16 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, *, run_id: str, shared_digest: str, version: str) -> RunFolder:
+    def open(
+        cls, path: Path, *, run_id: str, shared_digest: str, version: str, data_digest: str = ""
+    ) -> RunFolder:
         """Create the folder, or re-open it to resume.
 
+        Args:
+            data_digest: of the text that the run trains on; empty = not known, and not compared.
+
         Raises:
-            StorageError: it belongs to another run or to other shared settings, holds foreign
+            StorageError: it belongs to another run, to other shared settings or other text, holds foreign
                 files, is in use by a live process, or can't be written.
         """
         try:
@@ -47,7 +52,7 @@ class RunFolder:
                 )
             lock = _lock(path)
             try:
-                _claim(path, run_id, shared_digest, version)
+                _claim(path, run_id, shared_digest, version, data_digest)
             except BaseException:
                 lock.close()
                 raise
@@ -101,20 +106,23 @@ def _lock(path: Path) -> Lock:
     return lock
 
 
-def _claim(path: Path, run_id: str, shared_digest: str, version: str) -> None:
+def _claim(path: Path, run_id: str, shared_digest: str, version: str, data_digest: str) -> None:
     mark = path / MARK
     if mark.exists():
-        _check_mark(mark, run_id, shared_digest, version)
+        _check_mark(mark, run_id, shared_digest, version, data_digest)
     facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
+    if data_digest:
+        facts["data_digest"] = data_digest
     write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
     write_atomically(path / "pid", f"{os.getpid()}\n".encode())
 
 
-def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str) -> None:
+def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str, data_digest: str) -> None:
     try:
         facts = json.loads(mark.read_text(encoding="utf-8"))
         found_run, found_digest = str(facts["run_id"]), str(facts["shared_digest"])
         found_version = str(facts.get("version", "unknown"))
+        found_data = str(facts.get("data_digest", ""))
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(
             f"{mark}: expected the mark of a lowcomm run, but it is damaged: {error!r}"
@@ -130,4 +138,10 @@ def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str) -> No
             f"{mark.parent}: this folder holds run {run_id!r} with other [shared] settings (digest "
             f"{found_digest[:12]}, now {shared_digest[:12]}{others}); compare {mark.parent / 'config.toml'}, "
             "or choose another --out"
+        )
+    if found_data and data_digest and found_data != data_digest:
+        raise StorageError(
+            f"{mark.parent}: this run has trained on other text (digest {found_data[:12]}, now "
+            f"{data_digest[:12]}): the documents of data.source have changed, or stdlib is that of another "
+            "Python; give it the same ones, or join as a new island with another --out"
         )

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import logging
 import lzma
 import os
 import socket
@@ -43,7 +44,7 @@ def load(source: Path, caplog: pytest.LogCaptureFixture) -> tuple[list[str], str
     """The documents, and the warning about what is left out."""
     caplog.clear()
     corpus = load_corpus(str(source))
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (corpus.left_out > 0)
     return documents(corpus), "".join(warnings)
 
@@ -236,4 +237,4 @@ def test_folders_that_a_glob_matches_are_named(tmp_path: Path, caplog: pytest.Lo
 
 def test_stdlib_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     load_corpus("stdlib")
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]

@@ -6,6 +6,7 @@ On a virtual clock.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Mapping
 
@@ -146,6 +147,6 @@ def test_who_could_not_be_asked_and_has_the_same_part_is_warned_of_when_the_link
             return Fate(()) if parted else Fate((0.02,))
 
     shards = run_virtually(join_all(2, Parted(), 0.0, stay_s=90.0), 200.0)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert shards[1] == shards[2] == 1
     assert sum("train on the same documents" in message for message in said) == 2
