@@ -99,9 +99,9 @@ class Trainer:
                         run_id=config.shared.run_id,
                         shared_digest=shared_digest(config),
                         version=__version__,
-                        data_digest=text.digest,
                     )
                 )
+                folder.check_data(text.digest)
                 folder.write("config.toml", to_toml(config))
             if self._world_size > 1 or config.island.engine in ("fsdp2", "deepspeed"):
                 offloaded = (config.island.engine, config.island.offload) == ("fsdp2", "all")
@@ -166,6 +166,7 @@ class Trainer:
         if join.tokens_credited:
             loader.skip(join.tokens_credited)
         if folder is not None:
+            folder.note_data(text.digest)
             journal.sinks = open_sinks(
                 config.metrics,
                 folder.path,

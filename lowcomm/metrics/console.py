@@ -166,10 +166,10 @@ def _opening_lines(record: Record) -> list[str]:
         return []
     shard, left_out = int(_number(record, "shard")), int(_number(record, "left_out_files"))
     part = f"shard {shard} has {_count(record, 'epoch_tokens')} of {_count(record, 'all_epoch_tokens')}"
-    ranks = int(_number(record, "ranks"))
+    ranks, files = int(_number(record, "ranks")), "file is" if left_out == 1 else "files are"
     return [
         f"data: {_count(record, 'documents')} documents, {human_bytes(_number(record, 'text_bytes'))}"
-        f"{f' ({left_out:,} files are left out)' if left_out else ''}, digest"
+        f"{f' ({left_out:,} {files} left out)' if left_out else ''}, digest"
         f" {str(record.get('data_digest'))[:12]}; tokens in an epoch:"
         f" {part if shard >= 0 else _count(record, 'epoch_tokens')}",
         f"model: {_count(record, 'parameters')} parameters on {record.get('device')} in"

@@ -29,16 +29,11 @@ class RunFolder:
         self._lock = lock
 
     @classmethod
-    def open(
-        cls, path: Path, *, run_id: str, shared_digest: str, version: str, data_digest: str = ""
-    ) -> RunFolder:
+    def open(cls, path: Path, *, run_id: str, shared_digest: str, version: str) -> RunFolder:
         """Create the folder, or re-open it to resume.
 
-        Args:
-            data_digest: of the text that the run trains on; empty = not known, and not compared.
-
         Raises:
-            StorageError: it belongs to another run, to other shared settings or other text, holds foreign
+            StorageError: it belongs to another run or to other shared settings, holds foreign
                 files, is in use by a live process, or can't be written.
         """
         try:
@@ -52,7 +47,7 @@ class RunFolder:
                 )
             lock = _lock(path)
             try:
-                _claim(path, run_id, shared_digest, version, data_digest)
+                _claim(path, run_id, shared_digest, version)
             except BaseException:
                 lock.close()
                 raise
@@ -81,6 +76,25 @@ class RunFolder:
                 f"{self.path / name}: the file can't be written: {error.strerror or error}"
             ) from error
 
+    def check_data(self, digest: str) -> None:
+        """Compare the text with the one that the run has trained on up to now.
+
+        Raises:
+            StorageError: it is another one.
+        """
+        noted = _facts(self.path / MARK).get("data_digest", digest)
+        if noted != digest:
+            raise StorageError(
+                f"{self.path}: this run has trained on other text (digest {noted[:12]}, now {digest[:12]}): "
+                "the documents of data.source have changed, or stdlib is that of another Python; give it the "
+                "same ones, or join as a new island with another --out"
+            )
+
+    def note_data(self, digest: str) -> None:
+        """Keep the run to this text from now on: its training begins."""
+        facts = {**_facts(self.path / MARK), "data_digest": digest}
+        self.write(MARK, json.dumps(facts, indent=2) + "\n")
+
     def close(self) -> None:
         """Give the folder up; it can be resumed."""
         if self._lock.descriptor >= 0:
@@ -106,27 +120,19 @@ def _lock(path: Path) -> Lock:
     return lock
 
 
-def _claim(path: Path, run_id: str, shared_digest: str, version: str, data_digest: str) -> None:
-    mark = path / MARK
+def _claim(path: Path, run_id: str, shared_digest: str, version: str) -> None:
+    mark, facts = path / MARK, {}
     if mark.exists():
-        _check_mark(mark, run_id, shared_digest, version, data_digest)
-    facts = {"run_id": run_id, "shared_digest": shared_digest, "version": version}
-    if data_digest:
-        facts["data_digest"] = data_digest
+        facts = _check_mark(mark, run_id, shared_digest, version)
+    facts |= {"run_id": run_id, "shared_digest": shared_digest, "version": version}
     write_atomically(mark, (json.dumps(facts, indent=2) + "\n").encode())
     write_atomically(path / "pid", f"{os.getpid()}\n".encode())
 
 
-def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str, data_digest: str) -> None:
-    try:
-        facts = json.loads(mark.read_text(encoding="utf-8"))
-        found_run, found_digest = str(facts["run_id"]), str(facts["shared_digest"])
-        found_version = str(facts.get("version", "unknown"))
-        found_data = str(facts.get("data_digest", ""))
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{mark}: expected the mark of a lowcomm run, but it is damaged: {error!r}"
-        ) from error
+def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str) -> dict[str, str]:
+    facts = _facts(mark)
+    found_run, found_digest = facts["run_id"], facts["shared_digest"]
+    found_version = facts.get("version", "unknown")
     if found_run != run_id:
         raise StorageError(
             f"{mark.parent}: this folder belongs to run {found_run!r}, not to {run_id!r}; choose another "
@@ -139,9 +145,19 @@ def _check_mark(mark: Path, run_id: str, shared_digest: str, version: str, data_
             f"{found_digest[:12]}, now {shared_digest[:12]}{others}); compare {mark.parent / 'config.toml'}, "
             "or choose another --out"
         )
-    if found_data and data_digest and found_data != data_digest:
+    return facts
+
+
+def _facts(mark: Path) -> dict[str, str]:
+    """What the mark says, and run_id and shared_digest are among it."""
+    try:
+        facts = json.loads(mark.read_text(encoding="utf-8"))
+        return {
+            **{name: str(value) for name, value in facts.items()},
+            "run_id": str(facts["run_id"]),
+            "shared_digest": str(facts["shared_digest"]),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"{mark.parent}: this run has trained on other text (digest {found_data[:12]}, now "
-            f"{data_digest[:12]}): the documents of data.source have changed, or stdlib is that of another "
-            "Python; give it the same ones, or join as a new island with another --out"
-        )
+            f"{mark}: expected the mark of a lowcomm run, but it is damaged: {error!r}"
+        ) from error

@@ -18,7 +18,7 @@ from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nestero
 from lowcomm.exchanges.loopback import LoopbackHub
 from lowcomm.islands.base import Island
 from lowcomm.types import PeerId
-from tests.islands.ranks import everything, make_island
+from tests.islands.ranks import everything, make_island, make_model, wrap
 
 FRAGMENTS = 3
 INNER_STEPS = 6
@@ -155,7 +155,11 @@ def task_snapshot_given(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     go_on(island, outer, 4 * INNER_STEPS)
     found: dict[str, Any] = {}
     if hub is not None:
-        joiner = make_island(seed=5, engine="plain")
+        model = make_model(seed=5)
+        model.frozen.load_state_dict(
+            make_model().frozen.state_dict()
+        )  # what is not trained has to be the same
+        joiner = wrap(model, "plain")
         other = loop(joiner, hub, "joiner", 1, "fp32")
         found["how"] = other.start().how
         found["equal"] = [

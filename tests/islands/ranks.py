@@ -121,7 +121,7 @@ def task_write(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     island.write(range(len(island.layout)), new if island.is_lead else None)
     seen = {"written": everything(island), "outputs": outputs(island)}
     train(island, range(2))
-    return {**seen, "trained": everything(island)}
+    return {**seen, "trained": everything(island), "frozen": island.frozen_digest()}
 
 
 def task_non_finite(rank: int, folder: Path, engine: str) -> dict[str, Any]:

@@ -61,6 +61,12 @@ def test_what_is_written_is_what_trains_on(ranks: Ranks) -> None:
     assert torch.allclose(first["trained"], everything(plain), atol=1e-5)
 
 
+def test_what_is_frozen_has_one_digest_however_it_is_sharded(ranks: Ranks) -> None:
+    first, second = (rank["write"]["frozen"] for rank in ranks)
+    assert first == make_island(engine="plain").frozen_digest() != ""
+    assert second == ""  # the lead compares
+
+
 def test_collectives_give_all_ranks_the_leads_values(ranks: Ranks) -> None:
     first, second = (rank["collectives"] for rank in ranks)
     for rank in (first, second):

@@ -42,6 +42,19 @@ def test_a_new_folder_is_claimed_and_can_be_reopened(tmp_path: Path) -> None:
         assert (path / "config.toml").read_text() == "a = 1\n"
 
 
+def test_a_folder_whose_text_has_changed_is_refused(tmp_path: Path) -> None:
+    one, two = "1" * 64, "2" * 64
+    with claim(tmp_path) as folder:
+        folder.check_data(one)
+        folder.check_data(two)  # nothing was trained on yet
+        folder.note_data(one)
+    with claim(tmp_path) as folder:
+        folder.check_data(one)
+        message = "this run has trained on other text .digest 111111111111, now 222222222222.*another --out"
+        with pytest.raises(StorageError, match=message):
+            folder.check_data(two)
+
+
 @pytest.mark.parametrize(
     ("run_id", "digest", "message"),
     [

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,23 +73,33 @@ def make_config(folder: Path, *overrides: str) -> Config:
     return load_config(recipe, [f"data.source={json.dumps(str(text))}", *overrides])
 
 
-def train_islands(config: Config, out: Path, islands: int = 2) -> list[Summary | BaseException]:
-    """Train in `out/island-i`; what each island returned or raised."""
+def train_islands(
+    config: Config,
+    out: Path,
+    islands: int = 2,
+    own: Callable[[int, Config], Config] = lambda number, config: config,
+) -> list[Summary | BaseException]:
+    """Train in `out/island-i`; what each island returned or raised.
+
+    Args:
+        own: what an island makes of its settings.
+    """
     network = exchanges.hub()
     results: list[Any] = [None] * islands
 
     def train(number: int) -> None:
-        own = replace(
+        own_config = replace(
             config,
             out=str(out / f"island-{number}"),
             data=replace(config.data, shard=number),
             exchange=replace(config.exchange, expected_peers=islands),
         )
+        own_config = own(number, own_config)
         exchange = exchanges.loopback(
             network, run_id=config.shared.run_id, peer_id=f"island-{number}", founder=number == 0
         )
         try:
-            results[number] = Trainer(own, exchange=exchange).fit()
+            results[number] = Trainer(own_config, exchange=exchange).fit()
         except BaseException as error:  # handed to the test, which looks at it
             results[number] = error
 
