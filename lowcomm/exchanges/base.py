@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lowcomm.errors import ExchangeError
 from lowcomm.types import Json, PeerId
 
 MAX_BODY_BYTES = 1 << 20
@@ -79,6 +80,10 @@ class Receiver(Protocol):
 
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """The link broke: the peer died, left, or the path to it did."""
+        ...
+
+    def on_fatal(self, error: ExchangeError) -> None:
+        """This peer may not be in the run any more; its links are about to end."""
         ...
 
 

@@ -64,6 +64,7 @@ class Contributing:
             last: this peer trains no more; where the others have gone on without it, it waits for their next
                 round.
         """
+        self._node.raise_fatal()
         loop, traffic = asyncio.get_running_loop(), self._node.exchange.traffic
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
         task = asyncio.current_task()
@@ -130,6 +131,7 @@ class Contributing:
                     base, position = self._state.states[fragment].anchor, self._state.position(fragment)
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())
+                self._node.raise_fatal()
                 if decision.joined_s:
                     form_s = decision.joined_s - began_s
                     transfer_s = max(0.0, decision.accepted_s - decision.joined_s)

@@ -307,6 +307,7 @@ class OuterLoop(Views):
         Raises:
             ConfigError: `tokens` is no whole number of at least 0.
             LossError: the local parameters have diverged, so there is nothing to contribute.
+            JoinRefusedError: another live process uses this peer's identity; on the lead only.
         """
         count = arguments.whole("outer.step: tokens", tokens, least=0, most=MAX_TOKENS, advice=COUNT_TOKENS)
         with self._flights.between_steps(count):
@@ -317,6 +318,7 @@ class OuterLoop(Views):
         if self._vectors is not None:
             self._vectors.tidy()
         if self._node is not None:
+            self._node.raise_fatal()
             self._node.peers.state.inner_step = self.swarm_step
         due = self._pacing.due(self._progress.inner_step)
         looks = self._pacing.looks(self._progress.inner_step)

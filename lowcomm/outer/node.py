@@ -13,7 +13,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lowcomm.errors import JoinRefusedError, PeerUnreachableError, ProtocolError
+from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
@@ -88,6 +88,7 @@ class Node:
         state.keep_updates(folder, self.pool)
         self.changed = Signal()
         self.refusals: list[str] = []
+        self.fatal: ExchangeError | None = None
         self.peers = Peers(
             exchange,
             shared=shared,
@@ -276,6 +277,24 @@ class Node:
             fragment_round.on_peer_down(peer, reason)
         self._look()
 
+    def on_fatal(self, error: ExchangeError) -> None:
+        """This peer has to go, and what it would do without the others is no part of the run's history."""
+        self.fatal = error
+        for fragment_round in self.rounds:
+            fragment_round.decision.contribution = None
+            fragment_round.ballots.cancel()
+            fragment_round.changed.notify()
+        self.changed.notify()
+
+    def raise_fatal(self) -> None:
+        """Raise what ended this peer's part in the run.
+
+        Raises:
+            ExchangeError: another live process uses its identity.
+        """
+        if self.fatal is not None:
+            raise self.fatal
+
     def _on_silent(self, peer: PeerId, reason: str) -> None:
         """A peer says nothing, over a link that looks whole: nobody waits for it until it speaks again."""
         logger.info("%s is %s", peer, reason)
@@ -332,6 +351,7 @@ class Node:
         Raises:
             JoinRefusedError: it names the keys that differ.
         """
+        self.raise_fatal()
         if self.refusals and self._is_refused():
             raise JoinRefusedError(self.refusals[0])
 

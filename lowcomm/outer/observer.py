@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from lowcomm.errors import JoinRefusedError, ProtocolError
+from lowcomm.errors import ExchangeError, JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.peer import State
@@ -28,6 +28,7 @@ class Bystander:
     def __init__(self, exchange: Exchange, role: str) -> None:
         self.changed = Signal()
         self.refusals: list[str] = []
+        self.fatal: ExchangeError | None = None
         self.peers = Peers(
             exchange,
             shared={},
@@ -69,6 +70,11 @@ class Bystander:
         """A link broke."""
         self.peers.on_peer_down(peer)
 
+    def on_fatal(self, error: ExchangeError) -> None:
+        """This peer has to go."""
+        self.fatal = error
+        self.changed.notify()
+
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:
         self.refusals.append(f"{peer}: " + "; ".join(reasons))
         self.changed.notify()
@@ -80,13 +86,18 @@ async def run_seed(exchange: Exchange, on_address: Callable[[str], None]) -> Non
     Args:
         exchange: not started; closed when this ends.
         on_address: called with the shared string that islands join with.
+
+    Raises:
+        JoinRefusedError: another live process uses its identity.
     """
     seed = Bystander(exchange, "seed")
     try:
         await exchange.start(seed)
         seed.peers.start()
         on_address(exchange.join_string)
-        await asyncio.Event().wait()
+        while seed.fatal is None:
+            await seed.changed.wait(HEARTBEAT_S)
+        raise seed.fatal
     finally:
         await seed.peers.stop()
         await exchange.close()

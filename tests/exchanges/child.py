@@ -6,6 +6,7 @@ import sys
 import torch.distributed as dist
 
 from lowcomm import exchanges
+from lowcomm.errors import ExchangeError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.process_group import ProcessGroupExchange
 from lowcomm.types import PeerId
@@ -19,6 +20,8 @@ class Idle:
     def on_peer_up(self, peer: PeerId) -> None: ...
 
     def on_peer_down(self, peer: PeerId, reason: str) -> None: ...
+
+    def on_fatal(self, error: ExchangeError) -> None: ...
 
 
 async def main(kind: str, where: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from lowcomm import exchanges
+from lowcomm.errors import ExchangeError
 from lowcomm.exchanges import Exchange, Message
 from lowcomm.exchanges.process_group import ProcessGroupExchange
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
@@ -28,6 +29,7 @@ class Recorder:
     begun: int = 0
     links: list[tuple[str, PeerId]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    fatal: ExchangeError | None = None
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,6 +54,10 @@ class Recorder:
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         self.links.append(("down", peer))
         self.reasons.append(reason)
+        self.changed.set()
+
+    def on_fatal(self, error: ExchangeError) -> None:
+        self.fatal = error
         self.changed.set()
 
     async def until(self, reached: Callable[[], bool]) -> None:

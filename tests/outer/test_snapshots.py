@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lowcomm.errors import PeerUnreachableError
+from lowcomm.errors import ExchangeError, PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import Fate, ShapedExchange
@@ -60,6 +60,9 @@ class Peer:
 
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         self.blobs.on_peer_down(peer)
+
+    def on_fatal(self, error: ExchangeError) -> None:
+        pass
 
 
 POOL = InlineExecutor()

@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lowcomm.clock import SystemClock
 from lowcomm.errors import AddressError, ExchangeError, JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.swarm.addresses import check_free, group_by_peer, most_reachable, peer_of
@@ -19,13 +20,15 @@ from lowcomm.exchanges.swarm.daemon import DaemonOptions
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr
 from lowcomm.exchanges.swarm.host import Host
 from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, IdentityFile, verify
-from lowcomm.exchanges.swarm.links import Links
+from lowcomm.exchanges.swarm.links import Links, somebody_listens
+from lowcomm.exchanges.swarm.namesakes import Namesakes
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
 
 _HEARD_OF_TIMEOUT_S = 8.0
 _DIRECTORY_TIMEOUT_S = 15.0
+_SELF_TIMEOUT_S = 5.0
 _DOMAIN = "message"
 
 T = TypeVar("T")
@@ -76,6 +79,8 @@ class SwarmExchange:
         self._links: Links | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing: asyncio.Task[None] | None = None
+        self._receiver: Receiver | None = None
+        self._fatal: JoinRefusedError | None = None
 
     @property
     def run_id(self) -> str:
@@ -159,6 +164,16 @@ class SwarmExchange:
             on_down=self._on_daemon_exit,
             on_revived=self._on_revived,
         )
+        namesakes = Namesakes(
+            self._identity,
+            self._run_id,
+            SystemClock(),
+            where=self._where,
+            key_file=str(self._identity_path or ""),
+            on_proven=self._on_namesake,
+        )
+        self._receiver = receiver
+        await self._look_for_self(peers.get(self.peer_id, ()), namesakes)
         await self._host.start()
         self._links = Links(
             self._host.node,
@@ -169,9 +184,55 @@ class SwarmExchange:
             on_up=self._meet,
             gate=self._gate,
             shown=self._gate.show(self._identity) if self._gate else "",
+            namesakes=namesakes,
         )
         await self._links.serve()
         await self._join({peer: group for peer, group in peers.items() if peer != self.peer_id})
+
+    async def _look_for_self(self, addresses: Sequence[str], namesakes: Namesakes) -> None:
+        """See that no other process answers with this identity where this peer was told to join.
+
+        Its own address may be there because all peers get the same list. libp2p dials nobody of its own name,
+        so a p2pd of another name asks, before this peer listens anywhere itself.
+
+        Raises:
+            JoinRefusedError: one does.
+        """
+        open_to = [address for address in addresses if await somebody_listens(address)]
+        if not open_to:
+            return
+        asking = Host(
+            self._run_id,
+            Identity.generate(),
+            DaemonOptions(relay=self._relay),
+            None,
+            on_down=lambda reason: None,
+            on_revived=_nothing,
+        )
+        try:
+            await asking.start()
+            await asking.node.connect(self.peer_id, open_to, _SELF_TIMEOUT_S)
+        except PeerUnreachableError:
+            return  # somebody else's by now
+        finally:
+            await asking.close()
+        raise namesakes.refusal(open_to[0].split("/p2p/")[0])
+
+    def _where(self) -> str:
+        return most_reachable(self.addresses).split("/p2p/")[0] if self.addresses else ""
+
+    def _on_namesake(self, error: JoinRefusedError) -> None:
+        """Another live process has this identity, and the older right to it."""
+        if self._fatal is not None or self._closing is not None:
+            return
+        self._fatal = error
+        if self._receiver is not None:
+            self._receiver.on_fatal(error)
+        asyncio.get_running_loop().call_soon(self._end_links, str(error))
+
+    def _end_links(self, reason: str) -> None:
+        if self._links is not None:
+            self._links.fail_all(reason)
 
     async def _join(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
         """Link to all initial peers at once; one is enough, the others go on in the background."""
@@ -186,6 +247,8 @@ class SwarmExchange:
         errors: list[BaseException] = []
         while dials:
             done, dials = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+            if self._fatal is not None:
+                raise self._fatal
             if any(dial.exception() is None for dial in done):
                 return
             errors += [error for dial in done if (error := dial.exception()) is not None]
@@ -218,7 +281,7 @@ class SwarmExchange:
             self._links.fail_all(reason)
 
     async def _on_revived(self, node: HivemindNode) -> None:
-        if self._links is not None and self._closing is None:
+        if self._links is not None and self._closing is None and self._fatal is None:
             await self._links.resume(node)
 
     # -- links and messages ------------------------------------------------------------------------
@@ -328,3 +391,7 @@ class SwarmExchange:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # may fail unseen
         return task
+
+
+async def _nothing(node: HivemindNode) -> None:
+    """A p2pd that only asks has nothing to bring back."""

@@ -196,6 +196,19 @@ class HivemindNode:
         _, _, writer = await self._request(peer, request, timeout_s)
         writer.transport.abort()
 
+    async def disconnect(self, peer: PeerId) -> None:
+        """Have p2pd end all connections to a peer.
+
+        Raises:
+            PeerUnreachableError: p2pd does not answer.
+        """
+        request = p2pd_pb2.Request(
+            type=p2pd_pb2.Request.DISCONNECT,
+            disconnect=p2pd_pb2.DisconnectRequest(peer=_peer_bytes(peer)),
+        )
+        _, _, writer = await self._request(peer, request, _RPC_TIMEOUT_S)
+        writer.transport.abort()
+
     async def connected(self) -> frozenset[PeerId]:
         """The peers that p2pd has a connection to."""
         return frozenset(PeerId(PeerID(info.id).to_base58()) for info in await self._list_peers())

@@ -24,6 +24,7 @@ from lowcomm.exchanges.base import Message, Receiver
 from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.swarm.backlog import Backlog
 from lowcomm.exchanges.swarm.connection import DaemonConnection
+from lowcomm.exchanges.swarm.namesakes import HERE, OUSTED, WHO, Namesakes
 from lowcomm.exchanges.swarm.streams import PREAMBLE, Incoming, Outgoing, Verdict
 from lowcomm.exchanges.swarm.uplink import Uplink
 from lowcomm.types import Json, PeerId
@@ -45,6 +46,7 @@ class LinkOwner(Protocol):
     receiver: Receiver
     shown: str
     uplink: Uplink
+    namesakes: Namesakes | None
 
     async def open_stream(
         self, peer: PeerId, name: str, timeout_s: float
@@ -65,6 +67,7 @@ class Link:
     Attributes:
         up: completes when messages flow; fails with PeerUnreachableError or JoinRefusedError.
         admitted: the other side has greeted and fits, so its bulk streams are read.
+        process: which process of the peer it is; empty until its control stream has come.
         token: names this end of the link; the other side's streams must quote it, once it knows it.
     """
 
@@ -76,6 +79,7 @@ class Link:
         self.ended: asyncio.Future[None] = loop.create_future()
         self.token = secrets.token_hex(8)
         self.peer_token: str | None = None
+        self.process = ""
         self.down_reason: str | None = None
         self._in_control: Incoming | None = None
         self._incoming: list[Incoming] = []
@@ -86,6 +90,7 @@ class Link:
         self._dialed = False
         self.admitted = False
         self._tasks: set[asyncio.Task[None]] = set()
+        self._telling: asyncio.Task[None] | None = None
 
     @property
     def is_up(self) -> bool:
@@ -138,8 +143,10 @@ class Link:
                 "answer": self.peer_token or "",
                 "pass": self._owner.shown,
             }
-            verdict, received = await stream.open(Message("link.open", opening))
-            self._owner.count(self.peer, 0, received)
+            if self._owner.namesakes is not None:
+                opening |= self._owner.namesakes.opening(self.peer)
+            verdict, reason = await stream.open(Message("link.open", opening))
+            self._owner.count(self.peer, 0, len(PREAMBLE) + 1 + len(reason))
             if verdict is Verdict.OTHER_RUN:
                 raise JoinRefusedError(f"{self.peer} is not in run {self._owner.run_id!r} but in another one")
             if verdict is Verdict.NOT_ADMITTED:
@@ -147,6 +154,10 @@ class Link:
                     f"{self.peer} did not admit this peer to run {self._owner.run_id!r}: it is not on the "
                     "list, or its token is missing, expired or for another peer; see shared.access"
                 )
+            if verdict is Verdict.USED and self._owner.namesakes is not None:
+                self._owner.namesakes.on_used(self.peer, reason)
+            if verdict is Verdict.WAIT:
+                raise PeerUnreachableError(f"{self.peer} asks first whether this peer's last process lives")
             if verdict is not Verdict.OK:
                 raise PeerUnreachableError(f"{self.peer} refused a stream: {verdict.name.lower()}")
             if self.down_reason is not None:
@@ -222,10 +233,29 @@ class Link:
             raise PeerUnreachableError(f"{self.peer}: {self.down_reason or error}") from error
 
     def _on_control(self, message: Message) -> None:
+        namesakes = self._owner.namesakes
         if message.kind == BYE:
             self.fail("the peer left")
+        elif namesakes is not None and message.kind == WHO:
+            if (answer := namesakes.answer(message.body)) is not None:
+                self.tell(answer)
+        elif namesakes is not None and message.kind == HERE:
+            namesakes.on_here(self, message.body)
+        elif namesakes is not None and message.kind == OUSTED:
+            namesakes.on_ousted(message.body)
         else:
             self._owner.receiver.on_message(self.peer, message)
+
+    def tell(self, message: Message) -> None:
+        """Send a message of the link's own, unless the last one is still on its way."""
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.get_running_loop().create_task(self._tell(message))
+
+    async def _tell(self, message: Message) -> None:
+        try:
+            await self.send(message)
+        except PeerUnreachableError:
+            return  # the link is down, which its owner hears
 
     def _on_bulk(self, stream: Incoming, message: Message) -> None:
         stream.hold()
@@ -314,6 +344,8 @@ class Link:
             self.fail(f"a task of it failed: {error!r}")
 
     def _cancel_tasks(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()

@@ -15,6 +15,7 @@ from lowcomm.exchanges.swarm.failures import PORT, places, reason
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode
 from lowcomm.exchanges.swarm.identity import Gatekeeper
 from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, Link
+from lowcomm.exchanges.swarm.namesakes import NamedLink, Namesakes
 from lowcomm.exchanges.swarm.streams import Incoming, Verdict
 from lowcomm.exchanges.swarm.uplink import Uplink
 from lowcomm.types import PeerId, short
@@ -50,8 +51,12 @@ class Links:
         on_up: Callable[[PeerId], None],
         gate: Gatekeeper | None = None,
         shown: str = "",
+        namesakes: Namesakes | None = None,
     ) -> None:
-        self._gate, self.shown = gate, shown
+        self._gate, self.shown, self.namesakes = gate, shown, namesakes
+        if namesakes is not None:
+            namesakes.drop = self._drop
+        self._parting: set[asyncio.Task[None]] = set()
         self._on_up, self.uplink = on_up, Uplink()
         self.run_id, self.receiver = run_id, receiver
         self._node, self._traffic, self._bulk_streams = node, traffic, bulk_streams
@@ -161,17 +166,9 @@ class Links:
         """
         if peer in await self._node.connected():
             return
-        direct = [
-            endpoint
-            for address in addresses
-            if "/p2p-circuit" not in address
-            and (endpoint := endpoint_of(address)).protocol == "tcp"
-            and not endpoint.is_name
-        ]
-        if addresses and len(direct) == len(addresses):
-            answers = await asyncio.gather(*(_listens(at.host, at.port) for at in direct))
-            if not any(answers):
-                raise _NobodyListensError(f"peer {short(peer)}: nobody listens at {places(addresses)}")
+        answers = await asyncio.gather(*(somebody_listens(address) for address in addresses))
+        if addresses and not any(answers):
+            raise _NobodyListensError(f"peer {short(peer)}: nobody listens at {places(addresses)}")
         await self._node.connect(peer, addresses, _DIAL_S)
 
     def _add(self, peer: PeerId) -> Link:
@@ -212,14 +209,26 @@ class Links:
         if self._unopened.pop(stream, None) is not None:
             stream.close()
 
-    def _on_open(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
+    def _on_open(self, peer: PeerId, stream: Incoming, message: Message) -> tuple[Verdict, bytes]:
         self._unopened.pop(stream, None)
-        verdict = self._verdict(peer, stream, message)
+        verdict, reason = self._verdict(peer, stream, message)
         if verdict is not Verdict.OK:
             logger.debug("refused a stream of %s: %s", peer, verdict.name)
-        return verdict
+        return verdict, reason
 
-    def _verdict(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
+    def _verdict(self, peer: PeerId, stream: Incoming, message: Message) -> tuple[Verdict, bytes]:
+        verdict = self._verdict_on_stranger(peer, message)
+        if verdict is not Verdict.OK:
+            return verdict, b""
+        link = self._links.get(peer)
+        knocks = message.body.get("channel") == CONTROL and link is not None and link.answered
+        if knocks and link is not None and self.namesakes is not None:
+            judged = self.namesakes.judge(link, message.body)
+            if judged is not None:
+                return judged
+        return self._verdict_on_peer(peer, stream, message), b""
+
+    def _verdict_on_stranger(self, peer: PeerId, message: Message) -> Verdict:
         run, channel = message.body.get("run"), message.body.get("channel")
         token, answer = message.body.get("token"), message.body.get("answer")
         if not isinstance(channel, int) or not isinstance(token, str) or not isinstance(answer, str):
@@ -230,6 +239,12 @@ class Links:
             return Verdict.NOT_ADMITTED
         if self._closed or self._gone is not None:
             return Verdict.CLOSING
+        return Verdict.OK
+
+    def _verdict_on_peer(self, peer: PeerId, stream: Incoming, message: Message) -> Verdict:
+        channel, token, answer = (message.body[key] for key in ("channel", "token", "answer"))
+        assert isinstance(channel, int)
+        assert isinstance(token, str)
         link = self._links.get(peer)
         if channel != CONTROL:
             if link is None or link.peer_token != token or link.incoming_streams >= MAX_STREAMS_PER_LINK:
@@ -248,6 +263,8 @@ class Links:
             link = self._add(peer)
         self._node.callers.members.add(peer)
         link.peer_token = token
+        process = message.body.get("process")
+        link.process = process if isinstance(process, str) else ""
         link.accept(stream, channel)
         if is_new:
             link.spawn(link.dial())
@@ -280,6 +297,8 @@ class Links:
 
     def on_link_down(self, link: Link, reason: str, was_up: bool) -> None:
         """A link ended, or never came up."""
+        if self.namesakes is not None:
+            self.namesakes.forget(link)
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
             self._node.callers.members.discard(link.peer)
@@ -297,6 +316,15 @@ class Links:
         link = self._links.get(peer)
         if link is not None:
             await link.leave(reason, _LEAVE_S)
+
+    def _drop(self, link: NamedLink, reason: str) -> None:
+        """Take a link down, and p2pd's connection below it: a new process of the peer is to have its own."""
+        if self._links.get(link.peer) is link:
+            self._links[link.peer].fail(reason)
+            task = asyncio.get_running_loop().create_task(self._node.disconnect(link.peer))
+            self._parting.add(task)
+            task.add_done_callback(self._parting.discard)
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def fail_all(self, reason: str) -> None:
         """The network below is gone: all links are down, until `resume`."""
@@ -335,3 +363,11 @@ async def _listens(host: str, port: int) -> bool:
         return False
     writer.transport.abort()
     return True
+
+
+async def somebody_listens(address: str) -> bool:
+    """Whether anybody listens on an address; True where only libp2p can find out (QUIC, relays, names)."""
+    if "/p2p-circuit" in address:
+        return True
+    endpoint = endpoint_of(address)
+    return endpoint.protocol != "tcp" or endpoint.is_name or await _listens(endpoint.host, endpoint.port)

@@ -4,7 +4,7 @@ A stream carries frames from the peer that dialled it to the peer that accepted 
 
     acceptor -> dialer   PREAMBLE, at once
     dialer -> acceptor   the opening frame, kind "link.open" (which run, channel and link)
-    acceptor -> dialer   one byte, a `Verdict`; nothing more after it
+    acceptor -> dialer   one byte, a `Verdict`; after USED a reason, else nothing more
     dialer -> acceptor   frames, until the stream ends
 
 The dialer sends nothing before it has read the preamble, so when the acceptor swaps asyncio's
@@ -30,10 +30,11 @@ from lowcomm.exchanges.frames import (
 from lowcomm.exchanges.swarm.backlog import MOST_PIECE_BYTES, Backlog
 
 PREAMBLE = b"lowcomm\x01"
-OPENING_BODY_BYTES = 1024
+OPENING_BODY_BYTES = 1536
 """A stranger makes us allocate no more than this before its opening frame is accepted."""
 
 _STAGE_BYTES = 64 << 10
+_REASON_BYTES = 1024
 
 
 class Verdict(enum.IntEnum):
@@ -46,6 +47,8 @@ class Verdict(enum.IntEnum):
     CLOSING = 4
     NOT_ADMITTED = 5
     BUSY = 6
+    WAIT = 7
+    USED = 8
 
 
 class FrameDecoder:
@@ -136,7 +139,7 @@ class Incoming(asyncio.BufferedProtocol):
 
     Args:
         writer: kept, because asyncio closes the transport of a writer that is collected.
-        on_open: called with the opening frame; says whether the stream is wanted.
+        on_open: called with the opening frame; says whether the stream is wanted, and after USED why not.
         on_message: called for each later frame while the stream is not held.
         on_end: called once, with the reason in words, unless `close` was called first.
         count: called with the number of bytes received.
@@ -145,7 +148,7 @@ class Incoming(asyncio.BufferedProtocol):
     def __init__(
         self,
         writer: asyncio.StreamWriter,
-        on_open: Callable[[Incoming, Message], Verdict],
+        on_open: Callable[[Incoming, Message], tuple[Verdict, bytes]],
         on_end: Callable[[str], None],
         count: Callable[[int], None],
     ) -> None:
@@ -225,8 +228,8 @@ class Incoming(asyncio.BufferedProtocol):
     def _open(self, message: Message) -> bool:
         if message.kind != "link.open":
             raise ProtocolError(f"expected link.open, got {message.kind!r:.60}")
-        verdict = self._on_open(self, message)
-        self._transport.write(bytes([verdict]))
+        verdict, reason = self._on_open(self, message)
+        self._transport.write(bytes([verdict]) + reason)
         if verdict is not Verdict.OK:
             self._ended = True
             self._transport.close()
@@ -258,8 +261,8 @@ class Outgoing:
         self._buffer_bytes = 0
         writer.transport.set_write_buffer_limits(high=0)
 
-    async def open(self, message: Message) -> tuple[Verdict, int]:
-        """Say what the stream is for; returns the verdict and the bytes that were received.
+    async def open(self, message: Message) -> tuple[Verdict, bytes]:
+        """Say what the stream is for; returns the verdict and its reason, empty but after USED.
 
         Raises:
             PeerUnreachableError: the stream broke.
@@ -271,12 +274,19 @@ class Outgoing:
                 raise ProtocolError(f"expected preamble {PREAMBLE!r}, got {preamble!r}: another version?")
             await self._write_all(*encode_frame(message))
             verdict = (await self._reader.readexactly(1))[0]
+            reason = await self._read_reason() if verdict == Verdict.USED else b""
         except (OSError, EOFError) as error:
             raise PeerUnreachableError(f"the stream broke while it was opened: {error}") from error
         try:
-            return Verdict(verdict), len(PREAMBLE) + 1
+            return Verdict(verdict), reason
         except ValueError as error:
             raise ProtocolError(f"unknown verdict {verdict}") from error
+
+    async def _read_reason(self) -> bytes:
+        reason = b""
+        while len(reason) < _REASON_BYTES and (part := await self._reader.read(_REASON_BYTES)):
+            reason += part
+        return reason
 
     async def wait_end(self) -> str:
         """Wait until the other side ends the stream; the reason in words."""
