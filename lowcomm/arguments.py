@@ -39,7 +39,7 @@ def whole(
         ConfigError: it is not whole, or out of bounds.
     """
     expected = f"{name}: expected a whole number{_bounds(least, most)}, got"
-    number = _plain(value)
+    number = plain(value)
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ArgumentError(f"{expected} {show(value)}{_then(advice)}")
     if isinstance(number, float) and not number.is_integer():  # nor are NaN and infinity
@@ -70,7 +70,7 @@ def number(
     bounds += f" above {above:g}" if above is not None else ""
     bounds += f" and below {below:g}" if below is not None else ""
     expected = f"{name}: expected a number{bounds}, got"
-    found = _plain(value)
+    found = plain(value)
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ArgumentError(f"{expected} {show(value)}{_then(advice)}")
     if not (
@@ -162,7 +162,7 @@ def path(name: str, value: object) -> Path | None:
     return Path(found)
 
 
-def _plain(value: Any) -> object:
+def plain(value: Any) -> object:
     """The Python number that a number of numpy, or a tensor of one element, stands for; else `value`."""
     if isinstance(value, bool | int | float):
         return value

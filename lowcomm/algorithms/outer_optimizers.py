@@ -28,6 +28,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from lowcomm.arguments import plain
 from lowcomm.errors import ConfigError
 
 CACHED_ELEMENTS = 1 << 16
@@ -112,6 +113,7 @@ def nesterov(lr: float | Literal["auto"] = "auto", momentum: float | Literal["au
     Raises:
         ConfigError: neither `auto` nor a number in range.
     """
+    lr, momentum = plain(lr), plain(momentum)  # type: ignore[assignment]
     if not _is_auto_or_in(lr, float("inf")):
         raise ConfigError(f'nesterov.lr: expected "auto" or a number of 0 or more, got {lr!r}')
     if not _is_auto_or_in(momentum, 1.0):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lowcomm.arguments import flag, number, whole
 from lowcomm.errors import ConfigError
 
 
@@ -50,17 +51,12 @@ class Schedule:
     round_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.inner_steps < 1:
-            raise ConfigError(f"schedule.inner_steps: expected at least 1, got {self.inner_steps}")
-        if self.num_fragments < 1:
-            raise ConfigError(f"schedule.num_fragments: expected at least 1, got {self.num_fragments}")
+        self._convert()
         if self.delay != "auto" and not 0 <= self.delay < self.inner_steps:
             raise ConfigError(
                 f"schedule.delay: expected 0 <= delay < inner_steps = {self.inner_steps}, got "
                 f"{self.delay}; a result has to be used before the fragment is due again"
             )
-        if not 0.0 <= self.merge_alpha <= 1.0:
-            raise ConfigError(f"schedule.merge_alpha: expected 0..1, got {self.merge_alpha}")
         if self.eager and self.delay == 0:
             raise ConfigError(
                 "schedule.eager: expected false with delay = 0, got true; no steps are taken beside a round, "
@@ -80,6 +76,26 @@ class Schedule:
                 f"schedule.round_s, round_tokens: expected {expected} with mode = {self.mode}, got "
                 f"{self.round_s:g} and {self.round_tokens}"
             )
+
+    def _convert(self) -> None:
+        """Make each number Python's own, as they are compared with those of other islands.
+
+        Raises:
+            ConfigError: one is of another type, or out of range.
+        """
+        converted = {
+            "inner_steps": whole("schedule.inner_steps", self.inner_steps, least=1),
+            "num_fragments": whole("schedule.num_fragments", self.num_fragments, least=1),
+            "merge_alpha": number("schedule.merge_alpha", self.merge_alpha, least=0, most=1),
+            "eager": flag("schedule.eager", self.eager),
+            "round_s": number("schedule.round_s", self.round_s, least=0),
+            "round_tokens": whole("schedule.round_tokens", self.round_tokens, least=0),
+        }
+        if self.delay != "auto":
+            advice = '"auto" takes as many as the rounds measured lately need'
+            converted["delay"] = whole("schedule.delay", self.delay, least=0, advice=advice)
+        for name, value in converted.items():
+            object.__setattr__(self, name, value)
 
     def due(self, inner_step: int) -> tuple[int, ...]:
         """The fragments that are due after `inner_step` steps (counted from 1), where `mode` is fixed."""

@@ -16,7 +16,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lowcomm.errors import ConfigError
+from lowcomm.arguments import flag, number, show
+from lowcomm.errors import ArgumentError, ConfigError
 
 if TYPE_CHECKING:
     from lowcomm.codecs.base import Codec
@@ -38,7 +39,7 @@ def bf16(error_feedback: bool = False, decay: float = 1.0) -> Codec:
     """Rounded to the nearest bfloat16, ties to even."""
     from lowcomm.codecs.dense import Bf16
 
-    return Bf16(error_feedback, decay)
+    return Bf16(*_feedback(error_feedback, decay))
 
 
 def int8(error_feedback: bool = False, decay: float = 1.0) -> Codec:
@@ -46,7 +47,7 @@ def int8(error_feedback: bool = False, decay: float = 1.0) -> Codec:
     from lowcomm.codecs.blockwise import Blockwise
     from lowcomm.codecs.blockwise_int8 import FORMAT
 
-    return Blockwise(FORMAT, error_feedback, decay)
+    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
 
 
 def int4(error_feedback: bool = False, decay: float = 1.0) -> Codec:
@@ -54,7 +55,7 @@ def int4(error_feedback: bool = False, decay: float = 1.0) -> Codec:
     from lowcomm.codecs.blockwise import Blockwise
     from lowcomm.codecs.blockwise_int4 import FORMAT
 
-    return Blockwise(FORMAT, error_feedback, decay)
+    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
 
 
 def e3m0(error_feedback: bool = False, decay: float = 1.0) -> Codec:
@@ -62,7 +63,7 @@ def e3m0(error_feedback: bool = False, decay: float = 1.0) -> Codec:
     from lowcomm.codecs.blockwise import Blockwise
     from lowcomm.codecs.blockwise_e3m0 import FORMAT
 
-    return Blockwise(FORMAT, error_feedback, decay)
+    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
 
 
 def two_bit(error_feedback: bool = True, decay: float = 1.0) -> Codec:
@@ -71,14 +72,14 @@ def two_bit(error_feedback: bool = True, decay: float = 1.0) -> Codec:
     from lowcomm.codecs.statistical import FORMAT
 
     _warn_without(error_feedback, FORMAT.name)
-    return Blockwise(FORMAT, error_feedback, decay)
+    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
 
 
 def topk(error_feedback: bool = True, decay: float = 0.95) -> Codec:
     """The 64 largest of every 4096 numbers, in 2 bits, with entropy-coded indices."""
     from lowcomm.codecs.sparse import TopK
 
-    codec = TopK(error_feedback, decay)
+    codec = TopK(*_feedback(error_feedback, decay))
     _warn_without(error_feedback, codec.name)
     return codec
 
@@ -94,6 +95,10 @@ def by_name(name: str, error_feedback: bool | None = None, decay: float | None =
     Raises:
         ConfigError: there is no such codec, or error feedback is asked of one that loses nothing.
     """
+    if not isinstance(name, str):
+        raise ArgumentError(
+            f"codecs.by_name: expected one of {', '.join(NAMES)} as a string, got {show(name)}"
+        )
     if name == "fp32":
         if error_feedback:
             raise ConfigError(
@@ -110,8 +115,8 @@ def by_name(name: str, error_feedback: bool | None = None, decay: float | None =
     }
     if name not in factories:
         raise ConfigError(f"shared.codec.name: expected one of {', '.join(NAMES)}, got {name!r}")
-    if decay is not None and not 0 <= decay <= 1:
-        raise ConfigError(f"shared.codec.error_feedback_decay: expected 0 to 1, got {decay}")
+    if decay is not None:
+        decay = number("shared.codec.error_feedback_decay", decay, least=0, most=1)
     asked = {"error_feedback": error_feedback, "decay": decay}
     return factories[name](**{key: value for key, value in asked.items() if value is not None})
 
@@ -121,6 +126,15 @@ def auto(link_mbit_s: float, *, elements: int, round_s: float, islands: int = 2)
     from lowcomm.codecs.choice import choose
 
     return choose(link_mbit_s, elements=elements, round_s=round_s, islands=islands)
+
+
+def _feedback(error_feedback: object, decay: object) -> tuple[bool, float]:
+    """The two options that all codecs but fp32 have.
+
+    Raises:
+        ConfigError: one is of another type, or out of range.
+    """
+    return flag("codec: error_feedback", error_feedback), number("codec: decay", decay, least=0, most=1)
 
 
 def _warn_without(error_feedback: bool, name: str) -> None:

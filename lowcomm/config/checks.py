@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from lowcomm.arguments import RUN_ID
 from lowcomm.config.schema import Config, ExchangeConfig
 from lowcomm.config.values import fail, show
 
-_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _HOST_PORT = re.compile(r"\S+:\d{1,5}")
 
@@ -69,7 +69,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
 
 def _texts(config: Config) -> Iterator[tuple[str, str]]:
     run_id, device = config.shared.run_id, config.train.device
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         yield "shared.run_id", f"expected 1 to 64 characters of A-Z a-z 0-9 . _ -, got {show(run_id)}"
     if not _DEVICE.fullmatch(device):
         yield "train.device", f'expected "auto", "cpu", "cuda" or "cuda:N", got {show(device)}'

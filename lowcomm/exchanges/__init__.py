@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from lowcomm.arguments import flag, number, path, show, text, texts, whole
+from lowcomm.arguments import run_id as name_of_run
+from lowcomm.errors import ArgumentError
 from lowcomm.exchanges.base import Exchange, Message, Receiver, Traffic
 from lowcomm.types import PeerId
 
@@ -25,12 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Message", "Receiver", "Traffic", "hub", "loopback", "process_group", "swarm"]
 
 
+MOST_STREAMS = 16
+
+
 def swarm(
     *,
     run_id: str,
-    initial_peers: Sequence[str] = (),
-    listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
-    announce: Sequence[str] = (),
+    initial_peers: Sequence[str] | str = (),
+    listen: Sequence[str] | str = ("/ip4/127.0.0.1/tcp/0",),
+    announce: Sequence[str] | str = (),
     identity_path: Path | str | None = None,
     connect_timeout_s: float = 20.0,
     streams: int = 4,
@@ -39,20 +45,26 @@ def swarm(
     nat_port_map: bool = False,
     gate: Gatekeeper | None = None,
 ) -> SwarmExchange:
-    """An exchange over the Internet; see `lowcomm.exchanges.swarm.exchange.SwarmExchange`."""
+    """An exchange over the Internet; see `lowcomm.exchanges.swarm.exchange.SwarmExchange`.
+
+    A single address may stand for a list of one.
+
+    Raises:
+        ConfigError: an argument is of another type, or out of range.
+    """
     from lowcomm.exchanges.swarm.exchange import SwarmExchange
 
     return SwarmExchange(
-        run_id,
-        initial_peers=initial_peers,
-        listen=listen,
-        announce=announce,
-        identity_path=identity_path,
-        connect_timeout_s=connect_timeout_s,
-        streams=streams,
-        relay=relay,
-        auto_relay=auto_relay,
-        nat_port_map=nat_port_map,
+        name_of_run("exchanges.swarm: run_id", run_id),
+        initial_peers=texts("exchanges.swarm: initial_peers", initial_peers, "my-run@/ip4/.../p2p/..."),
+        listen=texts("exchanges.swarm: listen", listen, "/ip4/0.0.0.0/tcp/31337"),
+        announce=texts("exchanges.swarm: announce", announce, "/ip4/203.0.113.5/tcp/31337"),
+        identity_path=path("exchanges.swarm: identity_path", identity_path),
+        connect_timeout_s=number("exchanges.swarm: connect_timeout_s", connect_timeout_s, above=0),
+        streams=whole("exchanges.swarm: streams", streams, least=1, most=MOST_STREAMS),
+        relay=flag("exchanges.swarm: relay", relay),
+        auto_relay=flag("exchanges.swarm: auto_relay", auto_relay),
+        nat_port_map=flag("exchanges.swarm: nat_port_map", nat_port_map),
         gate=gate,
     )
 
@@ -73,12 +85,17 @@ def process_group(
 
     Raises:
         AddressError: `master` is not HOST:PORT.
+        ConfigError: an argument is of another type, or out of range.
     """
     from lowcomm.exchanges.meeting import open_store
     from lowcomm.exchanges.own_address import split_address
     from lowcomm.exchanges.process_group import ProcessGroupExchange
 
-    split_address(master)
+    run_id = name_of_run("exchanges.process_group: run_id", run_id)
+    world_size = whole("exchanges.process_group: world_size", world_size, least=1)
+    rank = whole("exchanges.process_group: rank", rank, least=0, most=world_size - 1)
+    join_timeout_s = number("exchanges.process_group: join_timeout_s", join_timeout_s, above=0)
+    split_address(text("exchanges.process_group: master", master))
     return ProcessGroupExchange(
         run_id,
         store=lambda: open_store(master, rank, join_timeout_s),
@@ -98,10 +115,18 @@ def hub() -> LoopbackHub:
 
 
 def loopback(hub: LoopbackHub, *, run_id: str, peer_id: str, founder: bool) -> LoopbackExchange:
-    """An exchange between peers of this process; see `lowcomm.exchanges.loopback`."""
-    from lowcomm.exchanges.loopback import LoopbackExchange
+    """An exchange between peers of this process; see `lowcomm.exchanges.loopback`.
 
-    return LoopbackExchange(hub, run_id, PeerId(peer_id), founder=founder)
+    Raises:
+        ConfigError: an argument is of another type, or out of range.
+    """
+    from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+
+    if not isinstance(hub, LoopbackHub):
+        raise ArgumentError(f"exchanges.loopback: expected what exchanges.hub() gives, got {show(hub)}")
+    run_id = name_of_run("exchanges.loopback: run_id", run_id)
+    peer = PeerId(text("exchanges.loopback: peer_id", peer_id))
+    return LoopbackExchange(hub, run_id, peer, founder=flag("exchanges.loopback: founder", founder))
 
 
 class _Package(ModuleType):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lowcomm.algorithms.intervals import UNMEASURED, Speed
+from lowcomm.arguments import number, show, whole
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import ProtocolError
+from lowcomm.errors import ArgumentError, ConfigError, ProtocolError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.membership.blobs import Blobs
@@ -39,12 +40,26 @@ class RoundPolicy:
         partition: `continue` lets whoever is left go on; `majority` only more than half of the
             participants of the round before.
         limits: what a contribution may claim.
+
+    Raises:
+        ConfigError: one is of another type, or out of range.
     """
 
     min_participants: int = 1
     deadline_s: float = 60.0
     partition: str = "continue"
     limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        least = whole("RoundPolicy: min_participants", self.min_participants, least=1)
+        object.__setattr__(self, "min_participants", least)
+        object.__setattr__(self, "deadline_s", number("RoundPolicy: deadline_s", self.deadline_s, above=0))
+        if self.partition not in ("continue", "majority"):
+            raise ConfigError(
+                f"RoundPolicy: partition: expected 'continue' or 'majority', got {show(self.partition)}"
+            )
+        if not isinstance(self.limits, Limits):
+            raise ArgumentError(f"RoundPolicy: limits: expected Limits(...), got {show(self.limits)}")
 
 
 @dataclass(slots=True)

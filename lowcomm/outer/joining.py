@@ -12,6 +12,7 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.membership.peer import Peer
 from lowcomm.outer.progress import furthest
 from lowcomm.outer.recovery import Moved
+from lowcomm.outer.waiting import Waiting, once, tell
 from lowcomm.types import PeerId
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Joining:
         node, loop = self._node, asyncio.get_running_loop()
         give_up_s = loop.time() + timeout_s
         node.context.founders = max(node.context.founders, expected_peers)
+        waiting = Waiting(node, expected_peers)
         while len(node.peers.live()) + 1 < expected_peers:
             node.raise_if_refused()
             if loop.time() >= give_up_s:
@@ -82,7 +84,10 @@ class Joining:
                     timeout_s,
                 )
                 break
+            waiting.look(loop.time())
             await node.changed.wait(min(1.0, give_up_s - loop.time()))
+        else:
+            waiting.over()
         node.raise_if_refused()
 
     def common_checkpoint(self, own: Sequence[int]) -> int | None:
@@ -112,7 +117,7 @@ class Joining:
         node, loop = self._node, asyncio.get_running_loop()
         state = node.peers.state
         node.publish_position()
-        give_up_s = loop.time() + timeout_s
+        give_up_s, tell_once = loop.time() + timeout_s, once(tell)
         if not node.exchange.founder:
             await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
         while True:
@@ -127,6 +132,9 @@ class Joining:
                     f"no island of run {node.exchange.run_id!r} came up within {timeout_s:g} s; "
                     "start one without exchange.initial_peers, or check the addresses"
                 )
+            tell_once(
+                f"waiting for an island of run {node.exchange.run_id!r} that trains, or that may begin it"
+            )
             await node.changed.wait(min(1.0, give_up_s - loop.time()))
         if not (running or starting):
             node.others.warn_alone()

@@ -17,22 +17,24 @@ from typing import Any, Self
 from torch import Tensor
 
 from lowcomm import arguments
-from lowcomm.algorithms.aggregation import Aggregation, Mean
+from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
 from lowcomm.algorithms.merge import rebase_
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.clock import Clock, SystemClock
+from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import CheckpointError, ConfigError
+from lowcomm.errors import CheckpointError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
 from lowcomm.membership.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.membership.ledger import LedgerFile
+from lowcomm.outer.arguments import Arguments
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
 from lowcomm.outer.joining import JoinReport
+from lowcomm.outer.life import Life
 from lowcomm.outer.node import Node
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
@@ -54,9 +56,9 @@ class OuterLoop(Views):
         island: `wrap_island(model, optimizer)`.
         exchange: how to reach the other islands; None on ranks that are not the island's lead.
         schedule: when fragments are due.
-        codec: how pseudo-gradients are compressed.
-        outer_optimizer: e.g. `nesterov(lr=0.7, momentum=0.9)`.
-        aggregation: what reducers make of the contributions; None = the token-weighted mean.
+        codec: how pseudo-gradients are compressed, or its name, e.g. "int8".
+        outer_optimizer: e.g. `nesterov(lr=0.7, momentum=0.9)`; "nesterov" = `nesterov()`.
+        aggregation: what reducers make of the contributions, or its name; None = the token-weighted mean.
         round_policy: who must take part and how long anybody waits.
         shared: further settings that must be equal on all islands, e.g. of the inner optimizer.
         data_digest: a hash of the data that all islands have in common, compared when they meet and when a
@@ -70,9 +72,13 @@ class OuterLoop(Views):
             others may still ask for are kept there. None = no ledger, and temporary files.
         keep_updates: encoded means per fragment that are kept beside the ledger, for audits.
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
+        on_address: called on the lead with the shared string that others join with, as soon as it is known:
+            before any wait for them. E.g. `print`.
 
     Raises:
-        ConfigError: the schedule doesn't fit the model, or the aggregation the codec or the policy.
+        ConfigError: an argument is of another type or out of range, the schedule doesn't fit the model, or
+            the aggregation the codec or the policy.
+        UsageError: the exchange belongs to another loop.
     """
 
     def __init__(
@@ -81,9 +87,9 @@ class OuterLoop(Views):
         exchange: Exchange | None,
         *,
         schedule: Schedule,
-        codec: Codec,
-        outer_optimizer: OuterOptimizer,
-        aggregation: Aggregation | None = None,
+        codec: Codec | str,
+        outer_optimizer: OuterOptimizer | str,
+        aggregation: Aggregation | str | None = None,
         round_policy: RoundPolicy | None = None,
         shared: SharedSettings | None = None,
         data_digest: str = "",
@@ -94,62 +100,80 @@ class OuterLoop(Views):
         chunk_bytes: int = 1 << 20,
         shard: int = -1,
         num_shards: int = 0,
-        folder: Path | None = None,
+        folder: Path | str | None = None,
         keep_updates: int = 0,
         snapshot_mbit_s: float = 100.0,
+        on_address: Callable[[str], None] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        if island.is_lead != (exchange is not None):
-            raise ValueError("pass an exchange on the island's lead rank, and None on all others")
-        self._island = island
-        self._expected_peers, self._gather_timeout_s = expected_peers, gather_timeout_s
-        self._num_shards = num_shards
+        given = Arguments.of(
+            island=island,
+            exchange=exchange,
+            schedule=schedule,
+            codec=codec,
+            outer_optimizer=outer_optimizer,
+            aggregation=aggregation,
+            round_policy=round_policy,
+            shared=shared,
+            data_digest=data_digest,
+            expected_peers=expected_peers,
+            gather_timeout_s=gather_timeout_s,
+            heartbeat_s=heartbeat_s,
+            lease_s=lease_s,
+            chunk_bytes=chunk_bytes,
+            shard=shard,
+            num_shards=num_shards,
+            folder=folder,
+            keep_updates=keep_updates,
+            snapshot_mbit_s=snapshot_mbit_s,
+            on_address=on_address,
+            clock=clock,
+        )
+        self._island, self._given, self._restart, self._life = island, given, Restart(), Life()
+        schedule = given.schedule
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
-        self._restart = Restart()
-        aggregation, round_policy = aggregation or Mean(), round_policy or RoundPolicy()
-        _check_aggregation(aggregation, codec, round_policy)
-        node: Node | None = None
-        found = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: data_digest}
+        found = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
         self._digests: dict[str, Json] = {key: digest for key, digest in found.items() if digest}
         self._vectors = island.open_vectors()
-        anchors = (island.read(fragment.tensors) for fragment in fragments)
-        if exchange is None:
-            for _ in anchors:
-                pass  # the other ranks' part in reading, one fragment at a time
-        else:
-            state = OuterState(
-                exchange.run_id,
-                fragments,
-                anchors,
-                outer_optimizer,
-                codec,
-                aggregation,
-                self._vectors,
-            )
-            node = Node(
-                exchange,
-                state,
-                policy=round_policy,
-                shared={
-                    **_settings(schedule, codec, outer_optimizer, aggregation),
-                    **self._digests,
-                    **(shared or {}),
-                },
-                layout=island.layout,
-                heartbeat_s=heartbeat_s,
-                lease_s=lease_s,
-                chunk_bytes=chunk_bytes,
-                ledger_file=LedgerFile(folder / "ledger.jsonl", keep_updates) if folder else None,
-                folder=folder,
-                snapshot_mbit_s=snapshot_mbit_s,
-            )
-            node.peers.state.shard = shard
+        node = self._make_node(given, fragments)
         super().__init__(island.layout, fragments, schedule, Progress(len(fragments)), node, LoopThread())
-        clock = clock or SystemClock()
-        self._pacing = Pacing(schedule, len(fragments), island.world_size, clock)
+        self._pacing = Pacing(schedule, len(fragments), island.world_size, given.clock)
         self._flights = Flights(
-            island, fragments, schedule, self._progress, self._pacing, clock, node, self._thread
+            island, fragments, schedule, self._progress, self._pacing, given.clock, node, self._thread
         )
+
+    def _make_node(self, given: Arguments, fragments: Sequence[Fragment]) -> Node | None:
+        """What the lead has; the other ranks take their part in reading. Collective in the island."""
+        anchors = (given.island.read(fragment.tensors) for fragment in fragments)
+        if given.exchange is None:
+            for _ in anchors:
+                pass  # one fragment at a time
+            return None
+        state = OuterState(
+            given.exchange.run_id,
+            fragments,
+            anchors,
+            given.outer_optimizer,
+            given.codec,
+            given.aggregation,
+            self._vectors,
+        )
+        folder = given.folder
+        node = Node(
+            given.exchange,
+            state,
+            policy=given.round_policy,
+            shared={**given.settings, **self._digests, **given.shared},
+            layout=given.island.layout,
+            heartbeat_s=given.heartbeat_s,
+            lease_s=given.lease_s,
+            chunk_bytes=given.chunk_bytes,
+            ledger_file=LedgerFile(folder / "ledger.jsonl", given.keep_updates) if folder else None,
+            folder=folder,
+            snapshot_mbit_s=given.snapshot_mbit_s,
+        )
+        node.peers.state.shard = given.shard
+        return node
 
     # -- coming and going --------------------------------------------------------------------------
 
@@ -163,7 +187,13 @@ class OuterLoop(Views):
         self.close()
 
     def start(self) -> JoinReport:
-        """Reach the swarm and take over its state, or found the run. Collective in the island."""
+        """Reach the swarm and take over its state, or found the run. Collective in the island.
+
+        Raises:
+            UsageError: it was started before.
+            ExchangeError: see `connect` and `join`; the loop is closed then.
+        """
+        self._life.require("start", "new")
         try:
             self.connect()
             return self.join()
@@ -178,28 +208,30 @@ class OuterLoop(Views):
 
         Args:
             checkpoints: inner steps of the checkpoints this island could resume from.
-            on_address: called with the shared string that others join with, as soon as it is known.
+            on_address: in place of the constructor's.
 
         Returns:
             The inner step of the checkpoint to load now, or None.
 
         Raises:
+            UsageError: it was started before.
             ExchangeError: the port is taken, an address is wrong, nobody answers, or the swarm
                 refuses this island; on the lead only, other ranks are told to stop.
         """
-        chosen = None
-        if self._node is not None:
-            node = self._node
-            node.peers.state.checkpoints = tuple(checkpoints)
-            self._thread.start()
-            self._thread.call(node.start())
-            if on_address is not None and self.address:
-                on_address(self.address)
-            self._thread.call(node.joining.gather(self._expected_peers, self._gather_timeout_s))
-            if self._expected_peers > 1:
-                node.joining.expect_company()
-            chosen = node.joining.common_checkpoint(checkpoints)
-        return self._agree(chosen)
+        given, chosen, on_address = self._given, None, on_address or self._given.on_address
+        with self._life.moves("connect", "new", "connected"):
+            if self._node is not None:
+                node = self._node
+                node.peers.state.checkpoints = tuple(checkpoints)
+                self._thread.start()
+                self._thread.call(node.start())
+                if on_address is not None and self.address:
+                    on_address(self.address)
+                self._thread.call(node.joining.gather(given.expected_peers, given.gather_timeout_s))
+                if given.expected_peers > 1:
+                    node.joining.expect_company()
+                chosen = node.joining.common_checkpoint(checkpoints)
+            return self._agree(chosen)
 
     def join(self) -> JoinReport:
         """Take over the swarm's state. Collective in the island.
@@ -207,8 +239,13 @@ class OuterLoop(Views):
         A checkpoint, if there is one to load, has to be loaded (`load_state_dict`) before.
 
         Raises:
+            UsageError: without `connect` before it.
             JoinRefusedError, PeerUnreachableError: see `connect`.
         """
+        with self._life.moves("join", "connected", "joined"):
+            return self._join()
+
+    def _join(self) -> JoinReport:
         report: JoinReport | None = None
         facts: list[int] | None = None
         if self._node is not None:
@@ -220,8 +257,8 @@ class OuterLoop(Views):
                 node.joining.join(
                     fresh=not self._restart.loaded,
                     alone_ok=node.exchange.founder or self._restart.loaded,
-                    num_shards=self._num_shards,
-                    timeout_s=self._gather_timeout_s,
+                    num_shards=self._given.num_shards,
+                    timeout_s=self._given.gather_timeout_s,
                 )
             )
             facts = Joined.of(report, [chain.total_tokens for chain in node.state.chains]).to_integers()
@@ -285,6 +322,7 @@ class OuterLoop(Views):
 
     def close(self) -> None:
         """Leave the swarm and end the network thread. Idempotent."""
+        self._life.phase = "closed"
         if self._node is not None and self._thread.running:
             try:
                 self._thread.call(self._node.close())
@@ -305,10 +343,12 @@ class OuterLoop(Views):
             The rounds that ended now, committed or not; mostly none.
 
         Raises:
+            UsageError: before `start`, or after `close`.
             ConfigError: `tokens` is no whole number of at least 0.
             LossError: the local parameters have diverged, so there is nothing to contribute.
             JoinRefusedError: another live process uses this peer's identity; on the lead only.
         """
+        self._life.require("step", "joined")
         count = arguments.whole("outer.step: tokens", tokens, least=0, most=MAX_TOKENS, advice=COUNT_TOKENS)
         with self._flights.between_steps(count):
             return self._after_step(count)
@@ -333,7 +373,11 @@ class OuterLoop(Views):
 
         Where islands take unlike numbers of steps, one may have work left that another has not, and none is
         to be alone in its last round: the ledger, equal for all, says whether a fragment needs another one.
+
+        Raises:
+            UsageError: before `start`, or after `close`.
         """
+        self._life.require("finish", "joined")
         reports = list(self._flights.land(everything=True))
         for fragment in self._fragments:
             again = self._needs_last_round(fragment.index)
@@ -386,6 +430,7 @@ class OuterLoop(Views):
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:
         """The island's model holds the anchor inside, its own parameters again after. Collective."""
+        self._life.require("anchor_weights", "joined")
         local: list[Vector] = []
         for fragment in self._fragments:
             values = self._island.read(fragment.tensors)
@@ -440,8 +485,10 @@ class OuterLoop(Views):
                 nothing whole.
 
         Raises:
+            UsageError: not between the two.
             CheckpointError: it belongs to another model or is damaged.
         """
+        self._life.require("load_state_dict", "connected")
         if self._node is not None:
             check_unchanged(self._digests, state.get("digests", {}))
         self._progress.load_state_dict(state)
@@ -466,37 +513,3 @@ class OuterLoop(Views):
         """The lead's answer on all ranks."""
         answer = self._island.broadcast([-1 if step is None else step] if self._node else None, 1)[0]
         return None if answer < 0 else answer
-
-
-def _check_aggregation(aggregation: Aggregation, codec: Codec, policy: RoundPolicy) -> None:
-    name = aggregation.settings["name"]
-    if aggregation.min_participants > max(1, policy.min_participants):
-        raise ConfigError(
-            f"shared.aggregation: {name} needs {aggregation.min_participants} participants to keep what it "
-            f"promises; raise shared.round.min_participants, now {policy.min_participants}, to that"
-        )
-    if name != "mean" and codec.topology != "reduce_scatter":
-        raise ConfigError(
-            f"shared.aggregation: {name} needs a codec whose chunks are reduced by one peer, and "
-            f"{codec.name} has none; use mean with it, or a dense codec"
-        )
-
-
-def _settings(
-    schedule: Schedule, codec: Codec, outer_optimizer: OuterOptimizer, aggregation: Aggregation
-) -> dict[str, Json]:
-    """What the loop itself needs to be equal everywhere, as dotted keys."""
-    settings: dict[str, Json] = {
-        "shared.schedule.inner_steps": schedule.inner_steps,
-        "shared.schedule.num_fragments": schedule.num_fragments,
-        "shared.schedule.fragmenting": schedule.fragmenting,
-        "shared.schedule.mode": schedule.mode,
-        "shared.schedule.round_s": schedule.round_s,
-        "shared.schedule.round_tokens": schedule.round_tokens,
-        "shared.codec.name": codec.name,
-        "shared.codec.error_feedback": codec.error_feedback,
-        "shared.codec.error_feedback_decay": codec.decay,
-    }
-    settings.update({f"shared.aggregation.{key}": value for key, value in aggregation.settings.items()})
-    settings.update({f"shared.outer.{key}": value for key, value in outer_optimizer.settings.items()})
-    return settings

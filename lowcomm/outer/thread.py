@@ -10,6 +10,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from lowcomm.errors import UsageError
+
 T = TypeVar("T")
 
 NICENESS = 5
@@ -41,8 +43,14 @@ class LoopThread:
         self._thread.start()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine in the loop; its result comes as a future."""
-        assert self._loop is not None
+        """Run a coroutine in the loop; its result comes as a future.
+
+        Raises:
+            UsageError: the thread does not run.
+        """
+        if self._loop is None:
+            coroutine.close()
+            raise UsageError("this needs a running loop: call it after start() and before close()")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:

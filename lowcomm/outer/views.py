@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lowcomm.algorithms.fragments import Fragment, named_parts
 from lowcomm.algorithms.schedule import Schedule
+from lowcomm.errors import UsageError
 from lowcomm.exchanges.base import Traffic
 from lowcomm.membership.ledger import run_head
 from lowcomm.outer.node import Node
@@ -175,5 +176,5 @@ class Views:
     @property
     def _lead(self) -> Node:
         if self._node is None:
-            raise RuntimeError("only the lead rank of an island knows this")
+            raise UsageError("only the lead rank of an island knows this: ask for it where outer.is_lead")
         return self._node

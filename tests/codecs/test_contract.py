@@ -349,5 +349,5 @@ def test_by_name_refuses_what_makes_no_sense() -> None:
         codecs.by_name("int9")
     with pytest.raises(ConfigError, match="error_feedback"):
         codecs.by_name("fp32", error_feedback=True)
-    with pytest.raises(ConfigError, match="error_feedback_decay: expected 0 to 1, got 2"):
+    with pytest.raises(ConfigError, match="error_feedback_decay: expected a number from 0 to 1, got 2"):
         codecs.by_name("int8", decay=2)

@@ -1,0 +1,288 @@
+"""The arguments of `OuterLoop`: what people write is taken, anything else is named before it does harm."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from lowcomm import codecs
+from lowcomm.algorithms import aggregation as rules
+from lowcomm.algorithms.aggregation import Aggregation, Mean
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.arguments import number, path, show, whole
+from lowcomm.clock import Clock, SystemClock
+from lowcomm.codecs.base import Codec
+from lowcomm.errors import ArgumentError, ConfigError, UsageError
+from lowcomm.exchanges.base import Exchange
+from lowcomm.islands.base import Island
+from lowcomm.outer.decision import RoundPolicy
+from lowcomm.types import Json, SharedSettings
+
+_taken: weakref.WeakSet[Exchange] = weakref.WeakSet()
+"""Exchanges that an outer loop has: none works for two, or a second time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arguments:
+    """What `OuterLoop` was given, checked and as it is used; see there."""
+
+    island: Island
+    exchange: Exchange | None
+    schedule: Schedule
+    codec: Codec
+    outer_optimizer: OuterOptimizer
+    aggregation: Aggregation
+    round_policy: RoundPolicy
+    shared: SharedSettings
+    data_digest: str
+    expected_peers: int
+    gather_timeout_s: float
+    heartbeat_s: float
+    lease_s: float
+    chunk_bytes: int
+    shard: int
+    num_shards: int
+    folder: Path | None
+    keep_updates: int
+    snapshot_mbit_s: float
+    on_address: Callable[[str], None] | None
+    clock: Clock
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """What the loop itself needs to be equal everywhere, as dotted keys."""
+        schedule, codec = self.schedule, self.codec
+        return {
+            "shared.schedule.inner_steps": schedule.inner_steps,
+            "shared.schedule.num_fragments": schedule.num_fragments,
+            "shared.schedule.fragmenting": schedule.fragmenting,
+            "shared.schedule.mode": schedule.mode,
+            "shared.schedule.round_s": schedule.round_s,
+            "shared.schedule.round_tokens": schedule.round_tokens,
+            "shared.codec.name": codec.name,
+            "shared.codec.error_feedback": codec.error_feedback,
+            "shared.codec.error_feedback_decay": codec.decay,
+            **{f"shared.aggregation.{key}": value for key, value in self.aggregation.settings.items()},
+            **{f"shared.outer.{key}": value for key, value in self.outer_optimizer.settings.items()},
+        }
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """Check and convert all of them; each is needed.
+
+        Raises:
+            ArgumentError: something is of another type than expected.
+            ConfigError: a value is out of range, or two of them don't go together.
+            UsageError: the exchange belongs to another loop.
+        """
+        island = _island(given["island"])
+        schedule, policy = _schedule(given["schedule"]), _policy(given["round_policy"])
+        codec, optimizer = _codec(given["codec"]), _outer_optimizer(given["outer_optimizer"])
+        rule = _aggregation(given["aggregation"])
+        _require_company(rule, codec, policy)
+        shards = whole("OuterLoop: num_shards", given["num_shards"], least=0)
+        heartbeat_s = number("OuterLoop: heartbeat_s", given["heartbeat_s"], above=0)
+        return cls(
+            island=island,
+            schedule=schedule,
+            codec=codec,
+            outer_optimizer=optimizer,
+            aggregation=rule,
+            round_policy=policy,
+            shared=_shared(given["shared"]),
+            data_digest=_digest(given["data_digest"]),
+            expected_peers=whole("OuterLoop: expected_peers", given["expected_peers"], least=1, advice=ALONE),
+            gather_timeout_s=number("OuterLoop: gather_timeout_s", given["gather_timeout_s"], least=0),
+            heartbeat_s=heartbeat_s,
+            lease_s=_lease(given["lease_s"], heartbeat_s),
+            chunk_bytes=whole("OuterLoop: chunk_bytes", given["chunk_bytes"], least=4, most=4 << 20),
+            shard=whole("OuterLoop: shard", given["shard"], least=-1, most=shards - 1 if shards else None),
+            num_shards=shards,
+            folder=path("OuterLoop: folder", given["folder"]),
+            keep_updates=whole("OuterLoop: keep_updates", given["keep_updates"], least=0),
+            snapshot_mbit_s=number("OuterLoop: snapshot_mbit_s", given["snapshot_mbit_s"], least=0),
+            on_address=_listener(given["on_address"]),
+            clock=given["clock"] or SystemClock(),
+            exchange=_exchange(given["exchange"], island),  # last, as it is taken from now on
+        )
+
+
+ALONE = "this island counts, so 1 waits for nobody"
+
+
+def _has(given: object, *names: str) -> bool:
+    return not isinstance(given, type) and all(hasattr(given, name) for name in names)
+
+
+def _lease(given: object, heartbeat_s: float) -> float:
+    lease_s = number("OuterLoop: lease_s", given, above=0)
+    if lease_s < 2 * heartbeat_s:
+        raise ConfigError(
+            f"OuterLoop: lease_s: expected at least twice heartbeat_s = {heartbeat_s:g}, got {lease_s:g}; "
+            "one late sign of life must not drop a peer"
+        )
+    return lease_s
+
+
+def _listener(given: object) -> Callable[[str], None] | None:
+    if given is not None and not callable(given):
+        raise ArgumentError(
+            f"OuterLoop: on_address: expected a function of a string, e.g. print, or None, got {show(given)}"
+        )
+    return given
+
+
+def _island(given: object) -> Island:
+    if not _has(given, "is_lead", "layout", "read", "open_vectors"):
+        raise ArgumentError(
+            f"OuterLoop: island: expected what wrap_island(model, optimizer) gives, got {show(given)}"
+        )
+    return given  # type: ignore[return-value]
+
+
+def _exchange(given: object, island: Island) -> Exchange | None:
+    expected = "expected what exchanges.swarm(run_id=..., initial_peers=[...]) gives"
+    if given is not None and not _has(given, "start", "send_bulk", "discover"):
+        raise ArgumentError(f"OuterLoop: exchange: {expected}, got {show(given)}{_call(given)}")
+    if given is None and island.is_lead:
+        raise ConfigError(f"OuterLoop: exchange: {expected} on the island's lead rank, got None")
+    if given is not None and not island.is_lead:
+        raise ConfigError(
+            f"OuterLoop: exchange: expected None on rank {island.rank}, which does not lead the island, got "
+            f"{show(given)}; write: exchange if island.is_lead else None"
+        )
+    exchange: Exchange | None = given  # type: ignore[assignment]
+    if exchange is not None:
+        if exchange in _taken:
+            raise UsageError(
+                "OuterLoop: exchange: expected one of its own, got one that another OuterLoop has or had; "
+                "make a new exchange for each loop"
+            )
+        _taken.add(exchange)
+    return exchange
+
+
+def _schedule(given: object) -> Schedule:
+    if not isinstance(given, Schedule):
+        steps = given if isinstance(given, int) and not isinstance(given, bool) else 100
+        raise ArgumentError(
+            f"OuterLoop: schedule: expected a Schedule, e.g. Schedule(inner_steps={steps}), got {show(given)}"
+        )
+    return given
+
+
+def _policy(given: object) -> RoundPolicy:
+    if given is not None and not isinstance(given, RoundPolicy):
+        raise ArgumentError(
+            "OuterLoop: round_policy: expected a RoundPolicy, e.g. RoundPolicy(min_participants=2), or None, "
+            f"got {show(given)}"
+        )
+    return given or RoundPolicy()
+
+
+def _codec(given: object) -> Codec:
+    if isinstance(given, str):
+        return codecs.by_name(given)
+    if not _has(given, "name", "topology", "block_elements", "error_feedback", "encode", "decode_add"):
+        raise ArgumentError(
+            f"OuterLoop: codec: expected one of {', '.join(codecs.NAMES)} as a string, or what codecs.int8() "
+            f"and its like give, got {show(given)}{_call(given)}"
+        )
+    return given  # type: ignore[return-value]
+
+
+def _outer_optimizer(given: object) -> OuterOptimizer:
+    if given == "nesterov":
+        return nesterov()
+    ours = isinstance(getattr(given, "settings", None), Mapping) and not isinstance(given, type)
+    if ours and _steps_anchors(getattr(given, "step", None)):
+        return given  # type: ignore[return-value]
+    why = _call(given)
+    if hasattr(given, "param_groups"):
+        why = (
+            "; torch's optimizers step parameters of their own, nesterov(lr, momentum) is SGD with Nesterov "
+            "momentum on the anchor"
+        )
+    raise ArgumentError(
+        "OuterLoop: outer_optimizer: expected nesterov(), or an object with `settings` and step(anchor, "
+        f"momentum, mean, new_anchor, new_momentum, outer_step), got {show(given)}{why}"
+    )
+
+
+def _steps_anchors(step: Any) -> bool:
+    """Whether a method takes what `OuterOptimizer.step` does."""
+    try:
+        inspect.signature(step).bind(*range(6))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _aggregation(given: object) -> Aggregation:
+    if given is None:
+        return Mean()
+    if isinstance(given, str):
+        return rules.by_name(given)
+    if not _has(given, "settings", "combine", "min_participants"):
+        raise ArgumentError(
+            f"OuterLoop: aggregation: expected one of {', '.join(rules.NAMES)} as a string, an object of "
+            f"lowcomm.algorithms.aggregation, or None, got {show(given)}"
+        )
+    return given  # type: ignore[return-value]
+
+
+def _require_company(rule: Aggregation, codec: Codec, policy: RoundPolicy) -> None:
+    name = rule.settings["name"]
+    if rule.min_participants > max(1, policy.min_participants):
+        raise ConfigError(
+            f"shared.aggregation: {name} needs {rule.min_participants} participants to keep what it "
+            f"promises; raise shared.round.min_participants, now {policy.min_participants}, to that"
+        )
+    if name != "mean" and codec.topology != "reduce_scatter":
+        raise ConfigError(
+            f"shared.aggregation: {name} needs a codec whose chunks are reduced by one peer, and "
+            f"{codec.name} has none; use mean with it, or a dense codec"
+        )
+
+
+def _digest(given: object) -> str:
+    if not isinstance(given, str):
+        raise ArgumentError(
+            f"OuterLoop: data_digest: expected a hash of the data as a string, or '', got {show(given)}"
+        )
+    return given
+
+
+def _shared(given: object) -> dict[str, Json]:
+    if given is None:
+        return {}
+    expected = "OuterLoop: shared: expected names and plain values, e.g. {'inner.lr': 1e-3}"
+    if not isinstance(given, Mapping):
+        raise ArgumentError(f"{expected}, got {show(given)}")
+    for key, value in given.items():
+        if not isinstance(key, str):
+            raise ArgumentError(f"{expected}, got the name {show(key)}")
+        if not _is_plain(value):
+            raise ArgumentError(
+                f"{expected}, got {key} = {show(value)}; write float(...), int(...) or str(...)"
+            )
+    return dict(given)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
+def _call(given: object) -> str:
+    """What to do about a function in place of what it makes."""
+    name = getattr(given, "__name__", "")
+    return f"; call it: {name}(...)" if callable(given) and name else ""

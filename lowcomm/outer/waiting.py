@@ -1,0 +1,84 @@
+"""What an island says while it waits for others: for how many, where they come to, and who has come."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from lowcomm.errors import ExchangeError
+from lowcomm.types import PeerId
+
+if TYPE_CHECKING:
+    from lowcomm.outer.node import Node
+
+logger = logging.getLogger(__name__)
+
+REPEATED_S = 30.0
+"""As long as nobody comes it is said again so often."""
+
+
+def tell(text: str) -> None:
+    """Log at INFO; on the standard error where a program has no logging set up, and would wait in silence."""
+    if logger.hasHandlers():
+        logger.info("%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def once(tells: Callable[[str], None]) -> Callable[[str], None]:
+    """Tells the first time only."""
+    left = [tells]
+    return lambda text: left.pop()(text) if left else None
+
+
+def place_to_join(node: Node) -> str:
+    """What others need to join, as a clause; empty where an address means nothing."""
+    try:
+        address = node.exchange.join_string
+    except ExchangeError:  # it listens nowhere
+        return ""
+    return f"; others join with {address}" if address else ""
+
+
+class Waiting:
+    """Tells of a wait for islands.
+
+    Args:
+        expected: islands, this one included.
+    """
+
+    def __init__(self, node: Node, expected: int) -> None:
+        self._node, self._expected = node, expected
+        self._here: frozenset[PeerId] = frozenset()
+        self._next_s = float("-inf")
+
+    def look(self, now_s: float) -> None:
+        """There are too few: say so if somebody has come or gone, or a while has passed; in loop time."""
+        here, changed = self._changed()
+        if not changed and now_s < self._next_s:
+            return
+        self._next_s = now_s + REPEATED_S
+        missing = self._expected - here
+        islands = "island" if missing == 1 else "islands"
+        tell(
+            f"waiting for {missing} more {islands} of run {self._node.exchange.run_id!r} ({here} of "
+            f"{self._expected} here{changed}){place_to_join(self._node)}"
+        )
+
+    def over(self) -> None:
+        """There are enough; say so if there was a wait."""
+        if self._next_s > float("-inf"):
+            here, changed = self._changed()
+            tell(
+                f"{here} of {self._expected} islands of run {self._node.exchange.run_id!r} are here{changed}"
+            )
+
+    def _changed(self) -> tuple[int, str]:
+        """How many are here, and who has come and gone since the last look, in words."""
+        here = frozenset(peer.id for peer in self._node.peers.live())
+        came = "".join(f", {peer} came" for peer in sorted(here - self._here))
+        gone = "".join(f", {peer} went" for peer in sorted(self._here - here))
+        self._here = here
+        return len(here) + 1, came + gone
