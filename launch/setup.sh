@@ -24,9 +24,15 @@ _lowcomm_python() {
     return 1
 }
 
-_lowcomm_pip() { # LOG COMMAND...: run pip, and say what it is at: at each new package, and while it takes long
-    local log="$1" began=$SECONDS doing="looking for packages" said="" told=0 line name version pip status from_pip
+_lowcomm_packages() { # VENV: how many packages are in it
+    { compgen -G "$1/lib/python*/site-packages/*.dist-info" || true; } | wc -l
+}
+
+_lowcomm_pip() { # VENV COMMAND...: run pip for it, and say what it is at: each package, and while one takes long
+    local venv="$1" log="$1/lowcomm-pip.txt" began=$SECONDS doing="looking for packages" said="" told=0
+    local before after line name version pip status from_pip
     shift
+    before=$(_lowcomm_packages "$venv")
     exec {from_pip}< <(exec "$@" 2>&1)
     pip=$!
     : >"$log"
@@ -37,8 +43,8 @@ _lowcomm_pip() { # LOG COMMAND...: run pip, and say what it is at: at each new p
                 Collecting\ *) doing="looking for ${line#Collecting }" doing="${doing%% (from *}" ;;
                 *Downloading*.metadata*) continue ;;
                 *Downloading\ *)
-                    IFS=- read -r name version _ <<<"${line#*Downloading }"
-                    doing="downloading $name $version ${line##* (}" doing="${doing%)}"
+                    IFS='- ' read -r name version _ <<<"${line#*Downloading }"
+                    doing="downloading $name ${version%.tar.gz} (${line##* (}"
                     ;;
                 Processing\ *.whl) doing="taking $(basename "$line")" ;;
                 Installing\ collected*) doing="installing $(wc -w <<<"${line#*: }") packages" ;;
@@ -46,6 +52,9 @@ _lowcomm_pip() { # LOG COMMAND...: run pip, and say what it is at: at each new p
             esac
         elif [ $? -le 128 ]; then
             break # pip has ended; above 128 it only said nothing for two seconds
+        elif [[ "$doing" == installing* ]]; then
+            after=$(_lowcomm_packages "$venv")
+            doing="${doing%%, *}, $((after - before)) are there"
         fi
         if [ -t 2 ]; then
             printf '\r\033[Klowcomm: %3d s  %.*s' $((SECONDS - began)) $((${COLUMNS:-80} - 18)) "$doing" >&2
@@ -73,7 +82,7 @@ lowcomm_setup() {
     local extras="${1:-}" venv="$LOWCOMM_ROOT/.venv" base stamp wanted missing extra
     if ! "$venv/bin/python" -c '' 2>/dev/null; then
         base="$(_lowcomm_python)" || return 1
-        echo "lowcomm: making $venv with $base" >&2
+        echo "lowcomm: making $venv with $base (some seconds)" >&2
         if ! "$base" -m venv --clear "$venv"; then
             echo "lowcomm: $base can't make virtual environments;" \
                 "install its venv module (Debian: apt install python3-venv)" >&2
@@ -90,7 +99,7 @@ lowcomm_setup() {
     done
     if [ -n "$missing" ]; then
         echo "lowcomm: installing lowcomm${extras:+[$extras]} into $venv (a few minutes the first time)" >&2
-        if ! _lowcomm_pip "$venv/lowcomm-pip.txt" "$venv/bin/python" -m pip install --no-input --progress-bar off \
+        if ! _lowcomm_pip "$venv" "$venv/bin/python" -m pip install --no-input --progress-bar off \
             --disable-pip-version-check -e "$LOWCOMM_ROOT${extras:+[$extras]}"; then
             echo "lowcomm: pip could not install it; see the lines above, all of them in $venv/lowcomm-pip.txt" >&2
             return 1

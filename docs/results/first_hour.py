@@ -188,6 +188,13 @@ def watch(command: str, clone: Path, environment: dict[str, str]) -> dict[str, A
     }
 
 
+def as_text(figures: dict[str, Any]) -> str:
+    """JSON with a line for each key, and for each look at the console."""
+    looks = ",\n  ".join(json.dumps(look, ensure_ascii=False) for look in figures["seconds"])
+    rest = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in figures.items() if key != "seconds"]
+    return "{\n " + ",\n ".join([*rest, f'"seconds": [\n  {looks}\n ]']) + "\n}\n"
+
+
 def main() -> None:
     """Clone, run, write the log."""
     parser = argparse.ArgumentParser(
@@ -216,7 +223,7 @@ def main() -> None:
             "commands": ["git clone SOURCE lowcomm", "cd lowcomm", command],
             **watch(command, clone, environment),
         }
-        args.out.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        args.out.write_text(as_text(figures), encoding="utf-8")
         print(f"{args.out}: first committed round after {figures['first_round_s']} s", file=sys.stderr)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -51,6 +51,7 @@ def test_a_command_is_watched_until_it_ends(first_hour, tmp_path):
     assert seen["exit_code"] == 3
     assert 0 <= seen["first_round_s"] <= seen["ended_s"]
     assert seen["seconds"][-1]["console"] == ["at a terminal"]
+    assert json.loads(first_hour.as_text(seen)) == seen
 
 
 def test_it_types_what_the_front_page_shows(first_hour):
