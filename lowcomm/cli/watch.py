@@ -165,7 +165,7 @@ def swarm_view(total: int, key: str, clock: Clock) -> SwarmView:
 
 def island_table(islands: Sequence[IslandView], total: int, key: str = STEPS) -> Table:
     """One row per island."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("island")
     table.add_column("state")
     for heading in (
@@ -175,8 +175,8 @@ def island_table(islands: Sequence[IslandView], total: int, key: str = STEPS) ->
         "outer",
         "peers",
         "sent",
-        "failed rounds",
-        "compute/wait/transfer",
+        "failed\nrounds",
+        "compute/\nwait/\ntransfer",
     ):
         table.add_column(heading, justify="right")
     for island in islands:

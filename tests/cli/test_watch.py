@@ -1,10 +1,11 @@
 """The combined view of several islands follows their metrics files."""
 
 import io
+from pathlib import Path
 
 from rich.console import Console
 
-from lowcomm.cli.watch import IslandView, LineView, LiveView
+from lowcomm.cli.watch import IslandView, LineView, LiveView, island_table
 from lowcomm.metrics.jsonl import JsonLinesSink
 from tests.clocks import HandClock
 from tests.report.make_runs import write_island
@@ -65,3 +66,15 @@ def test_live_view_draws_a_table(tmp_path):
     live.close()
     assert "100/100" in out.getvalue()
     assert "starting" in out.getvalue()
+
+
+def test_the_table_fits_a_terminal_of_80_columns():
+    view = IslandView(Path("island-0"))
+    view.state = "training"
+    view.line = {
+        "inner_step": 2330, "outer_step": 77, "loss": 1.021, "tokens_per_s": 12_279.0, "peers": 2,
+        "bytes_sent": 81_400_000, "compute_s": 97.0, "wait_s": 3.0, "transfer_s": 1.0,
+    }  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=80).print(island_table([view], 2400))
+    assert all(figure in out.getvalue() for figure in ("island-0", "2,330/2,400", "12,279", "81.4 MB", "1 %"))
