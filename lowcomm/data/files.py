@@ -52,8 +52,10 @@ def _glob_files(source: str, path: Path) -> tuple[list[Path], LeftOut]:
         if glob.has_magic(part) and not (fixed / part).exists():
             break
         fixed, pattern = fixed / part, Path(*path.parts[count:])
-    written = os.path.join(glob.escape(str(fixed)) if fixed.parts else "", str(pattern))
-    matches = glob.glob(written, recursive=True) or glob.glob(written.replace("[", "[[]"), recursive=True)
+    start = glob.escape(str(fixed)) if fixed.parts else ""
+    written, literal = str(pattern), str(pattern).replace("[", "[[]")
+    matches = glob.glob(os.path.join(start, written), recursive=True)
+    matches = matches or glob.glob(os.path.join(start, literal), recursive=True)
     left_out, files = LeftOut(fixed), []
     real: set[Path] = set()
     for match in sorted(map(Path, matches), key=lambda match: (len(match.parts), match.as_posix())):

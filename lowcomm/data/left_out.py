@@ -63,6 +63,7 @@ class LeftOut:
     def add(self, path: Path, reason: Reason, detail: str = "") -> None:
         """Note a file or folder."""
         name = str(path.relative_to(self._root)) if path.is_relative_to(self._root) else str(path)
+        name = name if name.isprintable() else ascii(name)
         self._by_reason.setdefault(reason, []).append(f"{name}: {detail}" if detail else name)
 
     def __str__(self) -> str:

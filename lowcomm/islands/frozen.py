@@ -20,7 +20,7 @@ class FrozenDigest:
     """
 
     def __init__(self) -> None:
-        self._hasher = blake3()
+        self._hasher = blake3(max_threads=blake3.AUTO)
         self._tensors = 0
         self._types: set[str] = set()
 

@@ -223,6 +223,21 @@ def test_brackets_after_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     assert documents(load_corpus("*/[v2] set/*.txt")) == ["a"]
     assert documents(load_corpus("x/[[]v2] set/[ab].txt")) == ["a"]
+    (tmp_path / "[x]").mkdir()
+    (tmp_path / "x").rename(tmp_path / "[x]" / "y")
+    assert documents(load_corpus("[x]/*/[v2] set/*.txt")) == ["a"]
+
+
+def test_names_that_are_no_text_leave_the_warning_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder(tmp_path)
+    (path / "two\nlines.txt").write_bytes(b"\xff")
+    (path / os.fsdecode(b"caf\xe9.txt")).write_bytes(b"")
+    _, warning = load(path, caplog)
+    assert "\n" not in warning
+    assert "two\\nlines.txt" in warning
+    assert "caf\\udce9.txt" in warning
 
 
 def test_folders_that_a_glob_matches_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov
-from lowcomm.errors import LossError, ModelError
+from lowcomm.data.shards import load_text
+from lowcomm.errors import DataError, LossError, ModelError
 from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 from lowcomm.islands.fsdp2 import shard
+from lowcomm.opening import require_same_text
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 250
@@ -217,6 +219,22 @@ def task_changed(rank: int, folder: Path, engine: str) -> dict[str, Any]:
 
 ENGINES = ("ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3", "deepspeed-offload3")
 
+
+def task_texts(rank: int, folder: Path, engine: str) -> dict[str, Any]:
+    """What is said of one text for all ranks, and of another one on the second."""
+    island, said = make_island(engine=engine), []
+    for word in ("same", f"rank {rank}"):
+        source = folder / f"{word} of {rank}.txt"
+        source.write_text(word)
+        text = load_text(str(source), shards=1, holdout_fraction=0.0, seed=0)
+        try:
+            require_same_text(island, text)
+            said.append("")
+        except DataError as error:
+            said.append(str(error))
+    return {"said": said}
+
+
 TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "train": task_train,
     "write": task_write,
@@ -225,6 +243,7 @@ TASKS: dict[str, Callable[[int, Path, str], dict[str, Any]]] = {
     "resume": task_resume,
     "limits": task_limits,
     "changed": task_changed,
+    "texts": task_texts,
 }
 
 
