@@ -17,7 +17,7 @@ from lowcomm.errors import JoinRefusedError
 from lowcomm.exchanges.base import Message
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.peer import Peer
-from lowcomm.types import Json, PeerId
+from lowcomm.types import Json, PeerId, short
 
 if TYPE_CHECKING:
     from lowcomm.outer.node import Node
@@ -170,8 +170,8 @@ class Claiming:
             ):
                 self._warned.add(pair)
                 logger.warning(
-                    "shard %d of the data is used by this island and by %s, which train on the same "
+                    "shard %d of the data is used by this island and by peer %s, which train on the same "
                     "documents; set data.shard to another one on either, or to -1 for one that is free",
                     state.shard,
-                    peer.id,
+                    short(peer.id),
                 )
