@@ -188,6 +188,7 @@ def build_outer_loop(
         folder=folder,
         keep_updates=config.train.keep_updates,
         snapshot_mbit_s=settings.snapshot_mbit_s,
+        name=config.island.name,
         clock=clock,
     )
 

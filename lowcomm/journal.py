@@ -118,6 +118,7 @@ class Journal:
         if not outer.is_lead:
             return
         counts, loss = self.counts(), statistics.fmean(rank["loss"] for rank in by_rank)
+        outer.show_loss(loss)
         used = [rank["device"] for rank in by_rank if rank["device"] is not None]
         achieved = tokens_per_s * self._token_flops
         self.log(
@@ -144,12 +145,14 @@ class Journal:
         )
 
     def round(self, report: RoundReport) -> None:
-        """Count and log a round."""
+        """Count and log a round, with the names of the peers that it speaks of."""
         self._counts.round(
             len(report.participants), report.tokens, report.fragment, committed=report.committed
         )
         if self._outer.is_lead:
-            record = {**asdict(report), "participants": list(report.participants)}
+            spoken_of = " ".join((*report.participants, report.reason, *report.rejected))
+            names: dict[str, Json] = {p: name for p, name in self._outer.names.items() if p in spoken_of}
+            record = {**asdict(report), "participants": list(report.participants), "names": names}
             self.log(kind="round", inner_step=self._outer.inner_step, **record)
 
     def is_evaluated(self) -> bool:
@@ -196,7 +199,7 @@ class Journal:
         )
         summary = Summary(
             run_id=self._config.shared.run_id,
-            name="",
+            name=outer.name if outer.is_lead else "",
             peer=outer.peer_id if outer.is_lead else "",
             islands=counts.most_islands or expected,
             mean_islands=islands,

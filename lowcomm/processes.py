@@ -17,6 +17,7 @@ from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
 from lowcomm.interrupts import leaving_signals, signals_after_fork
+from lowcomm.names import LONGEST_NAME
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"
@@ -113,10 +114,15 @@ class LaunchPlan:
         """The run folder of one island."""
         return self.out / f"island-{index}"
 
+    def island_name(self, index: int) -> str:
+        """What one island is called: `island-0`, or by the name that the recipe has for all."""
+        return f"{(self.config.island.name or 'island')[: LONGEST_NAME - 8]}-{index}"
+
     def command(self, index: int, initial_peers: Sequence[str], group_address: str) -> list[str]:
         """The command line of one island."""
         settings = [
             f"data.shard={index}",
+            f"island.name={json.dumps(self.island_name(index))}",
             f"exchange.expected_peers={max(self.islands, self.config.exchange.expected_peers)}",
             f"exchange.initial_peers={json.dumps(list(initial_peers))}",
             f"exchange.listen={json.dumps(['/ip4/127.0.0.1/tcp/0'])}",

@@ -171,7 +171,7 @@ class Trainer:
                 config.metrics,
                 folder.path,
                 config.shared.run_id,
-                f"{f'shard-{join.shard}' if join.shard >= 0 else 'own-data'}-{outer.peer_id[-6:]}",
+                outer.name,
                 to_dict(config),
                 to_toml(config),
             )
@@ -179,6 +179,7 @@ class Trainer:
             journal.log(
                 kind="start",
                 run_id=config.shared.run_id,
+                name=outer.name,
                 peer=outer.peer_id,
                 shared_digest=shared_digest(config),
                 config=to_dict(config),

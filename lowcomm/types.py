@@ -12,6 +12,9 @@ PeerId = NewType("PeerId", str)
 Digest = NewType("Digest", str)
 """A blake3 hash in lower-case hex, 64 characters."""
 
+Link = tuple[PeerId, float | None]
+"""A linked peer, and the seconds that a message takes there and back, where they are known."""
+
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
@@ -105,7 +108,13 @@ class RoundReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerStatus:
-    """A live peer as another one sees it."""
+    """A live peer as another one sees it.
+
+    Attributes:
+        name: what people call it, or empty.
+        loss: its newest training loss, nats per token, if it has told one.
+        links: the peers that it is linked to; of others only observers are told.
+    """
 
     peer: PeerId
     role: str
@@ -117,6 +126,9 @@ class PeerStatus:
     shard: int
     addresses: tuple[str, ...]
     seen_s_ago: float
+    name: str = ""
+    loss: float | None = None
+    links: tuple[Link, ...] = ()
 
 
 SharedSettings = Mapping[str, Json]

@@ -18,7 +18,7 @@ import lowcomm
 
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
-    {"errors", "types", "clock", "lines", "locks"},
+    {"errors", "types", "clock", "lines", "names", "locks"},
     {"arguments"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},

@@ -114,13 +114,13 @@ def check_writable(file: str | None) -> None:
         )
 
 
-def write_json(file: str, value: Mapping[str, Json]) -> None:
-    """Write JSON to a file, or to the standard output where `file` is "-".
+def write_json(file: str, value: Mapping[str, Json], indent: int | None = 2) -> None:
+    """Write JSON to a file, or to the standard output where `file` is "-"; `indent` None = on one line.
 
     Raises:
         StorageError: the file can't be written.
     """
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     if file == "-":
         sys.stdout.write(text)
         return

@@ -30,6 +30,7 @@ class IslandView:
         state: starting, waiting, training, or how it ended.
         line: the newest train line.
         failed: rounds of this session that were not committed.
+        diverged: whether its loss ended above where it began.
         eval_loss: the newest, if any.
     """
 
@@ -38,6 +39,7 @@ class IslandView:
         self.state = "starting"
         self.line: dict[str, Any] = {}
         self.failed = 0
+        self.diverged = False
         self.eval_loss: float | None = None
         self._path = folder / METRICS_FILE
         self._offset = self._path.stat().st_size if self._path.exists() else 0
@@ -64,7 +66,9 @@ class IslandView:
 
     def ended(self, code: int) -> None:
         """Say how its process ended."""
-        if code == 0:
+        if self.diverged:
+            self.state = "DIVERGED"
+        elif code == 0:
             self.state = "finished"
         elif code == 130:
             self.state = "stopped"
@@ -74,7 +78,10 @@ class IslandView:
     def _take(self, record: dict[str, Any]) -> None:
         kind = record.get("kind")
         if kind == "start":
-            self.state = "training"
+            self.state, self.diverged = "training", False
+            self.name = str(record.get("name") or self.name)
+        elif kind == "end":
+            self.diverged = record.get("reason") == "diverged"
         elif kind == "train":
             self.line = record
         elif kind == "round":

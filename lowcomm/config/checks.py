@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from lowcomm.arguments import RUN_ID
 from lowcomm.config.schema import Config, ExchangeConfig
 from lowcomm.config.values import fail, show
+from lowcomm.names import NAME_RULE, is_name
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _HOST_PORT = re.compile(r"\S+:\d{1,5}")
@@ -165,6 +166,8 @@ def _micro_batch(config: Config) -> Iterator[tuple[str, str]]:
 
 def _island(config: Config) -> Iterator[tuple[str, str]]:
     island = config.island
+    if island.name and not is_name(island.name):
+        yield "island.name", f"expected {NAME_RULE}, or nothing for the host's name, got {show(island.name)}"
     if island.replicas > 1 and island.engine != "fsdp2":
         yield "island.replicas", f"expected island.engine = fsdp2 with it, got {island.engine}"
     if island.offload != "none" and island.engine not in ("fsdp2", "deepspeed"):

@@ -260,8 +260,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class IslandConfig:
-    """The ranks inside one island."""
+    """The ranks inside one island, and what it is called."""
 
+    name: str = setting(
+        "", "name in status, console, report and wandb, 1 to 64 of A-Z a-z 0-9 . _ -; empty = this host's"
+    )
     engine: Literal["auto", "plain", "ddp", "fsdp2", "deepspeed"] = setting(
         "auto",
         "auto = ddp under torchrun with more than one rank, else plain; fsdp2 and deepspeed shard the model",

@@ -6,14 +6,16 @@ import asyncio
 from dataclasses import dataclass, field
 
 from lowcomm.errors import ProtocolError
-from lowcomm.membership.fields import Fields
+from lowcomm.membership.fields import MAX_NAME, Fields, checked_float, checked_text
 from lowcomm.membership.ledger import Standing
 from lowcomm.membership.pulse import Pulse
-from lowcomm.types import Digest, Json, PeerId
+from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
+from lowcomm.types import Digest, Json, Link, PeerId
 
 MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
 MAX_PUT_OUT = 256
+MAX_LINKS = 256
 BURST_MESSAGES = 10_000.0
 """Control messages that a peer may send at once."""
 
@@ -30,6 +32,10 @@ class State:
         checkpoints: inner steps of the checkpoints a restarting peer could load.
         shard: the part of the data it has claimed, or -1.
         put_out: peers that it has put out of the run, or has on probation; the latest.
+        name: what people call it; empty where it has none.
+        loss: its newest training loss, if it has told one.
+        links: the peers that it is linked to, and what the newest heartbeat took there and back in seconds,
+            where that is known; told to observers only.
     """
 
     role: str = "island"
@@ -42,6 +48,9 @@ class State:
     shard: int = -1
     checkpoints: tuple[int, ...] = ()
     put_out: tuple[PeerId, ...] = ()
+    name: str = ""
+    loss: float | None = None
+    links: tuple[Link, ...] = ()
 
     def standing(self, fragment: int) -> Standing | None:
         """How far it is with a fragment; None where it doesn't train or doesn't say."""
@@ -61,6 +70,9 @@ class State:
             "shard": self.shard,
             "checkpoints": list(self.checkpoints),
             "put_out": list(self.put_out),
+            "name": self.name,
+            "loss": self.loss,
+            "links": [[peer, round_trip_s] for peer, round_trip_s in self.links],
         }
 
 
@@ -94,7 +106,30 @@ def parse_state(fields: Fields) -> State:
         shard=fields.integer("shard", -1),
         checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
         put_out=tuple(PeerId(peer) for peer in fields.texts("put_out", MAX_PUT_OUT)),
+        name=_parse_name(fields),
+        loss=fields.number("loss") if fields.has("loss") else None,
+        links=_parse_links(fields),
     )
+
+
+def _parse_name(fields: Fields) -> str:
+    name = fields.text("name", LONGEST_NAME) if fields.has("name") else ""
+    if name and not is_name(name):
+        raise ProtocolError(f"{fields.kind}.name: expected {NAME_RULE}, got {name!r}")
+    return name
+
+
+def _parse_links(fields: Fields) -> tuple[Link, ...]:
+    links: list[Link] = []
+    for item in fields.items("links", MAX_LINKS) if fields.has("links") else ():
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError(f"{fields.kind}.links: expected [peer, seconds], got {item!r:.80}")
+        peer = PeerId(checked_text(f"{fields.kind}.links", item[0], MAX_NAME))
+        seconds = None if item[1] is None else checked_float(f"{fields.kind}.links", item[1])
+        if seconds is not None and seconds < 0.0:
+            raise ProtocolError(f"{fields.kind}.links: expected at least 0 s, got {seconds:g}")
+        links.append((peer, seconds))
+    return tuple(links)
 
 
 @dataclass(slots=True)
@@ -107,6 +142,7 @@ class Peer:
         settled: set when it has greeted, or is gone.
         pulse, silent: its messages; whether it has been silent for longer than it ever is.
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
+        round_trip_s: what the newest heartbeat took to it and back.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
 
@@ -116,6 +152,7 @@ class Peer:
     greeted: bool = False
     introduced: bool = False
     seen_at_s: float = 0.0
+    round_trip_s: float | None = None
     pulse: Pulse | None = None
     progress: Pulse | None = None
     silent: bool = False

@@ -24,9 +24,17 @@ from lowcomm.membership.agreement import FROZEN_DIGEST, differences
 from lowcomm.membership.bans import BAN_S, Bans
 from lowcomm.membership.fields import Fields, checked_text
 from lowcomm.membership.ledger import hash_value
-from lowcomm.membership.peer import BURST_MESSAGES, MAX_FRAGMENTS, MAX_PUT_OUT, Peer, State, parse_state
+from lowcomm.membership.peer import (
+    BURST_MESSAGES,
+    MAX_FRAGMENTS,
+    MAX_LINKS,
+    MAX_PUT_OUT,
+    Peer,
+    State,
+    parse_state,
+)
 from lowcomm.membership.pulse import Pulse
-from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
+from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +74,7 @@ class Peers:
 
     Attributes:
         departed: peers that have said goodbye, and have not come back.
+        names: what peers are called that were met, those that are gone as well.
         round_trips_s: what the latest heartbeats took to other islands and back, the newest last.
     """
 
@@ -92,6 +101,7 @@ class Peers:
         self.linked: dict[PeerId, Peer] = {}
         self.banned = Bans(ban_s)
         self.departed: set[PeerId] = set()
+        self.names: dict[PeerId, str] = {}
         self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(exchange, self.linked.__contains__, self._spawn)
@@ -158,6 +168,9 @@ class Peers:
                     shard=peer.state.shard,
                     addresses=peer.addresses,
                     seen_s_ago=now - peer.seen_at_s,
+                    name=peer.state.name,
+                    loss=peer.state.loss,
+                    links=self._links() if peer is own else peer.state.links,
                 )
                 for peer in [own, *self.linked.values()]
                 if peer.greeted
@@ -177,12 +190,32 @@ class Peers:
     def announce(self) -> None:
         """Tell all linked peers this peer's state now."""
         body = self._own_state()
-        for peer in list(self.linked):
-            self.post(peer, Message("state", body))
+        for peer in list(self.linked.values()):
+            if peer.state.role == "observer":
+                self._show_links(peer.id)
+            else:
+                self.post(peer.id, Message("state", body))
 
     def _own_state(self) -> dict[str, Json]:
         self.state.put_out = self.banned.names()[-MAX_PUT_OUT:]
         return self.state.to_json()
+
+    def _show_links(self, observer: PeerId) -> None:
+        """Tell an observer this peer's state with its links, which would be too much for each heartbeat."""
+        links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
+        self.post(observer, Message("state", {**self._own_state(), "links": links}))
+
+    def _links(self) -> tuple[Link, ...]:
+        greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]
+        return tuple((peer.id, peer.round_trip_s) for peer in greeted[:MAX_LINKS])
+
+    def _learn_name(self, peer: PeerId, name: str) -> None:
+        """Keep what a peer is called, also for when it is gone; of the latest that were met."""
+        if name and self.names.get(peer) != name:
+            self.names.pop(peer, None)
+            self.names[peer] = name
+            while len(self.names) > MAX_KNOWN:
+                self.names.pop(next(iter(self.names)))
 
     def post(self, peer: PeerId, message: Message) -> None:
         """Send a control message in the background; a broken link shows up as `on_peer_down`."""
@@ -306,7 +339,10 @@ class Peers:
         entry.settled.set()
         self._exchange.admit(peer)
         self.post(peer, Message("peers", {"peers": self.known.to_json()}))
-        if entry.state.role != "observer":
+        self._learn_name(peer, state.name)
+        if entry.state.role == "observer":
+            self._show_links(peer)
+        else:
             self.known.learn(peer, entry.addresses, lives=True)
             self.known.dial_due()
             news: list[Json] = [[peer, list(entry.addresses)]]
@@ -346,6 +382,7 @@ class Peers:
             entry.progress.beat(asyncio.get_running_loop().time())
             entry.stalled = False
         entry.state = state
+        self._learn_name(peer, state.name)
         if state.phase == "leaving":
             self.departed.add(peer)
         else:
@@ -396,6 +433,8 @@ class Peers:
         if round_trip_s < 0.0:
             raise ProtocolError(f"pong.sent_s: expected no time to come, got one in {-round_trip_s:.3g} s")
         self.round_trips_s.append(round_trip_s)
+        if peer in self.linked:
+            self.linked[peer].round_trip_s = round_trip_s
 
     async def _beat(self) -> None:
         while True:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lowcomm.metrics.base import Record
 from lowcomm.types import Json
 
+NAMES_SHOWN = 8
 STEPS, TOKENS = "inner_step", "swarm_tokens"
 """What a run is counted in, as lines name it."""
 
@@ -117,7 +118,8 @@ def describe(record: Record, total: int, key: str = STEPS) -> str:
     if kind == "start":
         how = record.get("how")
         joined = f" ({how}, at inner step {int(_number(record, 'inner_step'))})" if how else ""
-        run = f"run {record.get('run_id', '?')} as peer {short(record.get('peer'))}{joined}"
+        named = f"{name}, " if (name := record.get("name")) else ""
+        run = f"run {record.get('run_id', '?')} as {named}peer {short(record.get('peer'))}{joined}"
         return "\n".join([run, *_opening_lines(record)])
     if kind == "end":
         return f"{record.get('reason', 'ended')} after {_number(record, 'time_s'):.1f} s"
@@ -187,17 +189,37 @@ def _round_line(record: Record) -> str:
     if not record.get("committed"):
         return (
             f"round of fragment {fragment} not committed, outer step stays {step}:"
-            f" {record.get('reason') or 'no reason given'}; the progress goes into the next round"
+            f" {named(record) or 'no reason given'}; the progress goes into the next round"
         )
     participants = record.get("participants")
-    count = len(participants) if isinstance(participants, list) else 0
+    who = participants if isinstance(participants, list) else []
     cosine = record.get("cosine")
     alike = f", cosine {cosine:.2f}" if isinstance(cosine, (int, float)) else ""
     return (
-        f"outer step {step} of fragment {fragment}: {count} islands, {_number(record, 'round_s'):.2f} s,"
-        f" sent {human_bytes(_number(record, 'bytes_sent'))}{alike},"
+        f"outer step {step} of fragment {fragment}: {_islands(who, _names(record))},"
+        f" {_number(record, 'round_s'):.2f} s, sent {human_bytes(_number(record, 'bytes_sent'))}{alike},"
         f" digest {str(record.get('digest', ''))[:12]}"
     )
+
+
+def named(record: Record) -> str:
+    """Why a round was not committed, with the names of peers in place of their ids."""
+    reason = str(record.get("reason") or "")
+    for peer, name in _names(record).items():
+        reason = reason.replace(peer, str(name))
+    return reason
+
+
+def _names(record: Record) -> dict[str, Json]:
+    names = record.get("names")
+    return names if isinstance(names, dict) else {}
+
+
+def _islands(participants: list[Json], names: dict[str, Json]) -> str:
+    """How many, and who, as long as that fits into a line."""
+    count = f"{len(participants)} island{'' if len(participants) == 1 else 's'}"
+    known = sorted(str(names.get(str(peer)) or short(peer)) for peer in participants)
+    return f"{count} ({', '.join(known)})" if names and len(known) <= NAMES_SHOWN else count
 
 
 def _number(record: Record, key: str) -> float:

@@ -20,6 +20,7 @@ from lowcomm.codecs.base import Codec
 from lowcomm.errors import ArgumentError, ConfigError, UsageError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
+from lowcomm.names import NAME_RULE, host_name, is_name
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.types import Json, SharedSettings
 
@@ -51,6 +52,7 @@ class Arguments:
     keep_updates: int
     snapshot_mbit_s: float
     on_address: Callable[[str], None] | None
+    name: str
     clock: Clock
 
     @property
@@ -107,6 +109,7 @@ class Arguments:
             keep_updates=whole("OuterLoop: keep_updates", given["keep_updates"], least=0),
             snapshot_mbit_s=number("OuterLoop: snapshot_mbit_s", given["snapshot_mbit_s"], least=0),
             on_address=_listener(given["on_address"]),
+            name=_name(given["name"]),
             clock=given["clock"] or SystemClock(),
             exchange=_exchange(given["exchange"], island),  # last, as it is taken from now on
         )
@@ -135,6 +138,15 @@ def _listener(given: object) -> Callable[[str], None] | None:
             f"OuterLoop: on_address: expected a function of a string, e.g. print, or None, got {show(given)}"
         )
     return given
+
+
+def _name(given: object) -> str:
+    expected = f"OuterLoop: name: expected {NAME_RULE}, or nothing for the host's name, got"
+    if not isinstance(given, str):
+        raise ArgumentError(f"{expected} {show(given)}")
+    if given and not is_name(given):
+        raise ConfigError(f"{expected} {given!r:.80}")
+    return given or host_name()
 
 
 def _island(given: object) -> Island:

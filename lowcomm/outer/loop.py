@@ -7,6 +7,7 @@ takes the pseudo-gradient (anchor - local), lets the node exchange it, and merge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,9 +23,10 @@ from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
 from lowcomm.algorithms.merge import rebase_
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
+from lowcomm.arguments import show
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import CheckpointError
+from lowcomm.errors import ArgumentError, CheckpointError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
@@ -74,6 +76,7 @@ class OuterLoop(Views):
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
         on_address: called on the lead with the shared string that others join with, as soon as it is known:
             before any wait for them. E.g. `print`.
+        name: what the others and `lowcomm status` call this island; empty = this host's name.
 
     Raises:
         ConfigError: an argument is of another type or out of range, the schedule doesn't fit the model, or
@@ -104,6 +107,7 @@ class OuterLoop(Views):
         keep_updates: int = 0,
         snapshot_mbit_s: float = 100.0,
         on_address: Callable[[str], None] | None = None,
+        name: str = "",
         clock: Clock | None = None,
     ) -> None:
         given = Arguments.of(
@@ -127,6 +131,7 @@ class OuterLoop(Views):
             keep_updates=keep_updates,
             snapshot_mbit_s=snapshot_mbit_s,
             on_address=on_address,
+            name=name,
             clock=clock,
         )
         self._island, self._given, self._restart, self._life = island, given, Restart(), Life()
@@ -172,7 +177,7 @@ class OuterLoop(Views):
             folder=folder,
             snapshot_mbit_s=given.snapshot_mbit_s,
         )
-        node.peers.state.shard = given.shard
+        node.peers.state.shard, node.peers.state.name = given.shard, given.name
         return node
 
     # -- coming and going --------------------------------------------------------------------------
@@ -332,6 +337,19 @@ class OuterLoop(Views):
             self._vectors.close()
 
     # -- training ----------------------------------------------------------------------------------
+
+    def show_loss(self, loss: float) -> None:
+        """Show the others this island's training loss, in nats per token, e.g. in their `lowcomm status`.
+
+        Raises:
+            ArgumentError: it is no number.
+        """
+        try:
+            value = float(loss)
+        except (TypeError, ValueError):
+            raise ArgumentError(f"show_loss: loss: expected a number, got {show(loss)}") from None
+        if self._node is not None:
+            self._node.peers.state.loss = value if math.isfinite(value) else None
 
     def step(self, tokens: int) -> tuple[RoundReport, ...]:
         """Count an inner step; start and finish the rounds that are due. Collective in the island.

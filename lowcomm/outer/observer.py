@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from lowcomm.errors import ExchangeError, JoinRefusedError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
@@ -114,7 +115,38 @@ async def observe(exchange: Exchange, timeout_s: float) -> list[PeerStatus]:
         ExchangeError: no initial peer can be reached.
         JoinRefusedError: the peers speak another protocol version.
     """
+    async with _observing(exchange, timeout_s) as look:
+        return look()
+
+
+async def watch(
+    exchange: Exchange, timeout_s: float, every_s: float, show: Callable[[list[PeerStatus]], None]
+) -> None:
+    """Look at the swarm again and again, until cancelled.
+
+    Args:
+        exchange: as for `observe`.
+        timeout_s: for the first look.
+        every_s: between two looks.
+        show: called with what is seen; peers that leave are in it no more.
+
+    Raises:
+        ExchangeError, JoinRefusedError: as `observe`, at the first look.
+    """
+    async with _observing(exchange, timeout_s) as look:
+        while True:
+            show(look())
+            await asyncio.sleep(every_s)
+
+
+@asynccontextmanager
+async def _observing(exchange: Exchange, timeout_s: float) -> AsyncIterator[Callable[[], list[PeerStatus]]]:
+    """An observer in the swarm, once nothing new has come for a moment; gives what shows the others."""
     observer = Bystander(exchange, "observer")
+
+    def look() -> list[PeerStatus]:
+        return [status for status in observer.peers.statuses() if status.peer != exchange.peer_id]
+
     try:
         await exchange.start(observer)
         observer.peers.start()
@@ -125,10 +157,10 @@ async def observe(exchange: Exchange, timeout_s: float) -> list[PeerStatus]:
             await observer.changed.wait(0.2)
             if observer.refusals:
                 raise JoinRefusedError(observer.refusals[0])
-            now_seen = {status.peer for status in observer.peers.statuses()} - {exchange.peer_id}
+            now_seen = {status.peer for status in look()}
             if now_seen != seen or observer.peers.dialing():
                 seen, settled_s = now_seen, loop.time() + SETTLE_S
-        return [status for status in observer.peers.statuses() if status.peer != exchange.peer_id]
+        yield look
     finally:
         await observer.peers.stop()
         await exchange.close()

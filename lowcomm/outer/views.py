@@ -133,6 +133,16 @@ class Views:
         return self._lead.exchange.peer_id
 
     @property
+    def name(self) -> str:
+        """What people call this island. Lead only."""
+        return self._lead.peers.state.name
+
+    @property
+    def names(self) -> dict[PeerId, str]:
+        """What the islands are called that were met, this one and those that are gone included. Lead only."""
+        return {**self._lead.peers.names, self.peer_id: self.name}
+
+    @property
     def address(self) -> str:
         """The shared string (run id and address) that others join with; empty if there is none."""
         return self._lead.exchange.join_string

@@ -78,3 +78,15 @@ def test_the_table_fits_a_terminal_of_80_columns():
     out = io.StringIO()
     Console(file=out, width=80).print(island_table([view], 2400))
     assert all(figure in out.getvalue() for figure in ("island-0", "2,330/2,400", "12,279", "81.4 MB", "1 %"))
+
+
+def test_an_island_that_diverged_is_shown_so(tmp_path):
+    view = IslandView(tmp_path / "island-0")
+    write_island(tmp_path / "island-0", 0, last=20, diverged=True, name="north")
+    view.refresh()
+    view.ended(1)
+    assert (view.name, view.state) == ("north", "DIVERGED")
+    write_island(tmp_path / "island-0", 0, first=20, last=40, ended=False)
+    view.refresh()
+    view.ended(1)
+    assert view.state == "failed (1)"

@@ -175,6 +175,7 @@ def test_override_without_key_or_value(override: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "path", "words"),
     [
+        pytest.param(["island.name=a b"], "island.name", "1 to 64 characters of A-Z a-z", id="name"),
         pytest.param(["island.replicas=2"], "island.replicas", "fsdp2 with it, got auto", id="replicas"),
         pytest.param(["island.offload=all"], "island.offload", "got auto", id="offload"),
         pytest.param(

@@ -13,8 +13,9 @@ import subprocess
 import pytest
 
 from lowcomm.cli.main import main
+from lowcomm.names import host_name
 from tests.docs.pages import ROOT, bash_lines
-from tests.docs.processes import first_line, output, python, started
+from tests.docs.processes import DEADLINE_S, first_line, output, python, started
 
 SMALL = (
     "shared.run_id=sites", "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2",
@@ -43,13 +44,13 @@ def free_port():
 
 
 def all_training(string, capsys, *islands):
-    """What `lowcomm status` says once as many islands have an outer step behind them."""
+    """What `lowcomm status` says once as many islands have an outer step behind them, and tell a loss."""
     peers = []
     for _ in range(LOOKS):
         code = main(["status", string, "--json"])
         shown = capsys.readouterr().out
         peers = json.loads(shown)["peers"] if code == 0 else []
-        training = [peer for peer in peers if peer["role"] == "island" and peer["outer_steps"][:1] > [0]]
+        training = [peer for peer in peers if peer["outer_steps"][:1] > [0] and peer["loss"] is not None]
         if len(training) == len(islands) or any(island.poll() is not None for island in islands):
             break
     return peers
@@ -71,12 +72,18 @@ def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     with started(seed_script, log=logs[0], **where) as seed:
         string = first_line(seed, logs[0])
         train = ("-m", "lowcomm", "train", recipe, "--join", string, *settings, "--out")
-        with python(*train, folders[0], log=logs[1]) as a, python(*train, folders[1], log=logs[2]) as b:
+        south = (folders[1], "--set", "island.name=south")
+        with python(*train, folders[0], log=logs[1]) as a, python(*train, *south, log=logs[2]) as b:
             peers = all_training(string, capsys, a, b)
             training = [peer for peer in peers if peer["role"] == "island"]
             assert len(training) == 2, [log.read_text() for log in logs]
             assert {peer["role"] for peer in peers} == {"seed", "island"}
             assert len({peer["shard"] for peer in training}) == 2
+            assert sorted(peer["name"] for peer in training) == sorted([host_name(), "south"])
+            assert all(0.0 < peer["loss"] < 10.0 for peer in training)
+            for peer, other in (training, training[::-1]):
+                assert other["peer"] in [link["peer"] for link in peer["links"]]
+            assert_watch_shows_what_goes_on(string, tmp_path / "watch.txt")
             for island in (a, b):
                 island.send_signal(signal.SIGINT)
             output(a, logs[1], code=130)
@@ -88,7 +95,23 @@ def test_islands_meet_at_a_seed_are_seen_stopped_and_exported(tmp_path, capsys):
     assert (tmp_path / "exported" / "model.safetensors").stat().st_size > 0
     assert main(["report", str(folders[0]), str(folders[1]), "--json", str(tmp_path / "figures.json")]) == 0
     runs = json.loads((tmp_path / "figures.json").read_text())["runs"]
-    assert all(run["outer_steps"] > 0 for run in runs)
+    assert [(run["islands"], run["names"], run["outer_steps"] > 0) for run in runs] == [
+        (2, sorted([host_name(), "south"], key=lambda name: (len(name), name)), True)
+    ]
+
+
+def assert_watch_shows_what_goes_on(string, log):
+    """Look after look, each a line of JSON, until Ctrl-C ends it well."""
+    with python("-m", "lowcomm", "status", string, "--watch", "0.2", "--json", "-", log=log) as watching:
+        steps = [0]
+        while len(set(steps)) < 3:
+            line = watching.stdout.readline()
+            assert line, log.read_text()
+            steps.append(max(peer["inner_step"] for peer in json.loads(line)["peers"]))
+        assert steps == sorted(steps)
+        watching.send_signal(signal.SIGINT)
+        watching.communicate(timeout=DEADLINE_S)
+        assert watching.returncode == 0, log.read_text()
 
 
 def wait_for(there, process, log):

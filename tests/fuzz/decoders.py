@@ -69,7 +69,14 @@ READY = Ready(
     HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), rates={PeerId("b"): 9}, speed=Speed(0.5, 10)
 )
 STATE = State(
-    outer_steps=(1, 2), heads=(HASH, HASH), total_tokens=(64, 128), checkpoints=(5,), put_out=(PeerId("bob"),)
+    outer_steps=(1, 2),
+    heads=(HASH, HASH),
+    total_tokens=(64, 128),
+    checkpoints=(5,),
+    put_out=(PeerId("bob"),),
+    name="north-1",
+    loss=2.5,
+    links=((PeerId("bob"), 0.1), (PeerId("eve"), None)),
 )
 EXPIRES_S = SystemClock().wall_s() + 86_400.0
 GATE = Gate("run", owner=OWNER.peer_id)

@@ -149,6 +149,27 @@ def test_console_without_a_terminal(mode):
     assert "2.5 MB" in text
 
 
+def test_the_console_calls_islands_by_their_names():
+    out = io.StringIO()
+    sink = console_sink("plain", 100, out)
+    assert sink is not None
+    ids = ["12D3KooWaaaa1111", "12D3KooWbbbb2222"]
+    names = {ids[0]: "north", ids[1]: "south"}
+    sink.log({"kind": "start", "run_id": "r", "name": "north", "peer": ids[0], "how": "founded"})
+    sink.log({**ROUND, "participants": ids, "names": names})
+    sink.log({**ROUND, "participants": ids[:1], "names": names})
+    sink.log({**ROUND, "participants": [*ids, "12D3KooWcccc3333"], "names": names})
+    sink.log({**ROUND, "participants": ids * 10, "names": names})
+    sink.log({**ROUND, "committed": False, "reason": f"{ids[1]} left", "names": names})
+    start, both, one, three, many, failed = out.getvalue().splitlines()
+    assert start.startswith("run r as north, peer …aaaa1111")
+    assert "2 islands (north, south)," in both
+    assert "1 island (north)," in one
+    assert "3 islands (north, south, …cccc3333)," in three
+    assert "20 islands," in many
+    assert "outer step stays 2: south left;" in failed
+
+
 def test_plain_console_is_one_line_per_record():
     out = io.StringIO()
     sink = console_sink("plain", 100, out)

@@ -179,3 +179,17 @@ def test_names_in_wandb():
     train = to_wandb({"kind": "train", "inner_step": 3, "outer_step": 1, "loss": 2.0, "kind_of_extra": 1})
     assert train == {"inner_step": 3, "island/loss": 2.0, "swarm/outer_step": 1}
     assert to_wandb({"kind": "end", "reason": "finished"}) == {}
+
+
+def test_the_figures_of_the_steps_go_to_wandb():
+    line = {
+        "kind": "train", "inner_step": 3, "swarm_tokens": 900, "lr": 1e-3, "grad_norm": 0.5,
+        "tokens_per_s": 10.0, "host_memory_bytes": 5, "mfu": 0.4, "device_memory_bytes": None,
+    }  # fmt: skip
+    assert to_wandb(line) == {
+        "inner_step": 3, "swarm/outer_step": None, "swarm/tokens": 900, "island/lr": 1e-3,
+        "island/grad_norm": 0.5, "island/tokens_per_s": 10.0, "island/host_memory_bytes": 5,
+        "island/mfu": 0.4,
+    }  # fmt: skip
+    evaluated = to_wandb({"kind": "eval", "inner_step": 3, "eval_loss": 2.0, "swarm_tokens": 800})
+    assert evaluated["swarm/tokens"] == 800
