@@ -69,10 +69,11 @@ def main() -> None:
         codec=codecs.int8(),
         outer_optimizer=nesterov(),
         num_shards=8,  # every island claims a number of its own, here the seed of its data
+        expected_peers=2,  # the first one waits for the second
+        on_address=print,
     )
     with closing(outer):
         join = outer.start()
-        print("join with:", outer.address, flush=True)
         data = batches(seed=join.shard)
         while outer.inner_step < STEPS:
             ids = next(data)

@@ -3,7 +3,7 @@
     python docs/examples/plain_loop.py                 the first island; it prints the shared string
     python docs/examples/plain_loop.py 'demo@/ip4/...' each further island, here or on another machine
 
-An island alone commits nothing (min_participants), so start the second one soon.
+The first one waits for the second for two minutes, and says so; then it goes on alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import torch
 from torch import nn
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island  # lowcomm
+from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov, wrap_island  # lowcomm
 
 STEPS = 400
 
@@ -39,9 +39,8 @@ def main() -> None:
     exchange = exchanges.swarm(run_id="demo", initial_peers=sys.argv[1:])  # lowcomm
     with OuterLoop(wrap_island(model, optimizer), exchange, schedule=Schedule(inner_steps=20),  # lowcomm
                    codec=codecs.int8(), outer_optimizer=nesterov(),  # lowcomm
-                   round_policy=RoundPolicy(min_participants=2, deadline_s=10)) as outer:  # lowcomm
+                   expected_peers=2, on_address=print) as outer:  # lowcomm
         # fmt: on
-        print("join with:", outer.address, flush=True)
         while outer.inner_step < STEPS:
             x, y = next(data)
             loss = (model(x) - y).square().mean()

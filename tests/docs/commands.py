@@ -10,7 +10,8 @@ E2E = "tests/e2e/test_quickstart.py"
 SITES = "tests/docs/test_two_machines.py::test_islands_meet_at_a_seed_are_seen_stopped_and_exported"
 SCRIPTS = "tests/cli/test_commands.py::test_launch_scripts_parse"
 PLAIN = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_plain_loop"
-HF = "tests/docs/test_examples.py::test_a_hugging_face_model_learns"
+HF = "tests/docs/test_examples.py::test_two_processes_train_one_hugging_face_model"
+FRONT = "tests/docs/test_examples.py::test_the_python_of_the_front_page_runs_as_it_stands"
 
 INSTALL = "tests/docs/test_install.py::test_the_package_works_outside_its_checkout"
 MACHINES = "tests/docs/test_two_machines.py::test_the_commands_of_the_front_page_join_two_machines"
@@ -61,6 +62,7 @@ NOT_OURS = {
 EXAMPLES = ROOT / "docs" / "examples"
 SNIPPETS = {
     # the page whose Python is run, or the example that is run as a whole -> the test that runs it
+    ROOT / "README.md": FRONT,
     EXAMPLES / "plain_loop.py": PLAIN,
     EXAMPLES / "hf_model.py": HF,
 }
