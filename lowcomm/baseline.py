@@ -65,7 +65,13 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
         "shared": {
             name: value
             for name, value in dataclasses.asdict(compared.shared).items()
-            if name in ("seed", "model", "inner", "data")
+            if name in ("seed", "model", "inner")
+        }
+        | {
+            "data": {
+                "shards": compared.shared.data.shards,
+                "holdout_fraction": compared.shared.data.holdout_fraction,
+            }
         },
         "train": {
             name: value

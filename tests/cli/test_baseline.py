@@ -1,10 +1,12 @@
 """The data-parallel baseline: equal tokens, equal text, one key per setting that matters."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lowcomm.baseline import baseline_config, baseline_key, run_baseline
+from lowcomm.cli.quickstart import BASELINE_RECIPE, COMMITTED, RECIPE
 from lowcomm.config.load import load_config
 
 SMALL = (
@@ -49,6 +51,11 @@ def test_accumulated_batches_count(source):
     assert figures["tokens"] == 1 * 10 * 2 * 2 * 32
 
 
+def test_the_quickstart_finds_its_committed_figures():
+    config = load_config(RECIPE)
+    assert baseline_key(config, 2, BASELINE_RECIPE) in json.loads(COMMITTED.read_text())
+
+
 def test_its_own_learning_rate_is_for_the_same_optimizer_only(tmp_path, source):
     recipe = tmp_path / "baseline.toml"
     recipe.write_text('[shared.inner]\nname = "muon"\nlr = 0.005\n')
@@ -65,6 +72,7 @@ def test_its_own_learning_rate_is_for_the_same_optimizer_only(tmp_path, source):
         ("shared.schedule.inner_steps=5", True),
         ("shared.codec.name=fp32", True),
         ("shared.outer.lr=1.0", True),
+        ("shared.data.same=false", True),
         ("train.eval_every=3", True),
         ("shared.seed=1", False),
         ("shared.model.dim=64", False),
