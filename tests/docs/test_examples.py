@@ -49,8 +49,7 @@ def pair(script, folder):
             first_line(second, logs[1])  # an address of its own
             outs = [output(first, logs[0]), output(second, logs[1])]
     run = string.partition("@")[0]
-    waited = f"waiting for 1 more island of run {run!r} (1 of 2 here); others join with {string}
-"
+    waited = f"waiting for 1 more island of run {run!r} (1 of 2 here); others join with {string}"
     assert waited in logs[0].read_text()
     return outs
 
