@@ -135,9 +135,9 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
     if not found.valid:
         return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
-    count = config.shared.schedule.num_fragments
+    count, wants = config.shared.schedule.num_fragments, ("chain", "anchor", "momentum")
     saved = [
-        (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count))
+        (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count, wants))
         for step in checkpoints.steps()
     ]
     auditor.check_states(build_outer_state(config), saved)

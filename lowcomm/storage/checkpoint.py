@@ -190,15 +190,24 @@ def fragment_part(index: int) -> str:
     return f"fragment-{index}"
 
 
-def saved_fragments(checkpoints: Checkpoints, step: int, num_fragments: int) -> Iterator[dict[str, Any]]:
+def saved_fragments(
+    checkpoints: Checkpoints, step: int, num_fragments: int, wants: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The outer state in a checkpoint, fragment by fragment, each loaded when it is asked for.
+
+    Args:
+        wants: what each must have.
 
     Raises:
         CheckpointError: see `Checkpoints.load`.
     """
     for index in range(num_fragments):
         name = fragment_part(index)
-        yield checkpoints.load(step, only=(name,))[name]
+        with checkpoints.understood(step):
+            saved = checkpoints.load(step, only=(name,))[name]
+            for key in wants:
+                saved[key]  # a KeyError names what another version has not saved
+        yield saved
 
 
 def _hash(file: Path) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from blake3 import blake3
 
+from lowcomm.cli.main import main
 from lowcomm.errors import CheckpointError, StorageError
 from lowcomm.storage.checkpoint import FORMAT
 from tests.train.islands import finished, make_config, train_islands
@@ -120,3 +121,14 @@ def test_settings_that_another_version_names_otherwise_are_said_to_be_so(run):
     assert isinstance(error, StorageError)
     assert "with other [shared] settings (digest 000000000000, now " in str(error)
     assert "; lowcomm 0.0.9 wrote it, this is " in str(error)
+
+
+def test_export_and_audit_name_a_checkpoint_of_another_version(run, capsys):
+    rewrite(run, "fragment-0", lambda saved: without("tensors")(without("momentum")(saved)))
+    island = run / "island-0"
+    for command in (["ledger", "verify", str(island)], ["export", str(island), "--out", str(run / "out")]):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert "another content (KeyError: " in error
+        assert f"checkpoints/{STEP} was written by lowcomm " in error
+        assert "Traceback" not in error
