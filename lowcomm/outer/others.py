@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowcomm.exchanges.swarm.addresses import shared_string
 from lowcomm.storage.files import write_atomically
-from lowcomm.types import PeerId
+from lowcomm.types import PeerId, short
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ class Others:
         """What else can be tried where none of the initial peers answers; empty if nothing is known.
 
         Args:
-            error: names those that were tried.
+            error: names those that were tried, by the end of their ids.
         """
-        untried = {peer: text for peer, text in self._before.items() if peer not in error}
+        untried = {peer: text for peer, text in self._before.items() if short(peer) not in error}
         if untried:
             return (
                 f"; other islands of this run were {self._shown(untried)}: start with --join and the string "
