@@ -59,8 +59,12 @@ def _is_divided(config: Config) -> bool:
 
 def build_model(config: Config) -> GPT:
     """The GPT of the recipe, with weights from `shared.seed`: the same bits on every island."""
-    shape = GPTShape(vocab_size=VOCAB_SIZE, **_fields(config.shared.model))
-    return GPT(shape, seed=config.shared.seed)
+    return GPT(model_shape(config), seed=config.shared.seed)
+
+
+def model_shape(config: Config) -> GPTShape:
+    """The sizes of the recipe's GPT."""
+    return GPTShape(vocab_size=VOCAB_SIZE, **_fields(config.shared.model))
 
 
 def build_optimizers(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lowcomm.build import autocast, build_island, build_model
+from lowcomm.build import autocast, build_island, build_model, model_shape
 from lowcomm.config.schema import Config
 from lowcomm.errors import OutOfMemoryError, StorageError
+from lowcomm.host_memory import available_bytes, total_bytes
 from lowcomm.inner_step import inner_step
 from lowcomm.islands.base import Island
+from lowcomm.metrics.console import human_bytes
 from lowcomm.storage.files import io_reason, write_atomically
 from lowcomm.types import Json
 
@@ -128,6 +131,49 @@ def cut(config: Config, fit: Fit) -> Config:
     )
     island = replace(config.island, activation_checkpointing=fit.checkpointing)
     return replace(config, train=train, island=island)
+
+
+def check_host_memory(config: Config, device: torch.device, nodes: int = 1) -> None:
+    """Refuse a model that this host can't hold, before the kernel ends the process for it without a word.
+
+    Counted is only what certainly comes: the outer parameters and their momentum in fp32, and the weights
+    where training is on the CPU.
+
+    Args:
+        nodes: hosts of the island, among which its ranks divide the outer state.
+
+    Raises:
+        OutOfMemoryError: it needs more than this process can ever have.
+    """
+    parameters, most = model_shape(config).parameters, total_bytes()
+    needed = parameters * 8 // nodes + (parameters * 4 if device.type == "cpu" else 0)
+    if most is not None and needed > most:
+        raise OutOfMemoryError(
+            f"a model of {parameters:,} parameters needs at least {human_bytes(needed)} of the host's memory"
+            f"{_have()}; use a smaller model, or a host with more memory"
+        )
+
+
+def out_of_host_memory(phase: str, error: BaseException) -> OutOfMemoryError:
+    """What to raise for an allocator's error outside of the inner steps.
+
+    Args:
+        phase: what was under way, such as "building the model".
+    """
+    asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+    what = f"an allocation of {human_bytes(int(asked[1]))} was refused" if asked else first_line(error)
+    return OutOfMemoryError(
+        f"the memory was used up while {phase} ({what}){_have()}; use a smaller model, fewer islands or "
+        "ranks on this host, or a host with more memory"
+    )
+
+
+def _have() -> str:
+    """What the host has, in words."""
+    free, most = available_bytes(), total_bytes()
+    if free is None or most is None:
+        return ""
+    return f"; this process can have {human_bytes(free)} now and {human_bytes(most)} at most"
 
 
 def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> Config:

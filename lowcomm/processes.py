@@ -18,6 +18,7 @@ from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
 from lowcomm.interrupts import leaving_signals, signals_after_fork
 from lowcomm.names import LONGEST_NAME
+from lowcomm.phases import PHASE_FILE, VARIABLE
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"
@@ -190,6 +191,7 @@ def _prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # one from an earlier session names a port that is closed now
         (folder / ADDRESS_FILE).unlink(missing_ok=True)
+        (folder / PHASE_FILE).unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(f"{folder}: can't be used as a run folder: {error.strerror or error}") from error
 
@@ -219,6 +221,7 @@ def start_process(
     """
     variables = {**os.environ, **(environment or {})}
     variables.setdefault("OMP_NUM_THREADS", str(threads))
+    variables[VARIABLE] = str((folder / PHASE_FILE).absolute())
     # torchrun's options, as it reads them from its environment: it would take what nohup ignores, too
     variables.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in leaving_signals()))
     variables.setdefault("PET_SHUTDOWN_TIMEOUT", str(SAVE_S))

@@ -36,7 +36,13 @@ from lowcomm.device import choose_device
 from lowcomm.errors import LossError, StorageError
 from lowcomm.evaluation import mean_loss
 from lowcomm.exchanges.base import Exchange
-from lowcomm.fitting import fit_to_memory, is_out_of_memory, out_of_memory
+from lowcomm.fitting import (
+    check_host_memory,
+    fit_to_memory,
+    is_out_of_memory,
+    out_of_host_memory,
+    out_of_memory,
+)
 from lowcomm.garbage import exempt_from_collection
 from lowcomm.inner_step import inner_step
 from lowcomm.interrupts import Interrupts
@@ -46,6 +52,7 @@ from lowcomm.journal import Journal
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.opening import opening, require_same_text
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.phases import Phases
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
@@ -64,10 +71,16 @@ class Trainer:
     Args:
         config: see `lowcomm.config.load_config`.
         exchange: instead of the one that the configuration names, e.g. a loopback exchange.
+        phases: says what happens before the first step; on rank 0 only.
     """
 
     def __init__(
-        self, config: Config, *, exchange: Exchange | None = None, clock: Clock | None = None
+        self,
+        config: Config,
+        *,
+        exchange: Exchange | None = None,
+        clock: Clock | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self._asked = self._config = config
         self._exchange = exchange
@@ -75,6 +88,7 @@ class Trainer:
         self._began_s = self._clock.monotonic_s()
         self._rank = int(os.environ.get("RANK", "0"))
         self._world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self._phases = phases or Phases(console=config.metrics.console != "off")
         self._device = choose_device(config.train.device)
         self._interrupts = Interrupts(self._clock)
         self._saved_step: int | None = None
@@ -85,10 +99,21 @@ class Trainer:
         Raises:
             LowcommError: see `lowcomm.errors`; what was saved before is not harmed.
         """
+        try:
+            return self._fit()
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise out_of_host_memory(self._phases.now, error) from error
+            raise
+
+    def _fit(self) -> Summary:
         config = self._config
         require_temporary_folder()
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
+        nodes = self._world_size // int(os.environ.get("LOCAL_WORLD_SIZE", self._world_size))
+        check_host_memory(config, self._device, nodes)
+        self._phases.begin("reading the text")
         text = build_text(config, say=self._rank == 0)
         with contextlib.ExitStack() as stack:
             folder: RunFolder | None = None
@@ -112,12 +137,14 @@ class Trainer:
     # -- the run -----------------------------------------------------------------------------------
 
     def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
+        self._phases.begin("building the model")
         self._config = config = fit_to_memory(self._asked, self._device, folder.path if folder else None)
         island = build_island(config, build_model(config), self._device)
         require_same_text(island, text)
         exchange = None
         if folder is not None:
             exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
+        self._phases.begin(f"preparing codec {config.shared.codec.name}")
         checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep_checkpoints)
         outer = build_outer_loop(
             config,
@@ -137,12 +164,15 @@ class Trainer:
             metrics=None if folder is None else folder.path / METRICS_FILE,
         )
         exempt_from_collection()  # before peers wait for answers
+        others = config.exchange.expected_peers - 1
+        self._phases.begin(f"joining, waits for {others} more" if others else "joining")
         chosen = outer.connect(
             checkpoints.steps(),
             on_address=None if folder is None else lambda a: self._tell_address(folder, a),
         )
         loader_state = None
         if chosen is not None:
+            self._phases.begin(f"loading checkpoint {chosen}")
             parts = checkpoints.load(chosen, only=("island", "outer", "counts", "ranks"))
             with checkpoints.understood(chosen):
                 island.load_state_dict(parts["island"])
@@ -151,6 +181,7 @@ class Trainer:
                 journal.resume(Counts.of(parts["counts"]))
                 loader_state = self._take_rank(chosen, parts["ranks"])
             self._saved_step = chosen
+        self._phases.begin("taking over the state")
         join = outer.join()
         loader = Loader(
             text.shard(max(0, join.shard)),
@@ -197,6 +228,7 @@ class Trainer:
                 **opening(config, island, text, loader),
             )
         run = _Run(island, outer, loader, checkpoints, text, journal)
+        self._phases.now = "training"
         try:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()

@@ -18,7 +18,7 @@ import lowcomm
 
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
-    {"errors", "types", "clock", "lines", "names", "locks"},
+    {"errors", "types", "clock", "lines", "names", "locks", "phases", "host_memory"},
     {"arguments"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},

@@ -22,6 +22,7 @@ from lowcomm.cli.common import (
     split_join,
     write_json,
 )
+from lowcomm.phases import Phases
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -61,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.write(to_toml(config))
         return EXIT_DONE
+    phases = Phases(console=config.metrics.console != "off")
+    phases.begin("importing torch")
     from lowcomm.train import Trainer
 
-    summary = Trainer(config).fit()
+    summary = Trainer(config, phases=phases).fit()
     if args.json and os.environ.get("RANK", "0") == "0":
         write_json(args.json, summary.to_dict())
     if summary.interrupted:

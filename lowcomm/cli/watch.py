@@ -18,6 +18,7 @@ from rich.text import Text
 from lowcomm.clock import Clock
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.console import STEPS, human_bytes, position, time_split
+from lowcomm.phases import PHASE_FILE
 
 LINES_EVERY_S = 5.0
 
@@ -27,7 +28,7 @@ class IslandView:
 
     Attributes:
         name: of the island.
-        state: starting, waiting, training, or how it ended.
+        state: starting, what it does before it trains, training, or how it ended.
         line: the newest train line.
         failed: rounds of this session that were not committed.
         diverged: whether its loss ended above where it began.
@@ -41,12 +42,18 @@ class IslandView:
         self.failed = 0
         self.diverged = False
         self.eval_loss: float | None = None
-        self._path = folder / METRICS_FILE
+        self._path, self._phase = folder / METRICS_FILE, folder / PHASE_FILE
+        self._begun = False
         self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._rest = b""
 
     def refresh(self) -> bool:
         """Read what was added; whether there was anything."""
+        if not self._begun:
+            try:
+                self.state = self._phase.read_text(encoding="utf-8").strip() or self.state
+            except OSError:
+                pass  # not started yet
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
@@ -66,6 +73,7 @@ class IslandView:
 
     def ended(self, code: int) -> None:
         """Say how its process ended."""
+        self._begun = True
         if self.diverged:
             self.state = "DIVERGED"
         elif code == 0:
@@ -78,7 +86,7 @@ class IslandView:
     def _take(self, record: dict[str, Any]) -> None:
         kind = record.get("kind")
         if kind == "start":
-            self.state, self.diverged = "training", False
+            self.state, self.diverged, self._begun = "training", False, True
             self.name = str(record.get("name") or self.name)
         elif kind == "end":
             self.diverged = record.get("reason") == "diverged"

@@ -61,6 +61,14 @@ class GPTShape:
         if self.heads % self.kv_heads:
             raise ModelError(f"kv_heads: expected a divisor of heads = {self.heads}, got {self.kv_heads}")
 
+    @property
+    def parameters(self) -> int:
+        """How many elements its weights have."""
+        kv_dim = self.kv_heads * (self.dim // self.heads)
+        block = 2 * self.dim * (self.dim + kv_dim) + 3 * self.dim * self.ffn_dim + 2 * self.dim
+        tables = self.vocab_size * self.dim * (1 if self.tie_embeddings else 2)
+        return tables + self.layers * block + self.dim
+
 
 class Attention(nn.Module):
     """Causal self-attention with rotary positions; (batch, time, dim) -> the same."""

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MARK = "run.json"
 LOCK = "lock"
-OURS = frozenset({LOCK, "log.txt", "identity.key", f"{MARK}.new"})
+OURS = frozenset({LOCK, "log.txt", "phase", "identity.key", f"{MARK}.new"})
 """Files that may stand in a folder before the run has claimed it (a launcher writes its log there)."""
 
 

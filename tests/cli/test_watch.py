@@ -90,3 +90,19 @@ def test_an_island_that_diverged_is_shown_so(tmp_path):
     view.refresh()
     view.ended(1)
     assert view.state == "failed (1)"
+
+
+def test_an_island_that_starts_says_what_it_does(tmp_path):
+    folder = tmp_path / "island-0"
+    folder.mkdir()
+    view = IslandView(folder)
+    view.refresh()
+    assert view.state == "starting"
+    (folder / "phase").write_text("reading the text\n")
+    view.refresh()
+    assert view.state == "reading the text"
+    write_island(folder, 0, last=10)
+    view.refresh()
+    assert view.state == "training"
+    view.refresh()
+    assert view.state == "training"

@@ -94,3 +94,11 @@ def test_impossible_shapes_are_said(sizes: dict[str, int], message: str) -> None
 def test_more_tokens_than_the_context_are_said() -> None:
     with pytest.raises(ModelError, match="expected at most context = 24 tokens, got 25"):
         GPT(SHAPE)(some_ids(1, 25))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["two-tables", "tied"])
+def test_the_number_of_parameters_is_known_before_the_model_is_built(tied):
+    shape = GPTShape(
+        vocab_size=11, dim=16, layers=3, heads=4, kv_heads=2, ffn_dim=24, context=8, tie_embeddings=tied
+    )
+    assert shape.parameters == sum(parameter.numel() for parameter in GPT(shape).parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,16 @@ import pytest
 import torch
 
 from lowcomm.errors import ConfigError, OutOfMemoryError, StorageError
-from lowcomm.fitting import FILE, Fit, FitNotes, fit_to_memory, is_out_of_memory, ladder, out_of_memory
+from lowcomm.fitting import (
+    FILE,
+    Fit,
+    FitNotes,
+    check_host_memory,
+    fit_to_memory,
+    is_out_of_memory,
+    ladder,
+    out_of_memory,
+)
 from tests.train.islands import losses, make_config
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +162,26 @@ def test_other_errors_are_not_taken_for_it() -> None:
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.mark.processes
+def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    large = ("shared.model.dim=1024", "shared.model.ffn_dim=4096", "shared.model.layers=1")
+    ran = train(tmp_path / "model", 60, *large)
+    assert ran.returncode == 1
+    assert re.search(
+        r"^OutOfMemoryError: the memory was used up while building the model \(an allocation of [\d.]+ MB "
+        r"was refused\); this process can have [\d.]+ [MG]B now and [\d.]+ [MG]B at most; use a smaller",
+        ran.stderr.splitlines()[-1],
+    )
+
+
+def test_a_model_that_no_host_holds_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path, "shared.model.dim=65536", "shared.model.ffn_dim=262144", "shared.model.layers=99"
+    )
+    with pytest.raises(
+        OutOfMemoryError, match=r"parameters needs at least [\d.]+ TB of the host's memory; this"
+    ):
+        check_host_memory(config, CPU)
+    check_host_memory(make_config(tmp_path), CPU)
