@@ -54,12 +54,8 @@ def _picture(pairs: list[Pair]) -> str:
         "each of them "
         f"sends {min(pair.fewer for pair in pairs):.0f} to {fewest.fewer:,.0f} times fewer bytes."
     )
-    return (
-        "<picture>\n"
-        '  <source media="(prefers-color-scheme: dark)" srcset="docs/img/loss_bytes_dark.svg">\n'
-        f'  <img alt="{words}" src="docs/img/loss_bytes_light.svg">\n'
-        "</picture>"
-    )
+    dark = '<source media="(prefers-color-scheme: dark)" srcset="docs/img/loss_bytes_dark.svg">'
+    return f'<picture>{dark}<img alt="{words}" src="docs/img/loss_bytes_light.svg"></picture>'
 
 
 def _figures(results: Path) -> str:
