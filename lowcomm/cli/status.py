@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -101,9 +102,12 @@ def _show(run_id: str, peers: Sequence[PeerStatus], json_file: str | None, inden
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0.1 <= value <= 86_400:
-        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 86400, got {text}")
+        raise argparse.ArgumentTypeError(f"expected seconds from 0.1 to 86400, got {text!r}")
     return value
 
 

@@ -222,8 +222,6 @@ def to_wandb(record: Record) -> dict[str, Json]:
         values["swarm/participants"] = len(participants) if isinstance(participants, (list, tuple)) else 0
     elif kind == "eval":
         values = {"swarm/eval_loss": record.get("eval_loss"), "island/tokens": record.get("tokens")}
-        if "swarm_tokens" in record:
-            values["swarm/tokens"] = record["swarm_tokens"]
     else:
         return {}
     values["inner_step"] = record.get("inner_step")

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class Run:
     def run_id(self) -> str:
         return self.islands[0].run_id
 
-    @property
+    @cached_property
     def peers(self) -> frozenset[str]:
         """The islands that took part, with a folder here or not."""
         took_part = {
@@ -104,7 +105,7 @@ class Run:
         """Whether all of them have a folder here."""
         return self.peers == {island.peer for island in self.islands}
 
-    @property
+    @cached_property
     def names(self) -> dict[str, str]:
         """The names of the islands by their peer ids, as far as they are known."""
         told: dict[str, str] = {}
@@ -336,11 +337,13 @@ def _in_order(islands: Iterable[IslandRun]) -> tuple[IslandRun, ...]:
     """By name, with a name of its own for each, on one clock."""
     ordered = sorted(islands, key=lambda island: (len(island.name), island.name, str(island.path)))
     names = [island.name for island in ordered]
+    folders = [island.path.resolve().name for island in ordered]
+    by_folder = len(set(folders)) == len(folders)
     unique = [
         island
         if names.count(island.name) == 1
-        else replace(island, name=f"{island.name} …{island.peer[-6:]}")
-        for island in ordered
+        else replace(island, name=f"{island.name} ({folder if by_folder else island.peer[-6:]})")
+        for island, folder in zip(ordered, folders, strict=True)
     ]
     return tuple(_on_one_clock(unique))
 

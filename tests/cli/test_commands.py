@@ -144,7 +144,7 @@ def test_report_writes_page_and_figures(capsys, tmp_path):
 
 
 def test_json_on_standard_output_is_nothing_but_json(capsys, tmp_path):
-    write_island(tmp_path, 0)
+    write_island(tmp_path, 0, islands=1)
     code, out, _ = call(capsys, "report", tmp_path, "--json", "-")
     assert code == 0
     assert json.loads(out)["runs"][0]["islands"] == 2  # it met another one in its rounds
@@ -211,3 +211,10 @@ def test_a_port_that_is_taken(capsys, tmp_path):
         port = taken.getsockname()[1]
         result = train(capsys, tmp_path, f'exchange.listen=["/ip4/127.0.0.1/tcp/{port}"]')
     assert_refused(result, 1, f"port {port} is taken")
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon", "1e9"])
+def test_watching_takes_seconds(capsys, seconds):
+    code, out, err = call(capsys, "status", "r@/ip4/127.0.0.1/tcp/1/p2p/12D3KooWx", f"--watch={seconds}")
+    assert (code, out) == (2, "")
+    assert "expected seconds from 0.1 to 86400, got" in err

@@ -191,5 +191,4 @@ def test_the_figures_of_the_steps_go_to_wandb():
         "island/grad_norm": 0.5, "island/tokens_per_s": 10.0, "island/host_memory_bytes": 5,
         "island/mfu": 0.4,
     }  # fmt: skip
-    evaluated = to_wandb({"kind": "eval", "inner_step": 3, "eval_loss": 2.0, "swarm_tokens": 800})
-    assert evaluated["swarm/tokens"] == 800
+    assert to_wandb({"kind": "round", "inner_step": 3, "total_tokens": 800})["swarm/total_tokens"] == 800

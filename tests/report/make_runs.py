@@ -16,6 +16,11 @@ PARAMETERS = 500_000
 DIGEST = Digest("ab" * 32)
 ROUND_BYTES = 520_000
 STEP_TOKENS = 256
+OLDER = (
+    "kind", "run_id", "peer", "shared_digest", "config", "version", "how", "inner_step", "shard",
+    "outer_steps", "tokens", "swarm_tokens", "tokens_credited", "resumed_from", "time_s",
+)  # fmt: skip
+"""What a start line had in 0.1."""
 
 
 def peer_of(run: str, index: int) -> PeerId:
@@ -46,7 +51,7 @@ def write_island(
     Args:
         late_s: how much later the island started.
         alone: from this inner step on only island 0 takes part in rounds.
-        older: counters as versions before 0.2 had them: from the checkpoint on, and nobody says so.
+        older: counters as they first were: from the checkpoint on, and nobody says so.
         repeated: tells runs apart that have the same run id and settings.
         name: of the island; "" = as its folder.
     """
@@ -67,11 +72,12 @@ def write_island(
         "how": "aligned" if first else "founded", "inner_step": first, "shard": index,
         "outer_steps": [first // inner_steps], "tokens": first * STEP_TOKENS,
         "swarm_tokens": islands * first * STEP_TOKENS, "tokens_credited": 0, "resumed_from": first or None,
-        "peers": peers, "counts": asdict(counts), "time_s": 0.0,
+        "peers": peers, "counts": asdict(counts), "documents": 100, "text_bytes": 1_000_000,
+        "data_digest": "ab" * 32, "left_out_files": 0, "epoch_tokens": 100_000, "all_epoch_tokens": 800_000,
+        "parameters": PARAMETERS, "device": "cpu", "precision": "fp32", "engine": "plain", "ranks": 1,
+        "step_tokens": STEP_TOKENS, "time_s": 0.0,
     }  # fmt: skip
-    sink.log(
-        {key: value for key, value in start.items() if not older or key not in ("counts", "peers", "name")}
-    )
+    sink.log({key: value for key, value in start.items() if not older or key in OLDER})
     outer, total = first // inner_steps, islands * first * STEP_TOKENS
     sent, wait_s, clock, loss = base["bytes_sent"], base["wait_s"], 0.0, 0.0
     for step in range(first + 1, last + 1):

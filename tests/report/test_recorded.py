@@ -42,11 +42,7 @@ def test_bytes_are_what_the_processes_sent(story):
 @pytest.mark.parametrize("story", STORIES)
 def test_times_are_those_of_all_sessions(story):
     for island in load_run(RECORDED / story).islands:
-        ran_s, own = 0.0, dict.fromkeys(("compute_s", "wait_s", "transfer_s"), 0.0)
-        for line in reversed(lines_of(island.path)):
-            if line["kind"] == "start":
-                continue
-            ran_s = max(ran_s, line["time_s"])
+        own = dict.fromkeys(("compute_s", "wait_s", "transfer_s"), 0.0)
         sessions: list[list[dict]] = []
         for line in lines_of(island.path):
             if line["kind"] == "start":
@@ -59,7 +55,8 @@ def test_times_are_those_of_all_sessions(story):
             for key in own:
                 own[key] += trained[-1][key] - session[0]["counts"][key] if trained else 0.0
         last = island.train[-1]
-        assert {key: last[key] for key in own} == pytest.approx(own, abs=1e-3)
+        for key in own:  # a session that was stopped has spent a little after its last line
+            assert own[key] - 1e-3 <= last[key] <= 1.05 * own[key] + 0.01
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -79,7 +76,8 @@ def test_summary_and_report_say_the_same(story):
 
 
 def test_an_island_left_alone_still_had_company():
-    alone, left = load_run(RECORDED / "left_alone").islands
+    run = load_run(RECORDED / "left_alone")
+    alone, left = sorted(run.islands, key=lambda island: island.path)
     assert len(alone.rounds[-1]["participants"]) == 1
     assert alone.summary["mean_islands"] == pytest.approx(4 / 3)  # half of its rounds were shared
     assert left.summary["mean_islands"] == 2
@@ -96,6 +94,13 @@ def test_the_folders_of_two_islands_are_one_run(story):
     assert len(find_runs([RECORDED / story, *(RECORDED / other for other in others)])) == len(STORIES)
 
 
+def test_islands_of_the_same_name_are_told_apart():
+    """Both were called by their host's name."""
+    first, second = load_run(RECORDED / "left_alone").islands
+    assert first.start["name"] == second.start["name"]
+    assert {first.name, second.name} == {f"{first.start['name']} (island-{number})" for number in range(2)}
+
+
 def test_made_lines_are_like_recorded_ones(tmp_path):
     write_island(tmp_path / "island-0", 0)
     fields = {}
@@ -106,7 +111,4 @@ def test_made_lines_are_like_recorded_ones(tmp_path):
             for kind, line in kinds.items()
         }
     made, recorded = fields.values()
-    assert made.keys() == recorded.keys()
-    for kind in made:
-        for ours, real in zip(made[kind], recorded[kind], strict=True):
-            assert set(real) <= set(ours)
+    assert made == recorded
