@@ -109,8 +109,8 @@ def text(name: str, value: object) -> str:
     return value
 
 
-def texts(name: str, value: object, example: str) -> tuple[str, ...]:
-    """Strings; one that stands alone is taken for a list of one.
+def texts(name: str, value: object, example: str, *, may_be_empty: bool = False) -> tuple[str, ...]:
+    """Strings; one that stands alone is taken for a list of one. None of them may be empty, unless they may.
 
     Raises:
         ArgumentError: it is something else; it names `example`.
@@ -125,7 +125,7 @@ def texts(name: str, value: object, example: str) -> tuple[str, ...]:
     for item in found:
         if not isinstance(item, str):
             raise ArgumentError(f"{expected} one with {show(item)}")
-        if not item.strip():
+        if not (item.strip() or may_be_empty):
             raise ConfigError(f"{expected} one with {item!r}; leave it out")
     return found
 

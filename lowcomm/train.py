@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lowcomm import __version__
 from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.arguments import show
 from lowcomm.build import (
     autocast,
     build_exchange,
@@ -33,7 +34,7 @@ from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader, eval_batches
 from lowcomm.data.shards import ShardedText
 from lowcomm.device import choose_device
-from lowcomm.errors import LossError, StorageError
+from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.evaluation import mean_loss
 from lowcomm.exchanges.base import Exchange
 from lowcomm.fitting import (
@@ -82,6 +83,10 @@ class Trainer:
         clock: Clock | None = None,
         phases: Phases | None = None,
     ) -> None:
+        if not isinstance(config, Config):
+            raise ArgumentError(
+                f"Trainer: config: expected what load_config('recipes/x.toml') gives, got {show(config)}"
+            )
         self._asked = self._config = config
         self._exchange = exchange
         self._clock = clock or SystemClock()

@@ -12,11 +12,10 @@ unused bandwidth makes rounds shorter. int4 comes before e3m0, which is as large
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lowcomm.errors import ConfigError
+from lowcomm.arguments import number, whole
 
 if TYPE_CHECKING:
     from lowcomm.codecs.base import Codec
@@ -57,12 +56,10 @@ def choose(link_mbit_s: float, *, elements: int, round_s: float, islands: int = 
     """
     from lowcomm import codecs
 
-    figures = {"link_mbit_s": link_mbit_s, "elements": elements, "round_s": round_s, "islands": islands - 1}
-    for what, figure in figures.items():
-        if not (figure > 0 and math.isfinite(figure)):
-            expected = "at least 2" if what == "islands" else "a number above 0"
-            got = islands if what == "islands" else figure
-            raise ConfigError(f"codecs.auto: expected {what} to be {expected}, got {got}")
+    link_mbit_s = number("codecs.auto: link_mbit_s", link_mbit_s, above=0)
+    elements = whole("codecs.auto: elements", elements, least=1)
+    round_s = number("codecs.auto: round_s", round_s, above=0)
+    islands = whole("codecs.auto: islands", islands, least=2)
     room_s = SHARE * round_s
     busy_s = {name: transfer_s(name, link_mbit_s, elements, islands) for name in ORDER}
     fits = [name for name in ORDER if busy_s[name] <= room_s]

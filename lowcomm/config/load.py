@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lowcomm import arguments
 from lowcomm.config.checks import check
 from lowcomm.config.fields import Setting, Value, sections, settings
 from lowcomm.config.profiles import check_local, find_profile
@@ -35,19 +36,25 @@ __all__ = [
 ]
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = (), *, profile: str | None = None) -> Config:
+def load_config(
+    path: Path | str | None, overrides: Sequence[str] | str = (), *, profile: Path | str | None = None
+) -> Config:
     """The configuration of a recipe, with some values replaced.
 
     Args:
         path: the recipe; None for the defaults alone.
-        overrides: as given to `--set`, each `a.b=value`; the value is TOML, or else bare text. Later
-            ones win, and all win over the profile.
+        overrides: as given to `--set`, each `a.b=value`, or a single one; the value is TOML, or else bare
+            text. Later ones win, and all win over the profile.
         profile: what this island has of its own, a name or a file; see `lowcomm.config.profiles`.
 
     Raises:
         ConfigError: a file can't be read, a setting is unknown or wrong, or the profile sets what all
             islands share.
     """
+    path = arguments.path("load_config: path", path)
+    example = "train.steps=500"
+    overrides = arguments.texts("load_config: overrides", overrides, example, may_be_empty=True)
+    profile = None if profile is None else str(arguments.path("load_config: profile", profile))
     source = "" if path is None else str(path)
     flat = {} if path is None else flatten(_read(path, "a recipe"), source)
     if profile is not None:

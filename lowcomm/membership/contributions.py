@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lowcomm.arguments import number, whole
 from lowcomm.membership.bans import BAN_S
 from lowcomm.membership.ledger import Entry
 from lowcomm.membership.roster import Participant
@@ -51,6 +52,9 @@ class Limits:
         max_tokens: one island's tokens between two commits of a fragment; 0 = any number.
         max_rejections: after so many rejections in a row a peer is out.
         ban_s: seconds that it is out; twice as long each further time; 0 = for good.
+
+    Raises:
+        ConfigError: one is of another type, or out of range.
     """
 
     norm_limit: float = 0.0
@@ -58,6 +62,12 @@ class Limits:
     max_tokens: int = 0
     max_rejections: int = 3
     ban_s: float = BAN_S
+
+    def __post_init__(self) -> None:
+        for name in ("norm_limit", "clip_norm", "ban_s"):
+            object.__setattr__(self, name, number(f"Limits: {name}", getattr(self, name), least=0))
+        for name, least in (("max_tokens", 0), ("max_rejections", 1)):
+            object.__setattr__(self, name, whole(f"Limits: {name}", getattr(self, name), least=least))
 
 
 class Contributions:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lowcomm.errors import ExchangeError
@@ -51,7 +51,7 @@ class Waiting:
 
     def __init__(self, node: Node, expected: int) -> None:
         self._node, self._expected = node, expected
-        self._here: frozenset[PeerId] = frozenset()
+        self._here: dict[PeerId, str] = {}
         self._next_s = float("-inf")
 
     def look(self, now_s: float) -> None:
@@ -77,8 +77,14 @@ class Waiting:
 
     def _changed(self) -> tuple[int, str]:
         """How many are here, and who has come and gone since the last look, in words."""
-        here = frozenset(peer.id for peer in self._node.peers.live())
-        came = "".join(f", {peer} came" for peer in sorted(here - self._here))
-        gone = "".join(f", {peer} went" for peer in sorted(self._here - here))
+        here = {peer.id: peer.state.name for peer in self._node.peers.live()}
+        came = "".join(f", {_called(peer, here)} came" for peer in here if peer not in self._here)
+        gone = "".join(f", {_called(peer, self._here)} went" for peer in self._here if peer not in here)
         self._here = here
         return len(here) + 1, came + gone
+
+
+def _called(peer: PeerId, names: Mapping[PeerId, str]) -> str:
+    """A name with the end of the id, as two islands may be on one host."""
+    end = f"...{peer[-6:]}"
+    return f"{names[peer]} ({end})" if names[peer] else end

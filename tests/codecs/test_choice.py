@@ -47,11 +47,11 @@ def test_sizes_are_those_of_the_codecs(name: str) -> None:
 @pytest.mark.parametrize(
     ("figures", "message"),
     [
-        ({"link_mbit_s": 0}, "link_mbit_s to be a number above 0, got 0"),
-        ({"link_mbit_s": float("nan")}, "link_mbit_s to be a number above 0, got nan"),
-        ({"round_s": -1}, "round_s to be a number above 0, got -1"),
-        ({"elements": 0}, "elements to be a number above 0, got 0"),
-        ({"islands": 1}, "islands to be at least 2, got 1"),
+        ({"link_mbit_s": 0}, "link_mbit_s: expected a number above 0, got 0"),
+        ({"link_mbit_s": float("nan")}, "link_mbit_s: expected a number above 0, got nan"),
+        ({"round_s": -1}, "round_s: expected a number above 0, got -1"),
+        ({"elements": 0}, "elements: expected a whole number of at least 1, got 0"),
+        ({"islands": 1}, "islands: expected a whole number of at least 2, got 1"),
     ],
     ids=["no link", "nan", "time", "elements", "alone"],
 )

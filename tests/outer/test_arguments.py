@@ -1,5 +1,6 @@
 """What people write in place of the right argument: taken where it is plain, else named in one line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm import (
+    OuterLoop,
+    RoundPolicy,
+    Schedule,
+    Trainer,
+    codecs,
+    exchanges,
+    load_config,
+    nesterov,
+    wrap_island,
+)
 from lowcomm.algorithms.aggregation import CoordinateMedian
 from lowcomm.errors import ArgumentError, ConfigError, LowcommError, UsageError
+from lowcomm.membership.contributions import Limits
 from tests.outer.swarm import Swarm, make_model
 
 ROOT = Path(__file__).parents[2]
@@ -402,4 +414,34 @@ def test_who_comes_is_told(capfd, caplog):
     results = Swarm(islands=2).run(4)
     assert all(result.error is None for result in results.values())
     told = caplog.text + capfd.readouterr().err
-    assert "2 of 2 islands of run 'test' are here, island-1 came" in told
+    assert re.search(r"2 of 2 islands of run 'test' are here, .*\.\.\.land-1\)? came", told)
+
+
+OTHERS = {
+    "recipe as config": (lambda: Trainer("recipes/x.toml"), r"Trainer: config: expected what load_config\("),
+    "no path": (lambda: load_config(7), "load_config: path: expected a path, .* got 7"),
+    "overrides": (
+        lambda: load_config(None, 7),
+        "load_config: overrides: expected a list of .* got 7",
+    ),
+    "table of overrides": (
+        lambda: load_config(None, {"train.steps": 5}),
+        "overrides: expected a list",
+    ),
+    "link": (lambda: codecs.auto("fast", elements=1, round_s=1), "codecs.auto: link_mbit_s: .*got 'fast'"),
+    "islands": (lambda: codecs.auto(1, elements=1, round_s=1, islands=1), "islands: .* at least 2, got 1"),
+    "limit": (lambda: Limits(norm_limit="3"), "Limits: norm_limit: expected a number of at least 0, got '3'"),
+    "rejections": (lambda: Limits(max_rejections=0), "max_rejections: .*at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), OTHERS.values(), ids=OTHERS)
+def test_other_public_calls_name_what_is_wrong(make, said):
+    with pytest.raises(ConfigError, match=said):
+        make()
+
+
+def test_one_override_and_a_path_as_text_are_taken():
+    recipe = str(ROOT / "recipes" / "quickstart.toml")
+    assert load_config(recipe, "train.steps=7").train.steps == 7
+    assert load_config(recipe, "train.steps=7", profile="cpu").train.steps == 7
