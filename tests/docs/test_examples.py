@@ -50,7 +50,9 @@ def pair(script, folder):
             outs = [output(first, logs[0]), output(second, logs[1])]
     run = string.partition("@")[0]
     waited = f"waiting for 1 more island of run {run!r} (1 of 2 here); others join with {string}"
-    assert waited in logs[0].read_text()
+    told = logs[0].read_text()
+    assert waited in told
+    assert re.search(rf"2 of 2 islands of run {run!r} are here, .*\.\.\.\w{{6}}\)? came\n", told)
     return outs
 
 

@@ -1,6 +1,5 @@
 """What people write in place of the right argument: taken where it is plain, else named in one line."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -407,14 +406,6 @@ def test_the_wait_says_what_it_waits_for(logging, said):
     text = "waiting for 2 more islands of run 't' (1 of 3 here)"
     assert run.stderr.count(text) == said
     assert run.stdout == ""
-
-
-def test_who_comes_is_told(capfd, caplog):
-    caplog.set_level("INFO", logger="lowcomm.outer.waiting")
-    results = Swarm(islands=2).run(4)
-    assert all(result.error is None for result in results.values())
-    told = caplog.text + capfd.readouterr().err
-    assert re.search(r"2 of 2 islands of run 'test' are here, .*\.\.\.land-1\)? came", told)
 
 
 OTHERS = {
