@@ -22,7 +22,7 @@ from lowcomm import (
 from lowcomm.algorithms.aggregation import CoordinateMedian
 from lowcomm.errors import ArgumentError, ConfigError, LowcommError, UsageError
 from lowcomm.membership.contributions import Limits
-from tests.outer.swarm import Swarm, make_model
+from tests.outer.swarm import make_model
 
 ROOT = Path(__file__).parents[2]
 
