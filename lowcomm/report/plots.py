@@ -108,32 +108,34 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
     return ("minutes", 60.0) if longest_s > 300 else ("seconds", 1.0)
 
 
-PANELS = (
-    ("learning rate", "lr", 1.0),
-    ("gradient norm before clipping", "grad_norm", 1.0),
-    ("tokens per second", "tokens_per_s", 1.0),
-    ("host memory, peak (GB)", "host_memory_bytes", 1e-9),
-    ("device memory, peak (GB)", "device_memory_bytes", 1e-9),
-    ("model FLOPs, % of the devices' peak", "mfu", 100.0),
+PANELS: tuple[tuple[str, str, float, str | None], ...] = (
+    ("learning rate", "lr", 1.0, None),
+    ("gradient norm before clipping", "grad_norm", 1.0, None),
+    ("tokens per second", "tokens_per_s", 1.0, ""),
+    ("host memory, peak", "host_memory_bytes", 1.0, "B"),
+    ("device memory, peak", "device_memory_bytes", 1.0, "B"),
+    ("model FLOPs, % of the devices' peak", "mfu", 100.0, None),
 )
+"""Title, field of the train lines, factor, unit that k, M and G are put before (None = plain numbers)."""
 
 
 def training_panels(run: Run) -> bytes:
     """Learning rate, gradient norm, speed and memory of each island over the inner steps; what is known."""
-    known = [(title, curves) for title, key, scale in PANELS if (curves := over_steps(run, key, scale))] or [
-        ("no steps yet", [])
-    ]
+    known = [
+        (title, unit, curves) for title, key, scale, unit in PANELS if (curves := over_steps(run, key, scale))
+    ] or [("no steps yet", None, [])]
     with matplotlib.rc_context(STYLE):
         rows = -(-len(known) // 2)
         figure = Figure(figsize=(9.0, 2.6 * rows), dpi=120, layout="constrained")
         grid = figure.subplots(rows, 2, squeeze=False)
         for axes in grid.flat[len(known) :]:
             axes.axis("off")
-        for axes, (title, curves) in zip(grid.flat, known, strict=False):
+        for axes, (title, unit, curves) in zip(grid.flat, known, strict=False):
             axes.set(title=title, xlabel="inner step")
             for index, curve in enumerate(curves):
                 axes.plot(curve.x, curve.y, color=COLORS[index % len(COLORS)], label=curve.label)
-            axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+            if unit is not None:
+                axes.yaxis.set_major_formatter(EngFormatter(unit=unit, sep=" "))
         _legend(grid.flat[0])
         return _png(figure)
 
