@@ -51,7 +51,7 @@ def test_a_copy_of_a_live_peer_is_refused_and_harms_nobody(tmp_path: Path) -> No
                 JoinRefusedError, match="already used by another live process at /ip4/"
             ) as error:
                 await copy.start(heard_copy)
-            assert f"delete {tmp_path / 'copy'} here" in str(error.value)
+            assert f"delete {tmp_path / 'copy'}, or name another" in str(error.value)
             assert "exchange.identity" in str(error.value)
             assert "\n" not in str(error.value)
             assert copy.daemon_pid is None

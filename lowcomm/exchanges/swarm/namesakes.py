@@ -243,7 +243,7 @@ class Namesakes:
     def refusal(self, where: str) -> JoinRefusedError:
         """The error of the process that has to go."""
         at = f" at {where}" if where else ""
-        mend = f"delete {self._key_file} here" if self._key_file else "give it another key"
+        mend = f"delete {self._key_file}" if self._key_file else "give it another key"
         return JoinRefusedError(
             f"peer id {self._identity.peer_id} is already used by another live process{at}; two with one "
             f"identity would make two histories. If this is a copy (of a run folder, a container), {mend}, "
