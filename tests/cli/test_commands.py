@@ -194,6 +194,7 @@ def train(capsys, tmp_path, setting):
     for number in range(4):
         (tmp_path / "text" / f"{number}.txt").write_text("a little text, many times over. " * 100)
     settings = [f"data.source={tmp_path / 'text'}", "shared.data.shards=2", "metrics.wandb=off", setting]
+    settings.append("metrics.console=off")  # without the phases before
     words = [word for one in settings for word in ("--set", one)]
     return call(capsys, "train", RECIPE, "--out", tmp_path / "run", *words)
 
