@@ -55,10 +55,10 @@ class Lock:
 
     def close(self) -> None:
         """Give the lock up. Idempotent."""
-        if self.descriptor >= 0:
+        if self.descriptor in _held:  # else a forked child let go of it, and the number may be reused
             _held.discard(self.descriptor)
             os.close(self.descriptor)
-            self.descriptor = -1
+        self.descriptor = -1
 
 
 def _watch_forks() -> None:

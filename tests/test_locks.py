@@ -44,6 +44,14 @@ def wide_modes(descriptor: int) -> os.stat_result:
     return os.stat_result((found.st_mode | 0o777, *found[1:]))
 
 
+def is_open(descriptor: int) -> bool:
+    try:
+        FSTAT(descriptor)
+    except OSError:
+        return False
+    return True
+
+
 def use(run: Path) -> tuple[RunFolder, IdentityFile]:
     folder = RunFolder.open(run, run_id="demo", shared_digest="d" * 64, version="1")
     return folder, IdentityFile(run / "identity.key")
@@ -94,15 +102,18 @@ def test_a_forked_child_holds_no_lock_on(tmp_path: Path) -> None:
     file = tmp_path / "lock"
     file.touch()
     lock = Lock(file)
+    lock_number = lock.descriptor
     go_read, go_write = os.pipe()
     forked_read, forked_write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(forked_write, b"x")
+        reused = os.open("/dev/null", os.O_RDONLY)  # takes the number of the lock
+        lock.close()
+        os.write(forked_write, b"x" if reused == lock_number and is_open(reused) else b"!")
         os.read(go_read, 1)
         os._exit(0)
     try:
-        os.read(forked_read, 1)
+        assert os.read(forked_read, 1) == b"x"
         with pytest.raises(TakenError):
             Lock(file)
         lock.close()
