@@ -131,6 +131,7 @@ def machine(folder):
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(600)
 def test_the_commands_of_the_front_page_join_two_machines(tmp_path, capsys):
     found, show, join = bash_lines(ROOT / "README.md", "## Two machines")
     port = str(free_port())
