@@ -272,6 +272,7 @@ class Node:
         """A link broke."""
         self.blobs.on_peer_down(peer)
         self.questions.on_peer_down(peer)
+        self.claiming.on_peer_down(peer)
         self.peers.on_peer_down(peer)
         for fragment_round in self.rounds:
             fragment_round.on_peer_down(peer, reason)

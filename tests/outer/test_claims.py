@@ -152,3 +152,33 @@ def test_who_could_not_be_asked_and_has_the_same_part_is_warned_of_when_the_link
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert shards[1] == shards[2] == 1
     assert sum("train on the same documents" in message for message in said) == 2
+
+
+@pytest.mark.parametrize("greeted", [True, False], ids=["link-broke", "never-greeted"])
+def test_what_an_island_has_that_can_not_be_reached_is_taken_last(greeted: bool) -> None:
+    async def join() -> list[int]:
+        hub, shards = LoopbackHub(), []
+        islands = []
+        for number in range(3):
+            exchange = LoopbackExchange(hub, "run", name(number), founder=number == 0)
+            island = SimIsland(number, exchange, IslandSettings(), MemoryPromises())
+            islands.append(island)
+            if number == 2 and not greeted:
+                hub.filter = lambda sender, receiver, message: {sender, receiver} != {name(0), name(2)}
+            await island.node.start()
+            if number == 2 and greeted:
+                while len(island.node.peers.live()) < 2:
+                    await asyncio.sleep(0.01)
+                hub.filter = lambda sender, receiver, message: {sender, receiver} != {name(0), name(2)}
+                hub.cut(name(0), name(2))
+                while name(0) in island.node.peers.linked:
+                    await asyncio.sleep(0.01)
+            report = await island.node.joining.join(
+                fresh=True, alone_ok=number == 0, num_shards=3, timeout_s=30.0
+            )
+            shards.append(report.shard)
+        for island in islands:
+            await island.node.close()
+        return shards
+
+    assert run_virtually(join(), 120.0) == [0, 1, 2]
