@@ -115,7 +115,7 @@ def test_the_start_says_what_is_trained_on_what(tmp_path):
     )
     assert start["step_tokens"] == 4 * 16 * 2
     run, data, model = describe(start, 5).splitlines()
-    assert run.startswith("run small as peer ")
+    assert run.startswith("run small as ")
     assert data == (
         f"data: 12 documents, {start['text_bytes'] / 1000:.1f} kB (1 file is left out), digest "
         f"{corpus.digest[:12]}; tokens in an epoch: shard 0 has {start['epoch_tokens']:,} of "
