@@ -11,6 +11,9 @@ from lowcomm.bench.codecs_learning import REFERENCE, costs
 from lowcomm.bench.learning import read_log
 from lowcomm.bench.markdown import Part, table
 
+ALONE = "one island alone"
+"""What studies call the run of an island with its own share of the tokens."""
+
 
 def quickstart(path: Path) -> Part:
     """The quickstart beside data-parallel training."""
@@ -116,6 +119,41 @@ def _runs(path: Path) -> str:
         "times fewer bytes",
     )
     return table(headings, rows)
+
+
+def short_runs(path: Path) -> Part:
+    """Few outer steps, against an island alone."""
+    return Part(
+        "Runs of few outer steps",
+        "With the default outer optimizer, whose momentum warms up, islands end better than one that trains "
+        "alone, from 5 outer steps on; with the paper's 0.7 and 0.9 from the start they can end worse.",
+        "300 inner steps, three seeds (`lowcomm bench learning recipes/studies/short_runs.toml`)",
+        _against_alone(path),
+    )
+
+
+def _against_alone(path: Path) -> str:
+    """Each run over its seeds, against an island alone with the same inner optimizer."""
+    losses: dict[str, dict[int, float]] = {}
+    outer_steps: dict[str, int] = {}
+    for line in read_log(path):
+        name = str(line["name"])
+        losses.setdefault(name, {})[int(line["seed"])] = float(line["eval_loss"])
+        outer_steps[name] = 0 if line["kind"] == "alone" else int(line["outer_steps"])
+    rows = []
+    for name in sorted(losses, key=lambda name: (name.split(", ")[0], outer_steps[name], name)):
+        optimizer, run = name.split(", ", 1)
+        alone, seeds = losses[f"{optimizer}, {ALONE}"], sorted(losses[name])
+        gaps = [f"{losses[name][seed] / alone[seed] - 1:+.1%}" for seed in seeds if run != ALONE]
+        rows.append(
+            (
+                optimizer,
+                run,
+                ", ".join(f"{losses[name][seed]:.4f}" for seed in seeds),
+                ", ".join(gaps) or "-",
+            )
+        )
+    return table(("inner", "run", "eval loss, by seed", "against one alone, by seed"), rows)
 
 
 def codecs_learning(path: Path) -> Part:
