@@ -20,6 +20,9 @@ MAX_DIALS = 16
 """At a time, so that junk in the directory neither exhausts this host nor floods others."""
 REDIAL_S, REDIAL_LONGEST_S = 1.0, 30.0
 FORGET_AFTER_S = 600.0
+MAX_KEPT = 32
+"""Who was linked and has not said goodbye is not forgotten, or an outage would part a swarm for good; so
+many, the latest: one that comes back tells of all others. More that are off would fill up `MAX_DIALS`."""
 PUT_OFF_S, PUT_OFF_LONGEST_S = 1.0, 600.0
 """A peer that doesn't fit is dialled again after so long, doubling: it may be mended by then."""
 
@@ -50,6 +53,7 @@ class Acquaintances:
 
     Args:
         linked: whether there is a link to a peer.
+        departed: whether a peer has said goodbye.
         spawn: runs a task that ends with the owner.
     """
 
@@ -57,9 +61,10 @@ class Acquaintances:
         self,
         exchange: Exchange,
         linked: Callable[[PeerId], bool],
+        departed: Callable[[PeerId], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._exchange, self._linked, self._spawn = exchange, linked, spawn
+        self._exchange, self._linked, self._departed, self._spawn = exchange, linked, departed, spawn
         self._known: dict[PeerId, _Known] = {}
         self._refused: set[PeerId] = set()
         self._put_off: dict[PeerId, tuple[float, float]] = {}
@@ -134,17 +139,27 @@ class Acquaintances:
     def dial_due(self) -> None:
         """Dial those whose time has come, a few at a time, first those that were never tried."""
         now, due = asyncio.get_running_loop().time(), []
-        for peer, known in list(self._known.items()):
+        self._forget(now)
+        for peer, known in self._known.items():
             if self._linked(peer):
                 known.heard_at_s, known.backoff_s, known.met = now, 1.0, True
-            elif now - known.heard_at_s > FORGET_AFTER_S:
-                del self._known[peer]
             elif not known.dialing and now >= known.next_dial_s:
                 due.append(peer)
         for peer in sorted(due, key=lambda peer: self._known[peer].worth)[: MAX_DIALS - self._dials]:
             self._known[peer].dialing = True
             self._dials += 1
             self._spawn(self._dial(peer, self._known[peer]))
+
+    def _forget(self, now: float) -> None:
+        """Drop those of whom nothing was heard for long, but the latest that were met and may come back."""
+        old = {
+            peer: known.met and not self._departed(peer)
+            for peer, known in self._known.items()
+            if not self._linked(peer) and now - known.heard_at_s > FORGET_AFTER_S
+        }
+        missed = sorted((p for p, stays in old.items() if stays), key=lambda p: self._known[p].heard_at_s)
+        for peer in old.keys() - set(missed[-MAX_KEPT:]):
+            del self._known[peer]
 
     async def _dial(self, peer: PeerId, known: _Known) -> None:
         try:

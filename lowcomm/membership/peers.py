@@ -104,7 +104,9 @@ class Peers:
         self.names: dict[PeerId, str] = {}
         self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.known = Acquaintances(exchange, self.linked.__contains__, self._spawn)
+        self.known = Acquaintances(
+            exchange, self.linked.__contains__, self.departed.__contains__, self._spawn
+        )
 
     def start(self) -> None:
         """Begin heartbeats and discovery."""

@@ -110,6 +110,28 @@ def test_a_peer_that_starts_later_is_reached(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_an_initial_peer_is_dialled_again_as_long_as_the_run_lives(tmp_path: Path) -> None:
+    """Nobody tells of it: here no peer keeps in mind whom it has met."""
+
+    async def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        listen, key, heard = [f"/ip4/127.0.0.1/tcp/{port}"], tmp_path / "key", Recorder()
+        first = exchanges.swarm(run_id=RUN, listen=listen, identity_path=key)
+        await first.start(Recorder())
+        initial = f"/dns4/localhost/tcp/{port}/p2p/{first.peer_id}"
+        other = exchanges.swarm(run_id=RUN, initial_peers=[initial])
+        await other.start(heard)
+        await first.close()
+        await heard.until(lambda: not other.connected())
+        again = exchanges.swarm(run_id=RUN, listen=listen, identity_path=key)
+        await again.start(Recorder())
+        await heard.until(lambda: other.connected() == {first.peer_id})
+        await asyncio.gather(other.close(), again.close())
+
+    asyncio.run(scenario())
+
+
 def test_p2pd_dials_from_a_port_of_its_own() -> None:
     """Or two peers that dial each other at once fail both, and may not try again for 5 s."""
 

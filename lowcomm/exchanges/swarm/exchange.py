@@ -7,6 +7,7 @@ p2pd gives encryption, authenticated peer ids, QUIC, relays and NAT traversal; e
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _HEARD_OF_TIMEOUT_S = 8.0
 _DIRECTORY_TIMEOUT_S = 15.0
 _SELF_TIMEOUT_S = 5.0
+_REDIAL_S, _REDIAL_LONGEST_S = 1.0, 60.0
 _DOMAIN = "message"
 
 T = TypeVar("T")
@@ -187,7 +189,10 @@ class SwarmExchange:
             namesakes=namesakes,
         )
         await self._links.serve()
-        await self._join({peer: group for peer, group in peers.items() if peer != self.peer_id})
+        others = {peer: group for peer, group in peers.items() if peer != self.peer_id}
+        await self._join(others)
+        for peer, group in others.items():
+            self._spawn(self._dial_again(peer, group))
 
     async def _look_for_self(self, addresses: Sequence[str], namesakes: Namesakes) -> None:
         """See that no other process answers with this identity where this peer was told to join.
@@ -258,6 +263,20 @@ class SwarmExchange:
         raise PeerUnreachableError(
             "none of the initial peers could be reached: " + "; ".join(map(str, errors))
         ) from errors[0]
+
+    async def _dial_again(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Link to an initial peer whenever there is no link to it, after pauses that grow up to a minute.
+
+        Whoever was met is dialled where it was last seen; this is where it was said to be, names resolved
+        anew: so it is found after an outage of any length, and where its machine has another address now.
+        """
+        pause_s = _REDIAL_S
+        while True:
+            await asyncio.sleep(pause_s)
+            pause_s = min(_REDIAL_LONGEST_S, 2 * pause_s)
+            if peer not in self.connected():
+                with contextlib.suppress(ExchangeError):
+                    await self.connect(peer, addresses)
 
     async def close(self) -> None:
         """Leave in order; end p2pd, tasks, sockets. Idempotent."""
