@@ -9,6 +9,16 @@ from pathlib import Path
 PHASE_FILE = "phase"
 VARIABLE = "LOWCOMM_PHASE_FILE"
 """Names the file that `lowcomm launch` reads the phase of an island from."""
+JOINING = "joining"
+"""With this word begins the first phase in which an island is on the network."""
+
+
+def read_phase(folder: Path) -> str:
+    """The newest phase of the island in this run folder; empty as long as it has told none."""
+    try:
+        return (folder / PHASE_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 class Phases:

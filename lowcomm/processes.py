@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import socket
@@ -18,7 +19,7 @@ from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
 from lowcomm.interrupts import leaving_signals, signals_after_fork
 from lowcomm.names import LONGEST_NAME
-from lowcomm.phases import PHASE_FILE, VARIABLE
+from lowcomm.phases import JOINING, PHASE_FILE, VARIABLE, read_phase
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"
@@ -259,17 +260,24 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
 def _wait_for_address(
     island: IslandProcess, clock: Clock, timeout_s: float, tick: Callable[[], bool]
 ) -> str | None:
-    """The shared string of the first island; None if `tick` said to stop."""
+    """The shared string of the first island; None if `tick` said to stop.
+
+    Args:
+        timeout_s: from when it joins on; what comes before, such as reading the text, takes its time.
+    """
     path = island.folder / ADDRESS_FILE
-    deadline_s = clock.monotonic_s() + timeout_s
+    deadline_s = math.inf
     while tick():
         if path.exists() and (text := path.read_text(encoding="utf-8").strip()):
             return text.splitlines()[0]
         if island.code is not None:
             raise IslandStartError(island.explain())
+        if deadline_s == math.inf and read_phase(island.folder).startswith(JOINING):
+            deadline_s = clock.monotonic_s() + timeout_s
         if clock.monotonic_s() > deadline_s:
             raise IslandStartError(
-                f"{island.name} was not reachable after {timeout_s:.0f} s (exchange.gather_timeout_s);"
+                f"{island.name} joins, and was not reachable after {timeout_s:g} s"
+                f" (exchange.gather_timeout_s);"
                 f" the last lines of {island.folder / LOG_FILE}:\n{log_tail(island.folder)}"
             )
     return None

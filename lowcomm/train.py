@@ -53,7 +53,7 @@ from lowcomm.journal import Journal
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.opening import opening, require_same_text
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.phases import Phases
+from lowcomm.phases import JOINING, Phases
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
@@ -170,7 +170,7 @@ class Trainer:
         )
         exempt_from_collection()  # before peers wait for answers
         others = config.exchange.expected_peers - 1
-        self._phases.begin(f"joining, waits for {others} more" if others else "joining")
+        self._phases.begin(f"{JOINING}, waits for {others} more" if others else JOINING)
         chosen = outer.connect(
             checkpoints.steps(),
             on_address=None if folder is None else lambda a: self._tell_address(folder, a),

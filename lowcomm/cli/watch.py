@@ -18,7 +18,7 @@ from rich.text import Text
 from lowcomm.clock import Clock
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.console import STEPS, human_bytes, position, time_split
-from lowcomm.phases import PHASE_FILE
+from lowcomm.phases import read_phase
 
 LINES_EVERY_S = 5.0
 
@@ -42,7 +42,7 @@ class IslandView:
         self.failed = 0
         self.diverged = False
         self.eval_loss: float | None = None
-        self._path, self._phase = folder / METRICS_FILE, folder / PHASE_FILE
+        self._folder, self._path = folder, folder / METRICS_FILE
         self._begun = False
         self._offset = self._path.stat().st_size if self._path.exists() else 0
         self._rest = b""
@@ -50,10 +50,7 @@ class IslandView:
     def refresh(self) -> bool:
         """Read what was added; whether there was anything."""
         if not self._begun:
-            try:
-                self.state = self._phase.read_text(encoding="utf-8").strip() or self.state
-            except OSError:
-                pass  # not started yet
+            self.state = read_phase(self._folder) or self.state
         try:
             with self._path.open("rb") as file:
                 file.seek(self._offset)
