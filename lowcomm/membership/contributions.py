@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from lowcomm.arguments import number, whole
 from lowcomm.membership.bans import BAN_S
-from lowcomm.membership.ledger import Entry
+from lowcomm.membership.ledger import MAX_TOTAL_TOKENS, Entry
 from lowcomm.membership.roster import Participant
 from lowcomm.types import PeerId
 
@@ -80,11 +80,22 @@ class Contributions:
         self._last_step: dict[PeerId, int] = {}
         self._strikes: dict[PeerId, list[PeerId]] = {}
 
-    def judge(self, members: Sequence[Participant], outer_step: int) -> dict[PeerId, str]:
-        """Why members of a roster can't be accepted; empty where all can."""
+    def judge(
+        self, members: Sequence[Participant], outer_step: int, total_tokens: int = 0
+    ) -> dict[PeerId, str]:
+        """Why members of a roster can't be accepted; empty where all can.
+
+        Args:
+            total_tokens: what the chain has counted before.
+        """
         limits = self.limits
         refused: dict[PeerId, str] = {}
         usual = self._usual(members)
+        left = MAX_TOTAL_TOKENS - total_tokens
+        claims = sorted(members, key=lambda member: member.tokens)
+        while sum(member.tokens for member in claims) > left:
+            largest = claims.pop()
+            refused[largest.peer] = f"{largest.tokens} tokens, where the ledger can count {left} more"
         for member in members:
             rounds = max(1, outer_step - self._last_step.get(member.peer, outer_step - 1))
             most_tokens, most_norm = limits.max_tokens * rounds, limits.norm_limit * usual * rounds

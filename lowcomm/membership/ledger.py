@@ -20,12 +20,16 @@ import msgpack
 
 from lowcomm.errors import CheckpointError, ProtocolError
 from lowcomm.lines import LineFile
-from lowcomm.membership.fields import Fields, checked_int, checked_text
+from lowcomm.membership.fields import MAX_COUNT, Fields, checked_int, checked_text
 from lowcomm.membership.kept import Kept
 from lowcomm.membership.update import Update
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_PARTICIPANTS = 4_096
+MAX_TOKENS = 1 << 40
+"""One contribution claims no more, so that liars need millions of rounds to leave the range of totals."""
+MAX_TOTAL_TOKENS = MAX_COUNT
+"""A chain counts no further; an entry that would is voted for by nobody."""
 KEPT_ENTRIES = 4_096
 """Entries kept for peers that missed rounds, where their updates are kept."""
 
@@ -110,7 +114,7 @@ def parse_entry(fields: Fields) -> Entry:
         if not isinstance(item, list) or len(item) != 2:
             raise ProtocolError(f"{fields.kind}.participants: expected [peer, tokens] pairs")
         peer = checked_text("participants.peer", item[0], 128)
-        participants.append((PeerId(peer), checked_int("participants.tokens", item[1], 0, 1 << 62)))
+        participants.append((PeerId(peer), checked_int("participants.tokens", item[1], 0, MAX_TOKENS)))
     stops = fields.integers("stops", MAX_PARTICIPANTS)
     if not participants or not stops or list(stops) != sorted(stops):
         raise ProtocolError(f"{fields.kind}: expected participants and ascending stops")
@@ -119,7 +123,7 @@ def parse_entry(fields: Fields) -> Entry:
         fragment=fields.integer("fragment"),
         outer_step=fields.integer("outer_step", 1),
         participants=tuple(participants),
-        total_tokens=fields.integer("total_tokens"),
+        total_tokens=fields.integer("total_tokens", 0, MAX_TOTAL_TOKENS),
         stops=stops,
         chunk_elements=fields.integer("chunk_elements", 1),
         update_hash=fields.digest("update_hash"),

@@ -19,7 +19,7 @@ from lowcomm.algorithms.intervals import MAX_STEP_S, UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.membership.fields import Fields, checked_float, checked_int, checked_text
-from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, hash_value, parse_entry
+from lowcomm.membership.ledger import MAX_PARTICIPANTS, MAX_TOKENS, Entry, hash_value, parse_entry
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_ATTEMPTS = 1 << 62
@@ -142,7 +142,7 @@ def parse_roster(fields: Fields) -> Roster:
         participants.append(
             Participant(
                 PeerId(checked_text("roster.peer", item[0], 128)),
-                checked_int("roster.tokens", item[1], 0, 1 << 62),
+                checked_int("roster.tokens", item[1], 0, MAX_TOKENS),
                 checked_float("roster.norm", item[2]),
                 checked_int("roster.inner_step", item[3], 0, 1 << 62),
                 parse_speed("roster.speed", item[4:]),

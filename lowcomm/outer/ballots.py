@@ -175,7 +175,12 @@ class Ballots:
         if out:
             why = banned.reason(out[0], self._topic.now_s())
             raise BadContributionError(f"{', '.join(out)} is out of the run: {why}", out)
-        refused = self._topic.contributions.judge(roster.participants, roster.outer_step)
+        refused = self._topic.contributions.judge(
+            roster.participants, roster.outer_step, self._topic.chain.total_tokens
+        )
+        if self._topic.me in refused:  # ready again at once, it would be refused at once
+            reason = f"this island's contribution can't be accepted: {refused[self._topic.me]}"
+            self._topic.decision.refusal = reason
         if refused:
             raise BadContributionError(
                 "; ".join(f"{peer}: {why}" for peer, why in refused.items()), list(refused)

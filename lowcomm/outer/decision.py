@@ -18,7 +18,7 @@ from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.membership.blobs import Blobs
 from lowcomm.membership.contributions import Limits
 from lowcomm.membership.fields import MAX_NAME, Fields, checked_int, checked_text
-from lowcomm.membership.ledger import MAX_PARTICIPANTS, Entry, parse_entry
+from lowcomm.membership.ledger import MAX_PARTICIPANTS, MAX_TOKENS, Entry, parse_entry
 from lowcomm.membership.peers import Peers
 from lowcomm.membership.promises import Promises
 from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_speed
@@ -149,7 +149,7 @@ def parse_ready(fields: Fields) -> Ready:
         raise ProtocolError(f"ready.norm: expected 0 or more, got {norm}")
     return Ready(
         previous=fields.digest("previous"),
-        tokens=fields.integer("tokens"),
+        tokens=fields.integer("tokens", 0, MAX_TOKENS),
         norm=norm,
         inner_step=fields.integer("inner_step"),
         promised=parse_ballot(fields, "promised"),

@@ -20,6 +20,7 @@ from lowcomm.clock import Clock
 from lowcomm.errors import LossError
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
+from lowcomm.membership.ledger import MAX_TOKENS
 from lowcomm.outer.decision import Contribution
 from lowcomm.outer.node import Node
 from lowcomm.outer.outcome import Movement, RoundOutcome
@@ -125,9 +126,8 @@ class Flights:
         speed = self._pacing.speed(steps)
         if self._node is not None:
             self._node.peers.state.tokens_per_s = speed.tokens_per_s
-        contribution = Contribution(
-            values, progress.tokens[fragment.index], norm, progress.inner_step, speed=speed
-        )
+        tokens = min(progress.tokens[fragment.index], MAX_TOKENS)  # the rest is credited by the next rounds
+        contribution = Contribution(values, tokens, norm, progress.inner_step, speed=speed)
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:

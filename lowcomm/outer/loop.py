@@ -31,7 +31,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
 from lowcomm.membership.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
-from lowcomm.membership.ledger import LedgerFile
+from lowcomm.membership.ledger import MAX_TOKENS, LedgerFile
 from lowcomm.outer.arguments import Arguments
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
@@ -46,8 +46,6 @@ from lowcomm.outer.thread import LoopThread
 from lowcomm.outer.views import Views
 from lowcomm.types import Json, RoundReport, SharedSettings
 
-MAX_TOKENS = 1 << 40
-"""Of one inner step; what a run adds up to still fits into the messages' 62 bits."""
 COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"
 
 

@@ -359,7 +359,9 @@ class FragmentRound:
         topic = self._topic
         found = next_roster(topic.context, topic.fragment, self.decision, self._electorate, topic.now_s())
         if isinstance(found, Roster) and found.entry is None:
-            refused = topic.contributions.judge(found.participants, found.outer_step)
+            refused = topic.contributions.judge(
+                found.participants, found.outer_step, topic.chain.total_tokens
+            )
             refused.pop(topic.me, None)
             for peer, reason in refused.items():
                 topic.reject(peer, reason)

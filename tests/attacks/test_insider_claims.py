@@ -106,19 +106,36 @@ POLICY = RoundPolicy(min_participants=3, deadline_s=DEADLINE_S, limits=LIMITS)
 SETTINGS = IslandSettings(policy=POLICY, inner_steps=2, num_fragments=1, delay=0)
 
 
-def run(lie: Lie, honest: IslandSettings = SETTINGS, dishonest: IslandSettings = SETTINGS) -> Outcome:
+class Boaster(SimIsland):
+    """Trains as the others do, and counts what nobody can have trained."""
+
+    def _train(self) -> None:
+        super()._train()
+        self.progress.tokens = [count + (1 << 58) for count in self.progress.tokens]
+
+
+def run(
+    lie: Lie,
+    honest: IslandSettings = SETTINGS,
+    dishonest: IslandSettings = SETTINGS,
+    *,
+    boasts: bool = False,
+) -> Outcome:
     """Four honest islands from start to end; the liar comes when they have begun, and stays."""
     swarm = SimSwarm(len(HONEST), Tape(1, (), (), quiet_s=QUIET_S), honest)
     exchange = LyingExchange(swarm._hub, RUN_ID, name(LIAR), founder=False, lie=lie)
-    liar = SimIsland(LIAR, ShapedExchange(exchange, swarm._shaper), dishonest, MemoryPromises())
+    kind = Boaster if boasts else SimIsland
+    liar = kind(LIAR, ShapedExchange(exchange, swarm._shaper), dishonest, MemoryPromises())
 
     async def come() -> None:
         await asyncio.sleep(COMES_S)
-        await liar.live(1, swarm._until_s)
+        await liar.live(1, lambda: swarm._until_s)
 
     async def scenario() -> Outcome:
         coming = asyncio.get_running_loop().create_task(come())
         outcome = await swarm.run()
+        if coming.done():
+            coming.result()  # a liar that ended by a mistake of ours told no lies
         coming.cancel()
         return outcome
 
@@ -186,6 +203,23 @@ def test_a_promise_for_the_step_after_is_checked_as_well() -> None:
 
 def test_what_follows_a_breach_is_not_heard() -> None:
     assert max(ended.attempts for ended in rounds(run(breach_and_roster))) == 1
+
+
+@pytest.mark.parametrize("partition", ["continue", "majority"])
+def test_tokens_that_nobody_can_have_are_refused_by_name_and_counted_by_nobody(partition: str) -> None:
+    """A total beyond what a message holds would make each honest heartbeat a breach, for ever."""
+    policy = replace(POLICY, partition=partition, limits=Limits(norm_limit=20.0))
+    outcome = run(lambda message: message, replace(SETTINGS, policy=policy), boasts=True)
+    assert not broken(outcome)
+    honest = {name(number) for number in HONEST}
+    named: list[str] = []
+    for ended in rounds(outcome):
+        assert ended.entry is not None, ended.reason
+        assert {peer for peer, _ in ended.entry.participants} == honest
+        named += ended.rejected
+    assert named
+    for line in named:
+        assert line.startswith(f"{name(LIAR)}: broke the protocol: ready.tokens: expected a whole number in ")
 
 
 @pytest.mark.parametrize(

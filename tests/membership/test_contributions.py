@@ -3,7 +3,7 @@
 import pytest
 
 from lowcomm.membership.contributions import Contributions, Limits
-from lowcomm.membership.ledger import Entry, hash_bytes
+from lowcomm.membership.ledger import MAX_TOTAL_TOKENS, Entry, hash_bytes
 from lowcomm.membership.roster import Participant
 from lowcomm.types import PeerId
 
@@ -116,3 +116,14 @@ def test_what_a_small_contribution_owes_from_earlier_rounds_is_let_through() -> 
     assert small > 10.0  # a fifteenth of the mean's weight, so no more of the mean than the others'
     assert whole == [4.0, 4.0]
     assert contributions.bounds(roster, residual=False)[0] == pytest.approx(0.15)
+
+
+def test_the_largest_claims_are_refused_where_the_ledger_could_not_count_them() -> None:
+    claims = [
+        Participant(PeerId(peer), tokens, 1.0, 10) for peer, tokens in [("a", 10), ("b", 90), ("c", 80)]
+    ]
+    contributions = Contributions(Limits())
+    assert not contributions.judge(claims, 5, MAX_TOTAL_TOKENS - 180)
+    refused = contributions.judge(claims, 5, MAX_TOTAL_TOKENS - 100)
+    assert refused == {PeerId("b"): "90 tokens, where the ledger can count 100 more"}
+    assert set(contributions.judge(claims, 5, MAX_TOTAL_TOKENS - 10)) == {"b", "c"}

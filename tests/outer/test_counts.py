@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lowcomm.errors import ArgumentError, ConfigError
+from lowcomm.membership.ledger import MAX_TOKENS
 from tests.outer.swarm import Swarm, batch, make_model, train_step
 
 EIGHT = {
@@ -79,3 +80,14 @@ def test_rounds_without_a_token_commit_on_all_islands():
     assert [result.error for result in results.values()] == [None, None]
     assert len({result.digest for result in results.values()}) == 1
     assert all(len(result.committed) == 2 for result in results.values())
+
+
+def test_more_than_one_contribution_may_claim_is_credited_by_the_next_rounds():
+    outer, model, optimizer = started(Swarm(islands=1))
+    with outer:
+        counted = []
+        for step in range(12):
+            train_step(model, optimizer, batch(0, step))
+            for report in outer.step(tokens=MAX_TOKENS // 2 if step < 4 else 0):
+                counted.append(report.tokens)
+    assert counted == [MAX_TOKENS, MAX_TOKENS, 0]
