@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any, Self
 
 from lowcomm.types import Json
 
 logger = logging.getLogger(__name__)
 
+SUMMARY_FILE = "summary.json"
 FP32_BYTES = 4
 SHORT_STEPS = 50
 """A run of fewer inner steps is called diverged only where its loss has risen by half."""
@@ -62,6 +65,14 @@ class Summary:
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """The summary of an earlier session; None if there is none, or another version's."""
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
 
 
 @dataclass(slots=True)

@@ -49,7 +49,7 @@ from lowcomm.inner_step import inner_step
 from lowcomm.interrupts import Interrupts
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
-from lowcomm.journal import Journal
+from lowcomm.journal import Journal, divergence
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.opening import opening, require_same_text
 from lowcomm.outer.loop import OuterLoop
@@ -58,7 +58,7 @@ from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragmen
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
-from lowcomm.summary import Counts, Summary
+from lowcomm.summary import SUMMARY_FILE, Counts, Summary
 from lowcomm.types import RoundReport
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,8 @@ class Trainer:
         self._config = config = fit_to_memory(self._asked, self._device, folder.path if folder else None)
         island = build_island(config, build_model(config), self._device)
         require_same_text(island, text)
+        if (diverged := self._diverged_before(island, folder)) is not None:
+            return diverged
         exchange = None
         if folder is not None:
             exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
@@ -187,7 +189,7 @@ class Trainer:
                 loader_state = self._take_rank(chosen, parts["ranks"])
             self._saved_step = chosen
         self._phases.begin("taking over the state")
-        join = outer.join()
+        join = outer.join(over=self._is_over(outer))
         loader = Loader(
             text.shard(max(0, join.shard)),
             context=config.shared.model.context,
@@ -246,10 +248,25 @@ class Trainer:
             raise
         summary = journal.summarize(interrupted=interrupted)
         if folder is not None:
-            folder.write("summary.json", json.dumps(summary.to_dict(), indent=2) + "\n")
+            folder.write(SUMMARY_FILE, json.dumps(summary.to_dict(), indent=2) + "\n")
             finished = "diverged" if summary.diverged else "finished"
             journal.log(kind="end", reason="stopped" if interrupted else finished, summary=summary.to_dict())
         return summary
+
+    def _diverged_before(self, island: Island, folder: RunFolder | None) -> Summary | None:
+        """What the earlier session came to that trained to the end and diverged, if one did. Collective.
+
+        A launcher that starts again what has failed (torchrun) finds it over at once, and without the swarm.
+        """
+        text = b""
+        if folder is not None:
+            found = Summary.read(folder.path / SUMMARY_FILE)
+            if found and found.diverged and self._is_all(found.inner_steps, found.swarm_tokens):
+                logger.warning("%s. Nothing was done this time", divergence(found))
+                text = json.dumps(found.to_dict()).encode()
+        (length,) = island.broadcast([len(text)] if island.is_lead else None, 1)
+        told = bytes(island.broadcast(list(text) if island.is_lead else None, length)) if length else b""
+        return Summary(**json.loads(told)) if told else None
 
     def _take_rank(self, step: int, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Take up this rank's random numbers; where the data goes on is the same on all ranks.
@@ -367,9 +384,11 @@ class Trainer:
 
     def _is_over(self, outer: OuterLoop) -> bool:
         """Whether all has been trained: by the count of steps, or by the ledger's tokens."""
-        if self._config.train.tokens:
-            return outer.swarm_committed >= self._config.train.tokens
-        return outer.inner_step >= self._config.train.steps
+        return self._is_all(outer.inner_step, outer.swarm_committed)
+
+    def _is_all(self, inner_steps: int, swarm_tokens: int) -> bool:
+        train = self._config.train
+        return swarm_tokens >= train.tokens if train.tokens else inner_steps >= train.steps
 
     def _checkpoint_due(self, outer: OuterLoop, reports: tuple[RoundReport, ...]) -> bool:
         """Checkpoints fall on the same places on all islands, so that all have the same ones."""

@@ -116,7 +116,9 @@ def describe(record: Record, total: int, key: str = STEPS) -> str:
             f" after {int(_number(record, 'tokens')):,} tokens of this island"
         )
     if kind == "start":
-        how = record.get("how")
+        how, saved = record.get("how"), record.get("resumed_from")
+        if saved is not None:  # nobody was there, or what was taken over beside it
+            how = f"resumed from step {saved}" + ("" if how == "founded" else f", {how}")
         joined = f" ({how}, at inner step {int(_number(record, 'inner_step'))})" if how else ""
         named = f"{name}, " if (name := record.get("name")) else ""
         run = f"run {record.get('run_id', '?')} as {named}peer {short(record.get('peer'))}{joined}"

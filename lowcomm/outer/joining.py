@@ -102,13 +102,16 @@ class Joining:
             return max(common)
         return max(own)
 
-    async def join(self, *, fresh: bool, alone_ok: bool, num_shards: int, timeout_s: float) -> JoinReport:
+    async def join(
+        self, *, fresh: bool, alone_ok: bool, num_shards: int, timeout_s: float, over: bool = False
+    ) -> JoinReport:
         """Take over the swarm's state, or found the run.
 
         Args:
             fresh: no checkpoint was loaded.
             alone_ok: this island may found the run if nobody is there.
             num_shards: parts of the data, to claim one if none was set; 0 = no data to claim.
+            over: all is trained, so that going on alone founds no second history.
 
         Raises:
             JoinRefusedError: the swarm has other shared settings, or no shard is free.
@@ -136,7 +139,7 @@ class Joining:
                 f"waiting for an island of run {node.exchange.run_id!r} that trains, or that may begin it"
             )
             await node.changed.wait(min(1.0, give_up_s - loop.time()))
-        if not (running or starting):
+        if not (running or starting or over):
             node.others.warn_alone()
         await self._wait_for_links()
         report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (

@@ -236,19 +236,22 @@ class OuterLoop(Views):
                 chosen = node.joining.common_checkpoint(checkpoints)
             return self._agree(chosen)
 
-    def join(self) -> JoinReport:
+    def join(self, *, over: bool = False) -> JoinReport:
         """Take over the swarm's state. Collective in the island.
 
         A checkpoint, if there is one to load, has to be loaded (`load_state_dict`) before.
+
+        Args:
+            over: nothing is left to train, so that an island that is alone warns of no second history.
 
         Raises:
             UsageError: without `connect` before it.
             JoinRefusedError, PeerUnreachableError: see `connect`.
         """
         with self._life.moves("join", "connected", "joined"):
-            return self._join()
+            return self._join(over)
 
-    def _join(self) -> JoinReport:
+    def _join(self, over: bool) -> JoinReport:
         report: JoinReport | None = None
         facts: list[int] | None = None
         if self._node is not None:
@@ -262,6 +265,7 @@ class OuterLoop(Views):
                     alone_ok=node.exchange.founder or self._restart.loaded,
                     num_shards=self._given.num_shards,
                     timeout_s=self._given.gather_timeout_s,
+                    over=over,
                 )
             )
             facts = Joined.of(report, [chain.total_tokens for chain in node.state.chains]).to_integers()

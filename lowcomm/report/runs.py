@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lowcomm.errors import StorageError
+from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.jsonl import read_lines
-from lowcomm.summary import IN_SUMMARY
+from lowcomm.summary import IN_SUMMARY, SUMMARY_FILE
 
-METRICS_FILE = "metrics.jsonl"
-SUMMARY_FILE = "summary.json"
 BASELINE_FILE = "baseline.json"
 COUNTERS = ("bytes_sent", "bytes_received", "compute_s", "wait_s", "transfer_s")
 

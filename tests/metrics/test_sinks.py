@@ -149,6 +149,18 @@ def test_console_without_a_terminal(mode):
     assert "2.5 MB" in text
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("founded", "(resumed from step 20, at"), ("replayed", "(resumed from step 20, replayed, at")],
+)
+def test_the_console_tells_a_resume_from_a_beginning(how, words):
+    out = io.StringIO()
+    sink = console_sink("plain", 100, out)
+    assert sink is not None
+    sink.log({"kind": "start", "run_id": "r", "peer": "p", "inner_step": 20, "how": how, "resumed_from": 20})
+    assert words in out.getvalue()
+
+
 def test_the_console_calls_islands_by_their_names():
     out = io.StringIO()
     sink = console_sink("plain", 100, out)

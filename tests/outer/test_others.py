@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 import pytest
@@ -120,6 +121,15 @@ def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, 
         pass
     assert ("starts alone" in caplog.text) == known
     assert (STRINGS[A] in caplog.text) == known
+
+
+def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_path, caplog):
+    Others(tmp_path, "run").note(told(A), set())
+    outer = island(tmp_path, founder=True)
+    with caplog.at_level(logging.WARNING), contextlib.closing(outer):
+        outer.connect()
+        outer.join(over=True)
+    assert "starts alone" not in caplog.text
 
 
 def test_an_island_that_reaches_nobody_names_the_others(tmp_path):

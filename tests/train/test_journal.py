@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,8 +78,22 @@ def test_a_run_that_diverged_says_so(tmp_path, caplog):
     assert len(said) == 2
     assert "lower shared.inner.lr or shared.outer.lr" in said[0]
 
-    again = finished(train_islands(config, tmp_path))  # nothing is left to train, and it is not well by that
-    assert all(summary.diverged for summary in again)
+
+def test_a_run_that_diverged_is_over_at_once_when_it_is_started_again(tmp_path, caplog):
+    config = make_config(tmp_path, *DIVERGING)
+    first = finished(train_islands(config, tmp_path))
+    caplog.clear()
+
+    again = finished(train_islands(config, tmp_path))  # as torchrun does: nothing is well by that
+    assert again == first
+    said = [record.message for record in caplog.records if "DIVERGED" in record.message]
+    assert [message.endswith("Nothing was done this time") for message in said] == [True, True]
+    assert len(lines(tmp_path / "island-0", "start")) == 1
+
+    longer = replace(config, train=replace(config.train, steps=25))
+    (summary, _) = finished(train_islands(longer, tmp_path))  # who asks for more gets it
+    assert (summary.inner_steps, summary.diverged) == (25, True)
+    assert len(lines(tmp_path / "island-0", "start")) == 2
 
 
 @pytest.mark.parametrize(("settings", "code"), [(DIVERGING, 1), ((), 0)], ids=["diverged", "well"])
