@@ -153,7 +153,8 @@ def bytes_plot(runs: Sequence[Run]) -> bytes:
             _draw_eval(axes, eval_curve(run, "bytes_sent"), color)
         for run in runs[:1]:
             _draw_baseline_over_bytes(axes, run)
-        axes.set_xscale("log")
+        if any((np.asarray(line.get_xdata()) > 0).any() for line in axes.lines):  # else nothing was sent
+            axes.set_xscale("log")
         axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
         _focus(axes, runs)
         _legend(axes)
@@ -326,7 +327,7 @@ def _draw_timeline(axes: Axes, run: Run) -> None:
 
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:  # a run before its first step has no curve
-        axes.legend(loc="best")
+        axes.legend(loc="upper right")  # where a loss that falls is not; "best" is slow, and says so
 
 
 def _figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

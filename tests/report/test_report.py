@@ -2,6 +2,7 @@ import base64
 import json
 import re
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -68,6 +69,15 @@ def test_a_run_before_its_first_step_can_be_drawn(tmp_path):
     write_island(tmp_path / "island-0", 0, ended=False, last=0)
     page = render_page([load_run(tmp_path)])
     assert page.count("data:image/png") == 7
+
+
+def test_an_island_alone_that_sent_nothing_is_drawn_without_a_warning(tmp_path):
+    write_island(tmp_path, 0, islands=1, last=40)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(re.sub(r'"bytes_sent": \d+', '"bytes_sent": 0', metrics.read_text()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert render_page([load_run(tmp_path)]).count("data:image/png") == 7
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["", "of-an-older-version"])
