@@ -39,8 +39,13 @@ def find_files(source: str) -> tuple[list[Path], LeftOut]:
         return [path], LeftOut(path.parent)
     if glob.has_magic(source):
         return _glob_files(source, path)
+    there = "nothing is there"
+    if path.exists():
+        there = "it is a pipe, socket or device; copy what it gives into a file"
+    elif path.is_symlink():
+        there = "it is a link to nothing"
     raise DataError(
-        f'data.source {source}: expected "{STDLIB}", a folder, a file or a glob, but nothing is there '
+        f'data.source {source}: expected "{STDLIB}", a folder, a file or a glob, but {there} '
         f"(relative paths start at {Path.cwd()})"
     )
 

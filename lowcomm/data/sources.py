@@ -140,25 +140,33 @@ def _json_documents(path: Path, text_key: str) -> Iterator[bytes]:
 
 
 def _json_document(line: bytes, text_key: str, where: str) -> bytes:
+    todo = "; mend or remove the line, or rename or move a file that is no JSON lines"
     try:
         record = json.loads(line.rstrip())
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: expected UTF-8 text, got other bytes at offset {error.start}") from error
+        raise DataError(
+            f"{where}: expected UTF-8 text, got other bytes at offset {error.start}{todo}"
+        ) from error
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{where}: expected a JSON object in one line: {error.msg} (column {error.colno})"
+            f"{where}: expected a JSON object in one line: {error.msg} (column {error.colno}){todo}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: expected a JSON object in one line: {error}") from error
+        raise DataError(f"{where}: expected a JSON object in one line: {error}{todo}") from error
     if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object in one line, got {type(record).__name__}")
+        raise DataError(f"{where}: expected a JSON object in one line, got {type(record).__name__}{todo}")
     if text_key not in record:
         names = ", ".join(sorted(record)[:8]) or "none"
         raise DataError(f"{where}: expected the key {text_key!r}, got the keys {names}; set data.text_key")
     text = record[text_key]
     if not isinstance(text, str):
-        raise DataError(f"{where}: expected text at {text_key!r}, got {type(text).__name__}")
+        raise DataError(
+            f"{where}: expected text at {text_key!r}, got {type(text).__name__}; set data.text_key or "
+            "mend the line"
+        )
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: half a surrogate pair at character {error.start} is no text") from error
+        raise DataError(
+            f"{where}: half a surrogate pair at character {error.start} is no text{todo}"
+        ) from error

@@ -76,9 +76,9 @@ def tarred() -> bytes:
         pytest.param("word".encode("utf-16-be") * 9, "UTF-16 without a byte order mark", id="utf-16-be"),
         pytest.param(b"\xff\xfe\x00\xd8", "1 binary (b.txt: no UTF-16 at ", id="utf-16-broken"),
         pytest.param("a\0b".encode("utf-16"), "1 binary (b.txt)", id="utf-16-nul"),
-        pytest.param(zipped(), "1 of other programs (b.txt: zip; unpack", id="zip"),
-        pytest.param(tarred(), "1 of other programs (b.txt: tar; unpack", id="tar"),
-        pytest.param(gzip.compress(tarred()), "1 of other programs (b.txt: tar; unpack", id="tar.gz"),
+        pytest.param(zipped(), "1 of other formats (b.txt: zip; unpack", id="zip"),
+        pytest.param(tarred(), "1 of other formats (b.txt: tar; unpack", id="tar"),
+        pytest.param(gzip.compress(tarred()), "1 of other formats (b.txt: tar; unpack", id="tar.gz"),
         pytest.param(gzip.compress(b"caf\xe9"), "1 not UTF-8 (b.txt: byte 0xe9 at 3", id="latin-1-gz"),
         *(
             pytest.param(

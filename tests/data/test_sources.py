@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -147,10 +148,18 @@ def test_bad_json_line_is_named(tmp_path: Path, line: bytes, words: str) -> None
     message = refusal(path)
     assert message.startswith(f"{path}:3: ")
     assert words in message
+    assert re.search("; (set data.text_key|mend)", message)  # what to do
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     assert "nothing is there" in refusal(tmp_path / "missing")
+
+
+def test_a_pipe_and_a_link_to_nothing_are_named_as_such(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("gone")
+    assert "it is a pipe, socket or device; copy" in refusal(tmp_path / "pipe")
+    assert "it is a link to nothing" in refusal(tmp_path / "link")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
