@@ -153,8 +153,11 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
     Console(highlight=False, markup=False).print(table)
 
 
-def split_join(strings: Sequence[str]) -> tuple[str | None, list[str]]:
+def split_join(strings: Sequence[str], argument: str = "--join") -> tuple[str | None, list[str]]:
     """The run id and the addresses of shared strings `RUN_ID@multiaddr`.
+
+    Args:
+        argument: what they were given as, for errors.
 
     Returns:
         (run id, or None where no string names one; the multiaddrs).
@@ -168,14 +171,14 @@ def split_join(strings: Sequence[str]) -> tuple[str | None, list[str]]:
         run_id, at, address = text.strip().rpartition("@")
         if not address.startswith("/") or (at and not run_id):
             raise ConfigError(
-                f"--join {text}: expected RUN_ID@/ip4/.../p2p/..., the shared string that `lowcomm seed`"
-                " prints and that stands in the file `address` of a run folder"
+                f"{argument} {text or '(empty)'}: expected RUN_ID@/ip4/.../p2p/..., the shared string that"
+                " `lowcomm seed` prints and that stands in the file `address` of a run folder"
             )
         if at:
             run_ids.append(run_id)
         addresses.append(address)
     if len(set(run_ids)) > 1:
         raise ConfigError(
-            f"--join: expected addresses of one run, got those of {', '.join(sorted(set(run_ids)))}"
+            f"{argument}: expected addresses of one run, got those of {', '.join(sorted(set(run_ids)))}"
         )
     return (run_ids[0] if run_ids else None), addresses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import collections
 import contextlib
 import math
 import sys
@@ -64,7 +65,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Join as an observer, look, leave."""
-    run_id, addresses = split_join([args.string])
+    run_id, addresses = split_join([args.string], "STRING")
     if run_id is None:
         raise ConfigError(
             f"{args.string}: expected RUN_ID@multiaddr: peers answer to members of their run only"
@@ -115,7 +116,8 @@ def status_rows(peers: Sequence[PeerStatus]) -> list[tuple[str, ...]]:
     """One row per peer, under `HEADINGS`."""
     from lowcomm.metrics.console import short
 
-    names = {peer.peer: peer.name for peer in peers if peer.name}
+    alike = collections.Counter(peer.name for peer in peers)
+    names = {peer.peer: peer.name for peer in peers if peer.name and alike[peer.name] == 1}
     return [
         (
             peer.name or "-",
@@ -137,11 +139,11 @@ def status_rows(peers: Sequence[PeerStatus]) -> list[tuple[str, ...]]:
 
 
 def _links(peer: PeerStatus, names: Mapping[PeerId, str]) -> str:
-    """Whom it is linked to, and the round trips that are known: `north 12 ms, south 80 ms`."""
+    """Whom it is linked to, by names that only one has, and known round trips: `north 12 ms, south 80 ms`."""
     from lowcomm.metrics.console import short
 
     words = [
-        (names.get(other) or short(other)) + ("" if seconds is None else f" {1000 * seconds:.0f} ms")
+        names.get(other, short(other)) + ("" if seconds is None else f" {1000 * seconds:.0f} ms")
         for other, seconds in peer.links
     ]
     more = f" and {len(words) - LINKS_SHOWN} more" if len(words) > LINKS_SHOWN else ""

@@ -106,9 +106,10 @@ def test_every_recipe_resolves_and_says_what_it_needs(capsys, path):
         (["quickstart", "--recipe", "missing.toml"], "--recipe FILE"),
         (["quickstart", "--set", "nonsense"], "KEY=VALUE"),
         (["status", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWx"], "RUN_ID@multiaddr"),
+        (["status", ""], r"STRING \(empty\): expected RUN_ID@"),
     ],
     ids=["no-recipe", "unknown-key", "out-of-range", "no-address", "two-runs", "json-folder", "shards",
-         "no-quickstart-recipe", "no-equals", "status-without-run"],
+         "no-quickstart-recipe", "no-equals", "status-without-run", "status-of-nothing"],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_code_2(capsys, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)

@@ -174,3 +174,19 @@ def test_many_links_fit_into_a_line():
     ((*_, shown, _),) = status_rows([status])
     assert shown.endswith(" and 14 more")
     assert len(shown) < 120
+
+
+def test_links_to_islands_of_one_name_are_told_apart():
+    def status(peer, name, *others):
+        return PeerStatus(
+            peer=PeerId(peer), role="island", phase="training", inner_step=1, outer_steps=(1,), heads=(),
+            tokens_per_s=1.0, shard=0, addresses=(), seen_s_ago=0.1, name=name,
+            links=tuple((PeerId(other), 0.01) for other in others),
+        )  # fmt: skip
+
+    rows = status_rows([status("a", "north", "b", "c"), status("b", "vm", "a"), status("c", "vm", "a")])
+    assert [row[HEADINGS.index("links")] for row in rows] == [
+        "b 10 ms, c 10 ms",
+        "north 10 ms",
+        "north 10 ms",
+    ]
