@@ -74,7 +74,7 @@ def number(
     if isinstance(found, bool) or not isinstance(found, int | float):
         raise ArgumentError(f"{expected} {show(value)}{_then(advice)}")
     if not (
-        _is_finite(found)
+        is_finite(found)
         and (least is None or found >= least)
         and (most is None or found <= most)
         and (above is None or found > above)
@@ -157,7 +157,7 @@ def path(name: str, value: object) -> Path | None:
     if not isinstance(value, str | PathLike):
         raise ArgumentError(f"{name}: expected a path, e.g. 'runs/x', or None, got {show(value)}")
     found = fspath(value)
-    if not isinstance(found, str) or not found.strip():
+    if not isinstance(found, str) or not found.strip() or "\0" in found:
         raise ConfigError(f"{name}: expected a path, e.g. 'runs/x', or None, got {show(value)}")
     return Path(found)
 
@@ -177,7 +177,8 @@ def plain(value: Any) -> object:
         return value
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float) -> bool:
+    """Whether it is a finite number, as a float too."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold

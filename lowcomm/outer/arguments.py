@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -87,7 +87,7 @@ class Arguments:
         codec, optimizer = _codec(given["codec"]), _outer_optimizer(given["outer_optimizer"])
         rule = _aggregation(given["aggregation"])
         _require_company(rule, codec, policy)
-        shards = whole("OuterLoop: num_shards", given["num_shards"], least=0)
+        shards = whole("OuterLoop: num_shards", given["num_shards"], least=0, most=MAX_SHARDS)
         heartbeat_s = number("OuterLoop: heartbeat_s", given["heartbeat_s"], above=0)
         return cls(
             island=island,
@@ -108,14 +108,16 @@ class Arguments:
             folder=path("OuterLoop: folder", given["folder"]),
             keep_updates=whole("OuterLoop: keep_updates", given["keep_updates"], least=0),
             snapshot_mbit_s=number("OuterLoop: snapshot_mbit_s", given["snapshot_mbit_s"], least=0),
-            on_address=_listener(given["on_address"]),
+            on_address=listener("OuterLoop", given["on_address"]),
             name=_name(given["name"]),
-            clock=given["clock"] or SystemClock(),
+            clock=_clock(given["clock"]),
             exchange=_exchange(given["exchange"], island),  # last, as it is taken from now on
         )
 
 
 ALONE = "this island counts, so 1 waits for nobody"
+MAX_SHARDS = 1_000_000
+"""As in recipes; an island that picks one looks at all of them."""
 
 
 def _has(given: object, *names: str) -> bool:
@@ -132,12 +134,36 @@ def _lease(given: object, heartbeat_s: float) -> float:
     return lease_s
 
 
-def _listener(given: object) -> Callable[[str], None] | None:
+def listener(call: str, given: object) -> Callable[[str], None] | None:
+    """What is called with the address, of the constructor or another call.
+
+    Raises:
+        ArgumentError: it is no function.
+    """
     if given is not None and not callable(given):
         raise ArgumentError(
-            f"OuterLoop: on_address: expected a function of a string, e.g. print, or None, got {show(given)}"
+            f"{call}: on_address: expected a function of a string, e.g. print, or None, got {show(given)}"
         )
     return given
+
+
+def steps_saved(given: object) -> tuple[int, ...]:
+    """The inner steps of the checkpoints that an island has.
+
+    Raises:
+        ArgumentError: they are no whole numbers.
+        ConfigError: one is negative.
+    """
+    name = "outer.connect: checkpoints"
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes):
+        raise ArgumentError(f"{name}: expected inner steps, e.g. [100, 200], got {show(given)}")
+    return tuple(whole(name, step, least=0) for step in given)
+
+
+def _clock(given: object) -> Clock:
+    if given is not None and not _has(given, "monotonic_s", "wall_s"):
+        raise ArgumentError(f"OuterLoop: clock: expected a Clock, or None, got {show(given)}")
+    return given or SystemClock()  # type: ignore[return-value]
 
 
 def _name(given: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -29,6 +30,8 @@ from lowcomm.outer.progress import Progress
 from lowcomm.outer.room import Room
 from lowcomm.outer.thread import LoopThread
 from lowcomm.types import Digest, PeerId, RoundReport
+
+logger = logging.getLogger(__name__)
 
 STAND_BY_S = 0.05
 """While training stands still for a round, others are looked for so often."""
@@ -76,6 +79,7 @@ class Flights:
         self._node, self._thread = node, thread
         self._under_way: dict[int, Flight] = {}
         self._room = Room()
+        self._warned = False
 
     def __contains__(self, fragment: int) -> bool:
         return fragment in self._under_way
@@ -127,12 +131,26 @@ class Flights:
         if self._node is not None:
             self._node.peers.state.tokens_per_s = speed.tokens_per_s
         tokens = min(progress.tokens[fragment.index], MAX_TOKENS)  # the rest is credited by the next rounds
+        if self._node is not None and norm == 0.0 and tokens > 0:
+            self._warn_of_standstill(fragment, tokens)
         contribution = Contribution(values, tokens, norm, progress.inner_step, speed=speed)
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
             momentum = self._node.contributing.standing[fragment.index].state.momentum if self._node else None
             flight.shift = self._run_ahead(fragment, base, momentum, values)
+
+    def _warn_of_standstill(self, fragment: Fragment, tokens: int) -> None:
+        """Say once that training leaves no trace; to the others this island looks as if it had converged."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "inner step %d: no parameter of fragment %d has changed in a round of %d tokens; train "
+                "the model that was given to wrap_island, not a copy of it, with a learning rate above 0",
+                self._progress.inner_step,
+                fragment.index,
+                tokens,
+            )
 
     def _run_ahead(
         self, fragment: Fragment, anchor: Vector | None, momentum: Vector | None, values: Tensor

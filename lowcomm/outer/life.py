@@ -8,13 +8,14 @@ from typing import Literal
 
 from lowcomm.errors import UsageError
 
-Phase = Literal["new", "starting", "connected", "joined", "closed"]
+Phase = Literal["new", "starting", "connected", "joined", "evaluating", "closed"]
 
 _INSTEAD: dict[Phase, str] = {
     "new": "got none; write `with OuterLoop(...) as outer:`, or call outer.start() first",
     "starting": "that has failed; close() it, and make a new OuterLoop with a new exchange",
     "connected": "got connect() alone; call join() next",
     "joined": "it is running already; one OuterLoop joins once",
+    "evaluating": "the model holds the anchor; leave `with outer.anchor_weights():` first",
     "closed": "it was closed; make a new OuterLoop with a new exchange",
 }
 _EXPECTED: dict[Phase, str] = {
@@ -25,7 +26,7 @@ _EXPECTED: dict[Phase, str] = {
 
 
 class Life:
-    """Where a loop stands: new, starting, connected, joined, closed."""
+    """Where a loop stands: new, starting, connected, joined (now and then evaluating), closed."""
 
     def __init__(self) -> None:
         self.phase: Phase = "new"
@@ -37,7 +38,9 @@ class Life:
             UsageError: it says what has to come first.
         """
         if self.phase != phase:
-            raise UsageError(f"outer.{call}: expected {_EXPECTED[phase]}, {_INSTEAD[self.phase]}")
+            own = phase == "joined" and self.phase == "evaluating"
+            expected = "the island's own parameters in the model" if own else _EXPECTED[phase]
+            raise UsageError(f"outer.{call}: expected {expected}, {_INSTEAD[self.phase]}")
 
     @contextmanager
     def moves(self, call: str, before: Phase, after: Phase) -> Iterator[None]:
@@ -46,3 +49,14 @@ class Life:
         self.phase = "starting"
         yield
         self.phase = after
+
+    @contextmanager
+    def evaluates(self) -> Iterator[None]:
+        """Inside it the model holds other parameters than the island's own: no step may be taken."""
+        self.require("anchor_weights", "joined")
+        self.phase = "evaluating"
+        try:
+            yield
+        finally:
+            if self.phase == "evaluating":
+                self.phase = "joined"

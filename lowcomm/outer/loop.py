@@ -7,7 +7,6 @@ takes the pseudo-gradient (anchor - local), lets the node exchange it, and merge
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +31,7 @@ from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
 from lowcomm.membership.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.membership.ledger import MAX_TOKENS, LedgerFile
-from lowcomm.outer.arguments import Arguments
+from lowcomm.outer.arguments import Arguments, listener, steps_saved
 from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
 from lowcomm.outer.joining import JoinReport
@@ -218,14 +217,17 @@ class OuterLoop(Views):
 
         Raises:
             UsageError: it was started before.
+            ConfigError: `checkpoints` are no inner steps, or `on_address` is no function.
             ExchangeError: the port is taken, an address is wrong, nobody answers, or the swarm
                 refuses this island; on the lead only, other ranks are told to stop.
         """
-        given, chosen, on_address = self._given, None, on_address or self._given.on_address
+        given, chosen = self._given, None
+        saved = steps_saved(checkpoints)
+        on_address = listener("outer.connect", on_address) or given.on_address
         with self._life.moves("connect", "new", "connected"):
             if self._node is not None:
                 node = self._node
-                node.peers.state.checkpoints = tuple(checkpoints)
+                node.peers.state.checkpoints = saved
                 self._thread.start()
                 self._thread.call(node.start())
                 if on_address is not None and self.address:
@@ -233,7 +235,7 @@ class OuterLoop(Views):
                 self._thread.call(node.joining.gather(given.expected_peers, given.gather_timeout_s))
                 if given.expected_peers > 1:
                     node.joining.expect_company()
-                chosen = node.joining.common_checkpoint(checkpoints)
+                chosen = node.joining.common_checkpoint(saved)
             return self._agree(chosen)
 
     def join(self, *, over: bool = False) -> JoinReport:
@@ -346,12 +348,11 @@ class OuterLoop(Views):
         Raises:
             ArgumentError: it is no number.
         """
-        try:
-            value = float(loss)
-        except (TypeError, ValueError):
-            raise ArgumentError(f"show_loss: loss: expected a number, got {show(loss)}") from None
+        value = arguments.plain(loss)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArgumentError(f"outer.show_loss: loss: expected a number, got {show(loss)}")
         if self._node is not None:
-            self._node.peers.state.loss = value if math.isfinite(value) else None
+            self._node.peers.state.loss = float(value) if arguments.is_finite(value) else None
 
     def step(self, tokens: int) -> tuple[RoundReport, ...]:
         """Count an inner step; start and finish the rounds that are due. Collective in the island.
@@ -449,22 +450,26 @@ class OuterLoop(Views):
 
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:
-        """The island's model holds the anchor inside, its own parameters again after. Collective."""
-        self._life.require("anchor_weights", "joined")
-        local: list[Vector] = []
-        for fragment in self._fragments:
-            values = self._island.read(fragment.tensors)
-            if self._vectors is not None:
-                local.append(self._vectors.hold(values))
-        try:
+        """The island's model holds the anchor inside, its own parameters again after. Collective.
+
+        Raises:
+            UsageError: before `start`, or after `close`; inside it by `step` and `finish`.
+        """
+        with self._life.evaluates():
+            local: list[Vector] = []
             for fragment in self._fragments:
-                anchor = self._node.state.states[fragment.index].anchor.load() if self._node else None
-                self._island.write(fragment.tensors, anchor)
-            yield
-        finally:
-            for fragment in self._fragments:
-                own = local[fragment.index].load() if local else None
-                self._island.write(fragment.tensors, own)
+                values = self._island.read(fragment.tensors)
+                if self._vectors is not None:
+                    local.append(self._vectors.hold(values))
+            try:
+                for fragment in self._fragments:
+                    anchor = self._node.state.states[fragment.index].anchor.load() if self._node else None
+                    self._island.write(fragment.tensors, anchor)
+                yield
+            finally:
+                for fragment in self._fragments:
+                    own = local[fragment.index].load() if local else None
+                    self._island.write(fragment.tensors, own)
 
     # -- saving and restoring ----------------------------------------------------------------------
 
@@ -491,7 +496,11 @@ class OuterLoop(Views):
         """What a restart needs of one fragment; as long as no step is taken it fits `state_dict`. Lead only.
 
         Under `tensors` the anchor as named fp32 tensors of their own shapes.
+
+        Raises:
+            ConfigError: there is no such fragment.
         """
+        index = arguments.whole("outer.fragment_state: index", index, least=0, most=self.num_fragments - 1)
         saved = saved_position(self._lead.contributing.standing[index])
         sent, shift = self._flights.sent(index)
         named = dict(named_parts(self._layout, self._fragments[index], saved["anchor"]))

@@ -15,7 +15,7 @@ from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import HostVector
 from tests.islands.ranks import everything
-from tests.outer.swarm import Swarm, batch, train_step
+from tests.outer.swarm import Swarm, batch, make_model, train_step
 
 
 class Net(nn.Module):
@@ -307,3 +307,23 @@ def test_a_delayed_result_is_not_lost_in_a_replaced_tensor() -> None:
         outer.step(tokens=8)
         with pytest.raises(ModelError, match=r"parameter 0\.weight"):
             outer.step(tokens=8)
+
+
+@pytest.mark.parametrize("trained", ["a copy", "itself"])
+def test_an_island_whose_copy_is_trained_is_warned_once(
+    trained: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    swarm = Swarm(islands=1, schedule=Schedule(inner_steps=2))
+    model = make_model()
+    other = copy.deepcopy(model) if trained == "a copy" else model
+    with swarm.loop(0, model, torch.optim.SGD(model.parameters(), lr=0.1)) as outer:
+        optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+        for step in range(4):
+            train_step(other, optimizer, batch(0, step))
+            outer.step(tokens=8)
+    said = [r.getMessage() for r in caplog.records if "not a copy of it" in r.getMessage()]
+    assert len(said) == (trained == "a copy")
+    expected = (
+        "inner step 2: no parameter of fragment 0 has changed in a round of 16 tokens; train the model "
+    )
+    assert all(message.startswith(expected) for message in said)
