@@ -194,6 +194,7 @@ def build_outer_loop(
         snapshot_mbit_s=settings.snapshot_mbit_s,
         name=config.island.name,
         clock=clock,
+        found=settings.found,
     )
 
 

@@ -47,6 +47,11 @@ def add_parser(commands: Subparsers) -> None:
         help="the shared string RUN_ID@multiaddr of any live peer; may be repeated",
     )
     parser.add_argument(
+        "--found",
+        action="store_true",
+        help="go on alone at once; else an island that knew others when it stopped looks for them first",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved settings as TOML and leave"
     )
     add_json(parser)
@@ -57,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     from lowcomm.config.load import load_config, to_toml
 
-    overrides = all_overrides(args.overrides, args.out, args.join)
+    overrides = all_overrides(args.overrides, args.out, args.join, found=args.found)
     config = load_config(args.recipe, overrides, profile=args.profile)
     if args.dry_run:
         sys.stdout.write(to_toml(config))
@@ -74,8 +79,10 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FAILED if summary.diverged else EXIT_DONE
 
 
-def all_overrides(overrides: Sequence[str], out: str | None, join: Sequence[str]) -> list[str]:
-    """`--set`, `--out` and `--join` as one list of overrides; the later ones win.
+def all_overrides(
+    overrides: Sequence[str], out: str | None, join: Sequence[str], *, found: bool = False
+) -> list[str]:
+    """`--set`, `--out`, `--join` and `--found` as one list of overrides; the later ones win.
 
     Raises:
         ConfigError: a `--join` is no shared string.
@@ -88,4 +95,6 @@ def all_overrides(overrides: Sequence[str], out: str | None, join: Sequence[str]
         if run_id is not None:
             collected.append(f"shared.run_id={json.dumps(run_id)}")
         collected.append(f"exchange.initial_peers={json.dumps(addresses)}")
+    if found:
+        collected.append("exchange.found=true")
     return collected

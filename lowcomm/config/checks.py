@@ -210,6 +210,12 @@ def _swarm(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:
     for address in exchange.initial_peers:
         if not address.strip():
             yield "exchange.initial_peers", f"expected addresses that are not empty, got {show(address)}"
+    if exchange.found and exchange.initial_peers:
+        yield (
+            "exchange.found",
+            "expected no initial_peers (--join) with it, as it founds a run or goes on alone, got "
+            f"{len(exchange.initial_peers)}; leave out one of the two",
+        )
 
 
 def _process_group(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:

@@ -323,6 +323,9 @@ class ExchangeConfig:
     )
     relay: bool = setting(False, "reach and be reached through relays where there is no direct way")
     nat_port_map: bool = setting(False, "ask the router to map the port (UPnP)")
+    found: bool = setting(
+        False, "go on at once where nobody is there, also if this island knew others when it stopped"
+    )
     expected_peers: int = setting(1, "islands to wait for before the first step, this one included", low=1)
     gather_timeout_s: float = setting(120.0, "longest wait for them", low=0.0)
     heartbeat_s: float = setting(1.0, "seconds between two signs of life", low=0.05, high=3_600)

@@ -116,13 +116,17 @@ class Exchange(Protocol):
         """True where no peer was named to join through, so that this one may found the run."""
         ...
 
-    async def start(self, receiver: Receiver) -> None:
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
         """Open for messages and reach the initial peers.
+
+        Args:
+            met: shared strings of peers that an earlier process of this one knew, dialled as well: any of
+                them is as good as an initial peer, and where none was named nobody is waited for.
 
         Raises:
             AddressError: an initial peer's address can't be parsed.
             PortInUseError: a listening port is taken.
-            PeerUnreachableError: initial peers were named and none answered.
+            PeerUnreachableError: initial peers were named, and neither they nor those met answered.
         """
         ...
 

@@ -260,8 +260,8 @@ class LoopbackExchange:
     def founder(self) -> bool:
         return self._founder
 
-    async def start(self, receiver: Receiver) -> None:
-        """Enter the hub, and link to its oldest peer unless this one is the founder."""
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
+        """Enter the hub, and link to its oldest peer unless this one is the founder; `met` has no use."""
         self._loop = asyncio.get_running_loop()
         self.receiver = receiver
         there = self.hub.enter(self)

@@ -128,8 +128,8 @@ class ProcessGroupExchange:
 
     # -- life --------------------------------------------------------------------------------------
 
-    async def start(self, receiver: Receiver) -> None:
-        """Meet all other ranks.
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
+        """Meet all other ranks, which are all that there are, `met` or not.
 
         Raises:
             AddressError: no way to `master`, or `host` is none of this machine's.

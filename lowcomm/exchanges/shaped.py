@@ -104,9 +104,9 @@ class ShapedExchange:
     def founder(self) -> bool:
         return self._inner.founder
 
-    async def start(self, receiver: Receiver) -> None:
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
         """See `Exchange`."""
-        await self._inner.start(receiver)
+        await self._inner.start(receiver, met)
 
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """See `Exchange`."""

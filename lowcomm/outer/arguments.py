@@ -14,7 +14,7 @@ from lowcomm.algorithms import aggregation as rules
 from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.arguments import number, path, show, whole
+from lowcomm.arguments import flag, number, path, show, whole
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import ArgumentError, ConfigError, UsageError
@@ -54,6 +54,7 @@ class Arguments:
     on_address: Callable[[str], None] | None
     name: str
     clock: Clock
+    found: bool
 
     @property
     def settings(self) -> dict[str, Json]:
@@ -111,6 +112,7 @@ class Arguments:
             on_address=listener("OuterLoop", given["on_address"]),
             name=_name(given["name"]),
             clock=_clock(given["clock"]),
+            found=flag("OuterLoop: found", given["found"]),
             exchange=_exchange(given["exchange"], island),  # last, as it is taken from now on
         )
 

@@ -64,6 +64,24 @@ class Joining:
         self._node = node
         self._expected = False
 
+    async def look_for_others(self) -> None:
+        """Before this island goes on alone, wait for one of those that an earlier process of it knew.
+
+        They are dialled meanwhile, and those that live dial this one. It ends after `grace_s`, so that of
+        two islands one can go on where the other has died for good.
+        """
+        node, loop = self._node, asyncio.get_running_loop()
+        if node.peers.live() or not node.others.before:
+            return
+        tell(
+            f"looking for the other islands of run {node.exchange.run_id!r} for {node.grace_s:g} s: "
+            f"{node.others.shown()}; then this one goes on alone (--found: at once)"
+        )
+        give_up_s = loop.time() + node.grace_s
+        while not node.peers.live() and loop.time() < give_up_s:
+            node.raise_if_refused()
+            await node.changed.wait(min(1.0, give_up_s - loop.time()))
+
     async def gather(self, expected_peers: int, timeout_s: float) -> None:
         """Wait until `expected_peers` islands, this one included, are linked; at most `timeout_s`.
 
@@ -121,7 +139,7 @@ class Joining:
         state = node.peers.state
         node.publish_position()
         give_up_s, tell_once = loop.time() + timeout_s, once(tell)
-        if not node.exchange.founder:
+        if not node.exchange.founder or node.others.before:
             await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
         while True:
             node.raise_if_refused()

@@ -74,6 +74,8 @@ class OuterLoop(Views):
         on_address: called on the lead with the shared string that others join with, as soon as it is known:
             before any wait for them. E.g. `print`.
         name: what the others and `lowcomm status` call this island; empty = this host's name.
+        found: go on at once where nobody is there, also if `folder` knows islands of an earlier process;
+            otherwise they are looked for first, for half a minute.
 
     Raises:
         ConfigError: an argument is of another type or out of range, the schedule doesn't fit the model, or
@@ -106,6 +108,7 @@ class OuterLoop(Views):
         on_address: Callable[[str], None] | None = None,
         name: str = "",
         clock: Clock | None = None,
+        found: bool = False,
     ) -> None:
         given = Arguments.of(
             island=island,
@@ -130,12 +133,13 @@ class OuterLoop(Views):
             on_address=on_address,
             name=name,
             clock=clock,
+            found=found,
         )
         self._island, self._given, self._restart, self._life = island, given, Restart(), Life()
         schedule = given.schedule
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
-        found = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
-        self._digests: dict[str, Json] = {key: digest for key, digest in found.items() if digest}
+        digests = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
+        self._digests: dict[str, Json] = {key: digest for key, digest in digests.items() if digest}
         self._vectors = island.open_vectors()
         node = self._make_node(given, fragments)
         super().__init__(island.layout, fragments, schedule, Progress(len(fragments)), node, LoopThread())
@@ -261,6 +265,8 @@ class OuterLoop(Views):
             if self._restart.loaded:
                 self._restart.keep([state.anchor for state in node.state.states])
             node.peers.state.inner_step = self.swarm_step
+            if not (over or self._given.found):
+                self._thread.call(node.joining.look_for_others())
             report = self._thread.call(
                 node.joining.join(
                     fresh=not self._restart.loaded,

@@ -15,6 +15,7 @@ from typing import Any
 
 from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.membership.acquaintances import REDIAL_LONGEST_S
 from lowcomm.membership.blobs import Blob, Blobs
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.ledger import Entry
@@ -61,6 +62,9 @@ class Node:
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
         promises: where votes are kept over a crash; None = in `folder`, where `policy` needs them.
         pool: encodes, decodes and hashes; None = two threads.
+
+    Attributes:
+        grace_s: by then whoever misses this peer, and can reach it, has dialled it.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Node:
         self.notes = Notes(ledger_file)
         self.others = Others(folder, exchange.run_id)
         self.folder = folder
+        self.grace_s = REDIAL_LONGEST_S + lease_s
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         state.keep_updates(folder, self.pool)
         self.changed = Signal()
@@ -149,9 +154,9 @@ class Node:
     async def start(self) -> None:
         """Open the exchange; greet whoever is there."""
         try:
-            await self.exchange.start(self)
+            await self.exchange.start(self, self.others.before)
         except PeerUnreachableError as error:
-            raise PeerUnreachableError(f"{error}{self.others.way_out(str(error))}") from error
+            raise PeerUnreachableError(f"{error}{self.others.way_out()}") from error
         self.peers.start()
         for fragment_round in self.rounds:
             fragment_round.recall()

@@ -1,7 +1,7 @@
 """The other islands of a run, kept in the run folder for the day on which this one starts again.
 
-An island without initial peers founds a run. If the run lives on elsewhere it would be a second one, so an
-island that is about to go on alone says whom it knew.
+An island without initial peers founds a run, and where the run lives on elsewhere it would be a second one.
+So those that it knew are dialled like initial peers, and an island that goes on without them names them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lowcomm.exchanges.swarm.addresses import shared_string
 from lowcomm.storage.files import write_atomically
-from lowcomm.types import PeerId, short
+from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,11 @@ class Others:
         self._run_id = run_id
         self._before = self._read()
         self._kept = dict(self._before)
+
+    @property
+    def before(self) -> Sequence[str]:
+        """The shared strings of those that an earlier process of this island knew."""
+        return tuple(self._before.values())
 
     def note(self, live: Mapping[PeerId, Sequence[str]], departed: Collection[PeerId]) -> None:
         """Keep who is here, and whoever has gone without a word; written when that changes.
@@ -59,30 +64,27 @@ class Others:
         if self._before:
             logger.warning(
                 "this island starts alone, but when it stopped the run had others: %s. If one of them still "
-                "trains, stop this island and start it again with --join and that string (JOIN=... for "
-                "launch/island.sh), else there are two histories of one run",
-                self._shown(self._before),
+                "trains, mend the way there, or stop this island and start it again with --join and a string "
+                "that can be reached (JOIN=... for launch/island.sh), else there are two histories of one "
+                "run until they meet",
+                self.shown(),
             )
 
-    def way_out(self, error: str) -> str:
-        """What else can be tried where none of the initial peers answers; empty if nothing is known.
+    def way_out(self) -> str:
+        """What is left to do where no initial peer answers, and none of these; empty if none is known."""
+        if not self._before:
+            return ""
+        return (
+            f"; nor did one that this island knew: {self.shown()}. Start with --join and the string of an "
+            "island that trains; if none does, without --join and with --found, to go on alone"
+        )
 
-        Args:
-            error: names those that were tried, by the end of their ids.
-        """
-        untried = {peer: text for peer, text in self._before.items() if short(peer) not in error}
-        if untried:
-            return (
-                f"; other islands of this run were {self._shown(untried)}: start with --join and the string "
-                "of one that still trains"
-            )
-        if self._before:
-            return "; if no island of this run trains any more, start without --join to go on alone"
-        return ""
-
-    def _shown(self, some: Mapping[PeerId, str]) -> str:
-        more = f" (and {len(some) - MOST_SHOWN} more, in {self._path})" if len(some) > MOST_SHOWN else ""
-        return ", ".join(list(some.values())[:MOST_SHOWN]) + more
+    def shown(self) -> str:
+        """The first of `before`, and how many more there are."""
+        more = len(self._before) - MOST_SHOWN
+        return ", ".join(self.before[:MOST_SHOWN]) + (
+            f" (and {more} more, in {self._path})" if more > 0 else ""
+        )
 
     def _read(self) -> dict[PeerId, str]:
         if self._path is None:

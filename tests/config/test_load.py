@@ -223,6 +223,12 @@ def test_override_without_key_or_value(override: str) -> None:
             ['exchange.initial_peers=[" "]'], "exchange.initial_peers", "not empty", id="empty-initial-peer"
         ),
         pytest.param(
+            ["exchange.found=true", 'exchange.initial_peers=["/ip4/1.2.3.4/tcp/5/p2p/x"]'],
+            "exchange.found",
+            "leave out one of the two",
+            id="found-and-join",
+        ),
+        pytest.param(
             ['exchange.announce=["/ip4/1.2.3.4/tcp/0"]'], "exchange.announce", "port", id="announced-port-0"
         ),
         pytest.param(["exchange.lease_s=1.5"], "exchange.lease_s", "twice heartbeat_s = 1.0", id="lease"),

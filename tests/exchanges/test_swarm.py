@@ -132,6 +132,51 @@ def test_an_initial_peer_is_dialled_again_as_long_as_the_run_lives(tmp_path: Pat
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize(
+    "initial", [(), (f"/ip4/127.0.0.1/tcp/9/p2p/{ID}",)], ids=["none", "one-that-is-gone"]
+)
+def test_a_peer_met_before_is_as_good_as_an_initial_one(initial: tuple[str, ...]) -> None:
+    """What is no address, or of another run, is passed over."""
+    junk = (
+        "",
+        "nonsense",
+        f"{RUN}@/ip4/127.0.0.1/tcp/9/nonsense/p2p/{ID}",
+        f"other@/ip4/127.0.0.1/tcp/9/p2p/{ID}",
+    )
+
+    async def scenario() -> None:
+        lives, returns, heard = (
+            exchanges.swarm(run_id=RUN),
+            exchanges.swarm(run_id=RUN, initial_peers=initial),
+            Recorder(),
+        )
+        await lives.start(Recorder())
+        await returns.start(heard, [*junk, lives.join_string])
+        await heard.until(lambda: returns.connected() == {lives.peer_id})
+        assert returns.founder == (not initial)
+        await asyncio.gather(lives.close(), returns.close())
+
+    asyncio.run(scenario())
+
+
+def test_only_initial_peers_have_to_answer() -> None:
+    gone = f"{RUN}@/ip4/127.0.0.1/tcp/9/p2p/{ID}"
+
+    async def scenario() -> None:
+        founder = exchanges.swarm(run_id=RUN)
+        await founder.start(Recorder(), [gone])
+        assert not founder.connected()
+        await founder.close()
+        joiner = exchanges.swarm(
+            run_id=RUN, initial_peers=[f"/ip4/127.0.0.1/tcp/19/p2p/{ID}"], connect_timeout_s=1.0
+        )
+        with pytest.raises(PeerUnreachableError, match="none of the initial peers"):
+            await joiner.start(Recorder(), [gone])
+        assert joiner.daemon_pid is None
+
+    asyncio.run(scenario())
+
+
 def test_p2pd_dials_from_a_port_of_its_own() -> None:
     """Or two peers that dial each other at once fail both, and may not try again for 5 s."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,8 +180,8 @@ class _Exchange(LyingExchange):
         super().__init__(swarm.hub, "test", peer_id, founder=founder, lie=lie)
         self._swarm = swarm
 
-    async def start(self, receiver: Receiver) -> None:
-        await super().start(receiver)
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
+        await super().start(receiver, met)
         self._swarm.founded.set()
 
 

@@ -137,6 +137,7 @@ REFUSED = {
     "text as number": ("expected_peers", "2", "got '2'"),
     "half an island": ("expected_peers", 1.5, "got 1.5"),
     "bool as number": ("expected_peers", True, "got True"),
+    "word as flag": ("found", "yes", "expected True or False, got 'yes'"),
     "negative wait": ("gather_timeout_s", -1, "expected a number of at least 0, got -1"),
     "endless wait": ("gather_timeout_s", float("inf"), "got inf"),
     "no heartbeat": ("heartbeat_s", 0, "expected a number above 0, got 0"),

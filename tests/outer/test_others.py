@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 
@@ -11,8 +12,12 @@ import torch
 from lowcomm import OuterLoop, Schedule, codecs, nesterov, wrap_island
 from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
+from lowcomm.membership.acquaintances import REDIAL_LONGEST_S
+from lowcomm.membership.promises import MemoryPromises
 from lowcomm.outer.others import FILE, MOST_KEPT, Others
-from lowcomm.types import PeerId, short
+from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import PeerId
 from tests.outer.swarm import make_model
 
 A, B = PeerId("12D3KooW" + 44 * "a"), PeerId("12D3KooW" + 44 * "b")
@@ -57,7 +62,7 @@ def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
     with caplog.at_level(logging.WARNING):
         others.warn_alone()
     assert caplog.text == ""
-    assert others.way_out(f"{short(A)} did not answer") == ""
+    assert others.way_out() == ""
 
 
 def test_without_a_folder_nothing_is_kept(caplog):
@@ -67,12 +72,11 @@ def test_without_a_folder_nothing_is_kept(caplog):
     assert caplog.text == ""
 
 
-def test_the_way_out_names_those_that_were_not_tried(tmp_path):
+def test_the_way_out_names_those_that_were_tried(tmp_path):
     Others(tmp_path, "run").note(told(A, B), set())
-    out = Others(tmp_path, "run").way_out(f"peer {short(A)} did not answer")
-    assert STRINGS[B] in out
-    assert STRINGS[A] not in out
-    assert "start without --join" in Others(tmp_path, "run").way_out(f"{short(A)}, {short(B)} did not answer")
+    out = Others(tmp_path, "run").way_out()
+    assert all(string in out for string in STRINGS.values())
+    assert "without --join and with --found" in out
 
 
 def test_what_is_no_address_is_not_kept(tmp_path):
@@ -100,7 +104,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_survived(tmp_path, caplog):
     assert "can't be written" in caplog.text
 
 
-def island(folder, *, founder):
+def island(folder, *, founder, found=False):
     """An outer loop on a hub of its own, so that nobody is there."""
     model = make_model()
     return OuterLoop(
@@ -110,6 +114,7 @@ def island(folder, *, founder):
         codec=codecs.fp32(),
         outer_optimizer=nesterov(),
         folder=folder,
+        found=found,
     )
 
 
@@ -117,7 +122,7 @@ def island(folder, *, founder):
 def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, known):
     if known:
         Others(tmp_path, "run").note(told(A), set())
-    with caplog.at_level(logging.WARNING), island(tmp_path, founder=True):
+    with caplog.at_level(logging.WARNING), island(tmp_path, founder=True, found=known):
         pass
     assert ("starts alone" in caplog.text) == known
     assert (STRINGS[A] in caplog.text) == known
@@ -134,5 +139,47 @@ def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_pat
 
 def test_an_island_that_reaches_nobody_names_the_others(tmp_path):
     Others(tmp_path, "run").note(told(A), set())
-    with pytest.raises(PeerUnreachableError, match=f"other islands of this run were {STRINGS[A]}: "):
+    with pytest.raises(PeerUnreachableError, match=f"nor did one that this island knew: {STRINGS[A]}. "):
         island(tmp_path, founder=False).start()
+
+
+async def looked_for(tmp_path, known, comes_after_s):
+    """For how long an island that knows `known` looks for them, and what it says."""
+    hub, loop = LoopbackHub(), asyncio.get_running_loop()
+    me = SimIsland(
+        0, LoopbackExchange(hub, "run", PeerId("me"), founder=True), IslandSettings(), MemoryPromises()
+    )
+    Others(tmp_path, "run").note(told(*known), set())
+    me.node.others = Others(tmp_path, "run")
+    await me.node.start()
+    began_s = loop.time()
+    looking = asyncio.ensure_future(me.node.joining.look_for_others())
+    if comes_after_s:
+        await asyncio.sleep(comes_after_s)
+        exchange = LoopbackExchange(hub, "run", A, founder=False)
+        other = SimIsland(1, exchange, IslandSettings(), MemoryPromises())
+        await other.node.start()
+    await looking
+    looked_s = loop.time() - began_s
+    if comes_after_s:
+        await other.node.close()
+    await me.node.close()
+    return looked_s, me.node.grace_s
+
+
+@pytest.mark.parametrize(
+    ("known", "comes_after_s", "lasts"),
+    [
+        ((), 0.0, lambda looked_s, grace_s: looked_s == 0.0),
+        ((A, B), 0.0, lambda looked_s, grace_s: looked_s == pytest.approx(grace_s)),
+        ((A, B), 10.0, lambda looked_s, grace_s: 10.0 <= looked_s < 12.0),
+    ],
+    ids=["knows-nobody", "nobody-comes", "one-comes"],
+)
+def test_those_known_are_looked_for_as_long_as_one_may_come(tmp_path, caplog, known, comes_after_s, lasts):
+    with caplog.at_level(logging.INFO):
+        looked_s, grace_s = run_virtually(looked_for(tmp_path, known, comes_after_s), 600.0)
+    assert REDIAL_LONGEST_S < grace_s < 2 * REDIAL_LONGEST_S
+    assert lasts(looked_s, grace_s)
+    assert (STRINGS[A] in caplog.text) == bool(known)
+    assert (f"for {grace_s:g} s" in caplog.text) == bool(known)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,8 +122,8 @@ class SwarmExchange:
 
     # -- life --------------------------------------------------------------------------------------
 
-    async def start(self, receiver: Receiver) -> None:
-        """Start p2pd, open for messages, reach an initial peer.
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
+        """Start p2pd, open for messages, reach an initial peer, or one of those `met`.
 
         Raises:
             AddressError, PortInUseError, JoinRefusedError, PeerUnreachableError: see `Exchange`.
@@ -139,12 +139,27 @@ class SwarmExchange:
             if "/tcp/0" in address or "/udp/0" in address:
                 raise AddressError(f"announce address {address!r}: expected the port that others see, got 0")
         try:
-            await self._start(receiver, peers)
+            await self._start(receiver, peers, self._readable(met))
         except BaseException:
             await self.close()
             raise
 
-    async def _start(self, receiver: Receiver, peers: Mapping[PeerId, Sequence[str]]) -> None:
+    def _readable(self, met: Sequence[str]) -> dict[PeerId, list[str]]:
+        """Those of which there is an address: what others have told, and a file has kept, ends nothing."""
+        peers: dict[PeerId, list[str]] = {}
+        for text in met:
+            with contextlib.suppress(AddressError, JoinRefusedError):
+                for peer, group in group_by_peer([text], self._run_id).items():
+                    check_multiaddr(group[0])
+                    peers.setdefault(peer, []).extend(group)
+        return peers
+
+    async def _start(
+        self,
+        receiver: Receiver,
+        peers: Mapping[PeerId, Sequence[str]],
+        met: Mapping[PeerId, Sequence[str]],
+    ) -> None:
         if self._identity_path is not None:
             self._identity_file = IdentityFile(self._identity_path)
             self._identity = self._identity_file.identity
@@ -189,8 +204,13 @@ class SwarmExchange:
             namesakes=namesakes,
         )
         await self._links.serve()
-        others = {peer: group for peer, group in peers.items() if peer != self.peer_id}
-        await self._join(others)
+        others = {
+            peer: [*peers.get(peer, ()), *met.get(peer, ())]
+            for peer in {**peers, **met}
+            if peer != self.peer_id
+        }
+        if not self.founder:
+            await self._join(others, peers)
         for peer, group in others.items():
             self._spawn(self._dial_again(peer, group))
 
@@ -239,24 +259,30 @@ class SwarmExchange:
         if self._links is not None:
             self._links.fail_all(reason)
 
-    async def _join(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
-        """Link to all initial peers at once; one is enough, the others go on in the background."""
+    async def _join(self, peers: Mapping[PeerId, Sequence[str]], named: Collection[PeerId]) -> None:
+        """Link to all at once; one is enough, the others go on in the background.
+
+        Args:
+            named: the initial peers among them, of which errors tell.
+        """
         if not peers:
             return
         links = self._links
         assert links is not None
         dials = {
-            self._spawn(links.connect(peer, group, self._connect_timeout_s, patient=True))
+            self._spawn(links.connect(peer, group, self._connect_timeout_s, patient=True)): peer
             for peer, group in peers.items()
         }
+        pending = set(dials)
         errors: list[BaseException] = []
-        while dials:
-            done, dials = await asyncio.wait(dials, return_when=asyncio.FIRST_COMPLETED)
+        while pending:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             if self._fatal is not None:
                 raise self._fatal
             if any(dial.exception() is None for dial in done):
                 return
-            errors += [error for dial in done if (error := dial.exception()) is not None]
+            failed = [(dials[dial], error) for dial in done if (error := dial.exception()) is not None]
+            errors += [error for peer, error in failed if peer in named]
         refused = [error for error in errors if isinstance(error, JoinRefusedError)]
         if refused:
             raise refused[0]
@@ -265,18 +291,19 @@ class SwarmExchange:
         ) from errors[0]
 
     async def _dial_again(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """Link to an initial peer whenever there is no link to it, after pauses that grow up to a minute.
+        """Link to a peer whenever there is no link to it, with pauses that grow up to a minute.
 
-        Whoever was met is dialled where it was last seen; this is where it was said to be, names resolved
-        anew: so it is found after an outage of any length, and where its machine has another address now.
+        Whoever was met in this process is dialled where it was last seen; this is where it was said to be,
+        names resolved anew: so it is found after an outage of any length, and where its machine has another
+        address now.
         """
         pause_s = _REDIAL_S
         while True:
-            await asyncio.sleep(pause_s)
-            pause_s = min(_REDIAL_LONGEST_S, 2 * pause_s)
             if peer not in self.connected():
                 with contextlib.suppress(ExchangeError):
                     await self.connect(peer, addresses)
+            await asyncio.sleep(pause_s)
+            pause_s = min(_REDIAL_LONGEST_S, 2 * pause_s)
 
     async def close(self) -> None:
         """Leave in order; end p2pd, tasks, sockets. Idempotent."""
