@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPEATED_S = 30.0
-"""As long as nobody comes it is said again so often."""
+"""As long as nobody comes it is said again so often, as a warning."""
 
 
-def tell(text: str) -> None:
-    """Log at INFO; on the standard error where a program has no logging set up, and would wait in silence."""
+def tell(text: str, level: int = logging.INFO) -> None:
+    """Log it; on the standard error where a program has no logging set up, and would wait in silence."""
     if logger.hasHandlers():
-        logger.info("%s", text)
+        logger.log(level, "%s", text)
     else:
         print(text, file=sys.stderr, flush=True)
 
@@ -59,12 +59,15 @@ class Waiting:
         here, changed = self._changed()
         if not changed and now_s < self._next_s:
             return
+        lasts = not changed and self._next_s > float("-inf")
+        level = logging.WARNING if lasts else logging.INFO  # most programs log from WARNING on
         self._next_s = now_s + REPEATED_S
         missing = self._expected - here
         islands = "island" if missing == 1 else "islands"
         tell(
             f"waiting for {missing} more {islands} of run {self._node.exchange.run_id!r} ({here} of "
-            f"{self._expected} here{changed}){place_to_join(self._node)}"
+            f"{self._expected} here{changed}){place_to_join(self._node)}",
+            level,
         )
 
     def over(self) -> None:
