@@ -35,11 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # this at its first allocation; processes that this one starts inherit it.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     open_standard_streams()
-    parser = make_parser()
-    args = parser.parse_args(arguments)
-    _set_up_logging(args.verbose)
     try:
         with interrupted_by_any():
+            args = make_parser().parse_args(arguments)
+            _set_up_logging(args.verbose)
             code: int = args.run(args)
         flush_output()
     except LowcommError as error:

@@ -61,6 +61,14 @@ def test_help_has_an_example(capsys, command):
     assert f"example: lowcomm {command}" in out
 
 
+def test_ctrl_c_while_the_commands_are_loaded_is_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lowcomm.cli.main.make_parser", interrupted)
+    assert call(capsys, "launch") == (130, "", "lowcomm: error: interrupted\n")
+
+
 def test_no_command_is_wrong_usage(capsys):
     code, _, err = call(capsys)
     assert code == 2
