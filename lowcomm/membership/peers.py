@@ -34,7 +34,7 @@ from lowcomm.membership.peer import (
     parse_state,
 )
 from lowcomm.membership.pulse import Pulse
-from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus
+from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
 
 logger = logging.getLogger(__name__)
 
@@ -210,6 +210,11 @@ class Peers:
     def _links(self) -> tuple[Link, ...]:
         greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]
         return tuple((peer.id, peer.round_trip_s) for peer in greeted[:MAX_LINKS])
+
+    def called(self, peer: PeerId) -> str:
+        """A peer in a message: its name, if it has told one, and the end of its id."""
+        name = self.names.get(peer)
+        return f"{name} ({short(peer)})" if name else short(peer)
 
     def _learn_name(self, peer: PeerId, name: str) -> None:
         """Keep what a peer is called, also for when it is gone; of the latest that were met."""
@@ -448,7 +453,9 @@ class Peers:
                     self.post(island.id, Message("ping", {"sent_s": now}))
             for peer in list(self.linked.values()):
                 if (silent_s := now - peer.seen_at_s) > self._lease_s:
-                    logger.warning("%s: no message for %.1f s; the link is dropped", peer.id, silent_s)
+                    logger.warning(
+                        "%s: no message for %.1f s; the link is dropped", self.called(peer.id), silent_s
+                    )
                     await self._exchange.disconnect(peer.id)
             self.known.dial_due()
 

@@ -19,7 +19,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.membership.acquaintances import MAX_KNOWN
 from lowcomm.membership.fields import Fields
 from lowcomm.membership.peer import Peer
-from lowcomm.types import Json, PeerId, short
+from lowcomm.types import Json, PeerId
 
 if TYPE_CHECKING:
     from lowcomm.outer.node import Node
@@ -205,8 +205,8 @@ class Claiming:
             ):
                 self._warned.add(pair)
                 logger.warning(
-                    "shard %d of the data is used by this island and by peer %s, which train on the same "
+                    "shard %d of the data is used by this island and by %s, which train on the same "
                     "documents; set data.shard to another one on either, or to -1 for one that is free",
                     state.shard,
-                    short(peer.id),
+                    self._node.peers.called(peer.id),
                 )

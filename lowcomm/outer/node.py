@@ -211,7 +211,9 @@ class Node:
 
     def _on_dropped(self, peer: PeerId, fields: Fields) -> None:
         """This peer broke the protocol, says another one; it will be linked again in a moment."""
-        logger.warning("%s drops the link to this island: %s", peer, fields.text("reason", 500))
+        logger.warning(
+            "%s drops the link to this island: %s", self.peers.called(peer), fields.text("reason", 500)
+        )
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
         self.contributing.committed(accepted)
@@ -311,7 +313,7 @@ class Node:
 
     def _drop(self, peer: PeerId, error: Exception) -> None:
         """Tell a peer that it broke the protocol, and how; end the link, after too many times for good."""
-        logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)
+        logger.warning("%s broke the protocol and is dropped: %s", self.peers.called(peer), error)
         entry = self.peers.linked.get(peer)
         if entry is not None and entry.greeted:  # a stranger is heard in nothing, and costs nothing, anyway
             self._breaches[peer] = self._breaches.get(peer, 0) + 1

@@ -70,7 +70,7 @@ class Recovery:
                 else:
                     await self._replay(fragment, entries, [donor.id, *others])
             except (PeerUnreachableError, ProtocolError) as error:
-                logger.warning("catching up from %s failed: %s", donor.id, error)
+                logger.warning("catching up from %s failed: %s", node.peers.called(donor.id), error)
                 moved.failed += 1
                 failed = True
             helped = node.state.chains[fragment].head != before

@@ -133,7 +133,9 @@ class Snapshots:
             try:
                 offers[peer] = parse_offer(fields, node.state.run_id, fragment)
             except ProtocolError as error:
-                logger.warning("fragment %d: %s offers a false snapshot: %s", fragment, peer, error)
+                logger.warning(
+                    "fragment %d: %s offers a false snapshot: %s", fragment, node.peers.called(peer), error
+                )
         return offers
 
     async def _vouch(self, fragment: int, offer: Offer, givers: Sequence[PeerId]) -> None:

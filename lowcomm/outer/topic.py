@@ -82,7 +82,8 @@ class Topic:
         """
         if peer == self.me or peer in self.context.peers.banned:
             return
-        logger.warning("fragment %d: contribution of %s rejected: %s", self.fragment, peer, reason)
+        called = self.context.peers.called(peer)
+        logger.warning("fragment %d: contribution of %s rejected: %s", self.fragment, called, reason)
         self.decision.avoid.add(peer)
         self.decision.rejected.add(peer)
         if accuser is None:

@@ -160,6 +160,8 @@ def test_names_that_strangers_make_up_fill_no_memory():
             peers.on_peer_down(peer)
         assert len(peers.names) == MAX_KNOWN
         assert peers.names[peer] == f"n{number}"
+        assert peers.called(peer) == f"n{number} ({peer})"
+        assert peers.called(PeerId("12D3KooWxxxxxstranger")) == "…stranger"
         await peers.stop()
 
     asyncio.run(scenario())

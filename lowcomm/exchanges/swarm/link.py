@@ -27,7 +27,7 @@ from lowcomm.exchanges.swarm.connection import DaemonConnection
 from lowcomm.exchanges.swarm.namesakes import HERE, OUSTED, WHO, Namesakes
 from lowcomm.exchanges.swarm.streams import PREAMBLE, Incoming, Outgoing, Verdict
 from lowcomm.exchanges.swarm.uplink import Uplink
-from lowcomm.types import Json, PeerId
+from lowcomm.types import Json, PeerId, short
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,10 @@ class Link:
             verdict, reason = await stream.open(Message("link.open", opening))
             self._owner.count(self.peer, 0, len(PREAMBLE) + 1 + len(reason))
             if verdict is Verdict.OTHER_RUN:
-                raise JoinRefusedError(f"{self.peer} is not in run {self._owner.run_id!r} but in another one")
+                raise JoinRefusedError(
+                    f"peer {short(self.peer)} is not in run {self._owner.run_id!r} but in another one; "
+                    "use the string of an island of this run"
+                )
             if verdict is Verdict.NOT_ADMITTED:
                 raise JoinRefusedError(
                     f"{self.peer} did not admit this peer to run {self._owner.run_id!r}: it is not on the "
