@@ -73,9 +73,12 @@ class Joining:
         node, loop = self._node, asyncio.get_running_loop()
         if node.peers.live() or not node.others.before:
             return
-        tell(
-            f"looking for the other islands of run {node.exchange.run_id!r} for {node.grace_s:g} s: "
-            f"{node.others.shown()}; then this one goes on alone (--found: at once)"
+        logger.warning(
+            "looking for the other islands of run %r for %g s: %s; then this one goes on alone "
+            "(--found: at once)",
+            node.exchange.run_id,
+            node.grace_s,
+            node.others.shown(),
         )
         give_up_s = loop.time() + node.grace_s
         while not node.peers.live() and loop.time() < give_up_s:

@@ -177,7 +177,7 @@ async def looked_for(tmp_path, known, comes_after_s):
     ids=["knows-nobody", "nobody-comes", "one-comes"],
 )
 def test_those_known_are_looked_for_as_long_as_one_may_come(tmp_path, caplog, known, comes_after_s, lasts):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.WARNING):  # what a command says without --verbose
         looked_s, grace_s = run_virtually(looked_for(tmp_path, known, comes_after_s), 600.0)
     assert REDIAL_LONGEST_S < grace_s < 2 * REDIAL_LONGEST_S
     assert lasts(looked_s, grace_s)
