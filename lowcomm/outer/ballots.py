@@ -79,7 +79,7 @@ class Ballots:
         decision.ballots += 1
         decision.joined_s = decision.progress_s
         if not finalises:
-            decision.sent = [*decision.sent[1 - MAX_VOTED_UPDATES :], contribution]
+            decision.note_sent(contribution)
             # made at once, as pieces may come before the task's first step
             decision.transfer = make_transfer(
                 self._topic.context,
@@ -114,6 +114,7 @@ class Ballots:
                 self._check_claims(roster)
                 accepted = await reduce_update(self._topic.context, roster, contribution, transfer)
         except NonFiniteError as error:
+            self._topic.decision.unsend(contribution)
             self._topic.decision.refusal = f"this island's pseudo-gradient is not finite: {error}"
             self.fail(str(error))
         except PeerFailedError as error:

@@ -29,6 +29,9 @@ from lowcomm.outer.state import FragmentState, OuterState
 from lowcomm.outer.transfer import Transfer
 from lowcomm.types import Digest, Json, PeerId
 
+MAX_SENT = 2
+"""Contributions to one outer step that are kept; each is as large as the fragment."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPolicy:
@@ -207,7 +210,8 @@ class Decision:
         accepted: the update this peer has voted for; it joins only ballots that finalise it.
         voted: the newest updates that it has ever voted for, by the head they lead to; others may have
             committed one although this peer has seen a vote that differs.
-        sent: contributions to the newest ballots; others may finish one that was broken off here.
+        sent: contributions to ballots of this outer step, each once, oldest first; others may finish one that
+            was broken off here, however long ago. So there are never more than `MAX_SENT`.
         ready, told: this peer's announcement, and who has got it.
         roster, transfer, task: the ballot under way, if any.
         ended: the ballot that has failed here last.
@@ -244,6 +248,19 @@ class Decision:
     progress_s: float = 0.0
     joined_s: float = 0.0
     accepted_s: float = 0.0
+
+    def to_send(self, contribution: Contribution) -> Contribution:
+        """What to announce: `contribution`, or the newest sent one where others may still finish too many."""
+        return contribution if len(self.sent) < MAX_SENT else self.sent[-1]
+
+    def note_sent(self, contribution: Contribution) -> None:
+        """A ballot begins to which this peer sends `contribution`."""
+        if all(sent is not contribution for sent in self.sent):
+            self.sent.append(contribution)
+
+    def unsend(self, contribution: Contribution) -> None:
+        """Nobody can have the whole of it."""
+        self.sent = [sent for sent in self.sent if sent is not contribution]
 
     def sent_in(self, entry: Entry, peer: PeerId) -> Contribution | None:
         """What this peer, `peer`, had sent into an entry that others finished; told by its tokens."""

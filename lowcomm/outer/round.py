@@ -90,8 +90,8 @@ class FragmentRound:
         self.changed.notify()
 
     def contribute(self, contribution: Contribution) -> None:
-        """This peer is due: announce it."""
-        self.decision.contribution = contribution
+        """This peer is due: announce it, or what it has sent before and others may still commit."""
+        self.decision.contribution = self.decision.to_send(contribution)
         self.decision.unformed = self.decision.refusal = ""
         self._held_since_s = self._topic.now_s()
         if not self._held():
@@ -418,8 +418,8 @@ class FragmentRound:
         state.commit(accepted.entry, accepted.update, accepted.after)
         if accepted.contribution is not None:
             state.residuals[self._topic.fragment] = accepted.residual
-        if accepted.contribution is self.decision.contribution:
-            self.decision.contribution = None
+        if accepted.contribution is not None:
+            self.decision.contribution = None  # what is left of it is announced anew
         self._electorate.committed_here = True
         self._topic.contributions.committed(accepted.entry, accepted.participants)
         self.restart()
