@@ -183,7 +183,7 @@ def _line(task: _Task, clock: Clock) -> dict[str, Json]:
     }
 
 
-def read_log(log: Path) -> list[dict[str, Json]]:
+def read_log(log: Path) -> list[dict[str, Any]]:
     """The lines of a log; none if there is no file."""
     if not log.exists():
         return []
