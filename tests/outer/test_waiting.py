@@ -23,7 +23,7 @@ def test_a_wait_that_lasts_is_a_warning(caplog: pytest.LogCaptureFixture) -> Non
         await island.node.joining.gather(2, 70.0)
         await island.node.close()
 
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lowcomm"):
         run_virtually(wait(), 100.0)
     said = [r.levelno for r in caplog.records if r.getMessage().startswith("waiting for 1 more island")]
     assert said == [logging.INFO, logging.WARNING, logging.WARNING]
