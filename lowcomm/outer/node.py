@@ -154,7 +154,10 @@ class Node:
     async def start(self) -> None:
         """Open the exchange; greet whoever is there."""
         try:
-            await self.exchange.start(self, self.others.before)
+            if met := self.others.before:
+                await self.exchange.start(self, met)
+            else:  # exchanges of users may take no more than a receiver
+                await self.exchange.start(self)
         except PeerUnreachableError as error:
             raise PeerUnreachableError(f"{error}{self.others.way_out()}") from error
         self.peers.start()
