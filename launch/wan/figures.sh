@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure what docs/results says about WANs (root, about an hour, on a machine that does nothing else):
 #   PYTHON=.venv/bin/python launch/wan/figures.sh OUT [bytes|few-bytes|rounds|heartbeats|stock|utilisation|sweep ...]
-#   python -m lowcomm.bench.wan OUT        gathers OUT into docs/results/wan.json and draws the sweep
+#   python docs/results/wan.py OUT        gathers OUT into docs/results/wan.json and draws the sweep
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -ge 1 ] || { sed -n '3,4p' "$0" >&2; exit 2; }

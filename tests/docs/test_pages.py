@@ -9,8 +9,8 @@ import tomllib
 import pytest
 
 import lowcomm
-from lowcomm.bench.tables import BEGIN, END
 from lowcomm.config.fields import sections, settings
+from tables import BEGIN, END
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, bash_lines, blocks, page_id, prose, test_exists
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_id)

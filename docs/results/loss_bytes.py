@@ -1,6 +1,6 @@
 """The picture of the front page: loss against bytes sent, islands beside data-parallel training.
 
-`python -m lowcomm.bench.loss_bytes` draws docs/img/loss_bytes_light.svg and _dark.svg from the logs.
+`python docs/results/loss_bytes.py` draws docs/img/loss_bytes_light.svg and _dark.svg from the logs.
 Data-parallel training ran in one process, so its bytes are computed: those of a ring all-reduce of fp32
 gradients at each step, 2 (M - 1) / M * 4 bytes a parameter.
 """

@@ -1,17 +1,25 @@
 """The published figures are those of the committed logs."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
-from lowcomm.bench.markdown import anchor
-from lowcomm.bench.tables import PAGES, RESULTS, tables, with_tables
+from parts import anchor
+from tables import PAGES, RESULTS, tables, with_tables
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
 def test_the_tables_are_current(page) -> None:
     text = page.read_text(encoding="utf-8")
-    assert text == with_tables(text, PAGES[page](RESULTS)), "run: python -m lowcomm.bench.tables"
+    assert text == with_tables(text, PAGES[page](RESULTS)), "run: python docs/results/tables.py"
+
+
+def test_the_script_finds_what_it_needs_from_anywhere(tmp_path) -> None:
+    script = RESULTS / "tables.py"
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 def test_every_table_stands_under_a_question_with_a_sentence() -> None:

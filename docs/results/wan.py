@@ -1,4 +1,4 @@
-"""The figures of `launch/wan/figures.sh`: `python -m lowcomm.bench.wan OUT` gathers and draws them.
+"""The figures of `launch/wan/figures.sh`: `python docs/results/wan.py OUT` gathers and draws them.
 
 Writes docs/results/wan.json, which the published table is made of, and docs/img/wan_sweep.png. Runs in it
 that OUT doesn't have stay as they are.
@@ -153,7 +153,7 @@ def _read(path: Path) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Put the runs of a folder in the place of earlier ones, and draw where there is a sweep."""
-    parser = argparse.ArgumentParser(prog="python -m lowcomm.bench.wan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python docs/results/wan.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="what launch/wan/figures.sh has written")
     folder = parser.parse_args(arguments).folder
     found = gather(folder)

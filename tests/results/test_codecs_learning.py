@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.bench.codecs_learning import costs, plot
-from lowcomm.bench.tables import tables
+from codecs_learning import costs, plot
+from tables import tables
 
 
 def log(folder: Path) -> Path:

@@ -7,9 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from lowcomm.bench.codecs_learning import REFERENCE, costs
+from codecs_learning import REFERENCE, costs
 from lowcomm.bench.learning import read_log
-from lowcomm.bench.markdown import Part, table
+from parts import Part, table
 
 ALONE = "one island alone"
 """What studies call the run of an island with its own share of the tokens."""

@@ -1,6 +1,6 @@
 """The published figures, recomputed from the committed logs.
 
-`python -m lowcomm.bench.tables` rewrites what stands between the markers in README.md (a picture and a few
+`python docs/results/tables.py` rewrites what stands between the markers in README.md (a picture and a few
 rows) and in docs/results/README.md (all tables, by question); a test checks that both are what the logs give.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
-from lowcomm.bench import front_page, learning_tables, wan_tables
+import front_page
+import learning_tables
+import wan_tables
 from lowcomm.bench.churn_figures import Churn, ChurnBench
 from lowcomm.bench.deaths import Death
 from lowcomm.bench.donors import DonorBench, Donors
-from lowcomm.bench.markdown import Part, anchor, table
 from lowcomm.bench.snapshots import Cut
+from parts import Part, anchor, table
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 ROOT = Path(__file__).parents[2]
@@ -388,10 +390,11 @@ PAGES: dict[Path, Callable[[Path], str]] = {
 
 
 def main() -> None:
-    """Rewrite the pages."""
+    """Rewrite the pages that are not what the logs give."""
     for page, make in PAGES.items():
         text = page.read_text(encoding="utf-8")
-        page.write_text(with_tables(text, make(RESULTS)), encoding="utf-8")
+        if (current := with_tables(text, make(RESULTS))) != text:
+            page.write_text(current, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What codecs cost in loss: table and plot of recipes/studies/codecs.toml.
 
-`python -m lowcomm.bench.codecs_learning` draws docs/img/codecs_learning.png from its log.
+`python docs/results/codecs_learning.py` draws docs/img/codecs_learning.png from its log.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.bench.loss_bytes import PICTURES, RESULTS, pairs, picture, stamp
+from loss_bytes import PICTURES, RESULTS, pairs, picture, stamp
 
 LOGS = ("quickstart.json", "learning.jsonl", "few_bytes.jsonl")
 
 
 @pytest.mark.parametrize("theme", PICTURES)
 def test_the_picture_is_current(theme: str) -> None:
-    assert stamp(pairs(RESULTS)) in PICTURES[theme].read_text(), "run: python -m lowcomm.bench.loss_bytes"
+    assert stamp(pairs(RESULTS)) in PICTURES[theme].read_text(), "run: python docs/results/loss_bytes.py"
 
 
 def test_each_pair_compares_like_with_like() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowcomm.bench import wan
-from lowcomm.bench.markdown import Part, table
+import wan
+from parts import Part, table
 
 _TIMES = ("cold_s", "warm_s", "slowest_s")
 

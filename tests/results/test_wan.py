@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lowcomm.bench import wan
-from lowcomm.bench.tables import tables
+import wan
+from tables import tables
 
 
 def write(folder: Path, setup: dict[str, Any], *islands: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowcomm.bench import loss_bytes, wan
-from lowcomm.bench.loss_bytes import Pair
-from lowcomm.bench.markdown import Part, anchor, table
+import loss_bytes
+import wan
+from loss_bytes import Pair
+from parts import Part, anchor, table
 
 PAGE = "docs/results/README.md"
 
