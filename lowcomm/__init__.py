@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "OuterLoop": "lowcomm.outer.loop",
-    "RoundPolicy": "lowcomm.outer.decision",
-    "JoinReport": "lowcomm.outer.joining",
+    "RoundPolicy": "lowcomm.rounds.decision",
+    "JoinReport": "lowcomm.recovery.joining",
     "Schedule": "lowcomm.algorithms.schedule",
     "nesterov": "lowcomm.algorithms.outer_optimizers",
     "RoundReport": "lowcomm.types",
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from lowcomm.config.load import load_config
     from lowcomm.errors import LowcommError
     from lowcomm.islands import wrap_island
-    from lowcomm.outer.decision import RoundPolicy
-    from lowcomm.outer.joining import JoinReport
     from lowcomm.outer.loop import OuterLoop
+    from lowcomm.recovery.joining import JoinReport
+    from lowcomm.rounds.decision import RoundPolicy
     from lowcomm.train import Trainer
     from lowcomm.types import RoundReport
 

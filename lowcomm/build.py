@@ -22,15 +22,15 @@ from lowcomm.config.load import run_settings
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE, ShardedText, load_text
 from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.swarm.access import Gate, read_token
 from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.checkpointing import checkpoint_blocks
-from lowcomm.membership.access import Gate, read_token
-from lowcomm.membership.contributions import Limits
+from lowcomm.ledger.state import OuterState
 from lowcomm.models.gpt import GPT, GPTShape
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.outer.state import OuterState
+from lowcomm.rounds.claims import Limits
+from lowcomm.rounds.decision import RoundPolicy
 
 
 def build_text(config: Config, *, say: bool = True) -> ShardedText:

@@ -5,6 +5,7 @@ only, wherever in the module the import stands.
 """
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -22,7 +23,10 @@ LAYERS = (
     {"arguments"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},
-    {"membership"},
+    {"ledger"},
+    {"peers"},
+    {"rounds"},
+    {"recovery"},
     {"outer"},
     {"build", "device", "evaluation", "garbage", "inner_step", "interrupts", "summary"},
     {"fitting", "journal", "opening"},
@@ -33,6 +37,7 @@ LAYERS = (
     {"__init__", "__main__"},
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
+ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer")
 IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb")
 HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
 CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
@@ -83,6 +88,17 @@ def test_imports_come_from_lower_layers(path: Path) -> None:
         if unit != mine and LAYER.get(unit, len(LAYERS)) >= LAYER[mine]
     ]
     assert not wrong
+
+
+@pytest.mark.parametrize("package", ON_A_LINE)
+def test_files_of_a_package_lie_on_a_line(package: str) -> None:
+    """Each imports those before it only, so that they can be read in one order."""
+    files = {path.stem: path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
+    sorter: graphlib.TopologicalSorter[str] = graphlib.TopologicalSorter()
+    for stem, path in files.items():
+        found = [name.split(".") for _, name in imports(path) if name.startswith(f"lowcomm.{package}.")]
+        sorter.add(stem, *{parts[2] for parts in found} & files.keys())
+    assert len(list(sorter.static_order())) == len(files)  # a circle raises
 
 
 @pytest.mark.parametrize("library", IN_ONE_MODULE)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,3 +84,12 @@ def next_interval(schedule: Schedule, speeds: Mapping[PeerId, Speed], me: PeerId
         return Interval(schedule.inner_steps, seconds)
     least = 1 + (0 if schedule.delay == "auto" else schedule.delay)
     return Interval(max(least, math.floor(seconds / steps_s[me] + SLACK)), seconds)
+
+
+def furthest(inner_steps: Sequence[int]) -> int:
+    """Where the swarm stands, of what its islands say; 0 if there is none.
+
+    The second furthest of three or more: a single one that lies must not send others to the end.
+    """
+    ordered = sorted(inner_steps, reverse=True)
+    return ordered[1 if len(ordered) > 2 else 0] if ordered else 0

@@ -26,8 +26,8 @@ from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import SystemClock
 from lowcomm.interrupts import Interrupts
 from lowcomm.islands import wrap_island
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
 EVENTS, ADDRESS, LOG = "events.jsonl", "address", "log.txt"

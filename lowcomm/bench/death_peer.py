@@ -26,8 +26,8 @@ from lowcomm.clock import SystemClock
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.islands import wrap_island
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json, PeerId
 
 SENT_SHARE = 0.25

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from lowcomm.bench.children import Children
 from lowcomm.errors import ExchangeError
-from lowcomm.membership.roster import leader_order
+from lowcomm.rounds.roster import leader_order
 from lowcomm.types import Json, PeerId
 
 ISLANDS = 3

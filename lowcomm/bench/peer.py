@@ -18,8 +18,8 @@ from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import SystemClock
 from lowcomm.islands import wrap_island
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
 

@@ -22,8 +22,8 @@ from lowcomm.clock import SystemClock
 from lowcomm.errors import StorageError
 from lowcomm.garbage import exempt_from_collection
 from lowcomm.islands import wrap_island
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 
 FLOAT_BYTES = 4
 NOISE_SCALE = 1e-3

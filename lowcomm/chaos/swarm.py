@@ -21,8 +21,8 @@ from lowcomm.chaos.records import Commit, Line, Story, load_island
 from lowcomm.chaos.settings import NEWCOMERS, ChaosPlan
 from lowcomm.clock import Clock
 from lowcomm.errors import LowcommError
-from lowcomm.membership.roster import leader_order
 from lowcomm.processes import ADDRESS_FILE, log_tail, start_process
+from lowcomm.rounds.roster import leader_order
 from lowcomm.types import PeerId
 
 TICK_S = 0.02

@@ -90,7 +90,7 @@ def make_gate(args: argparse.Namespace, run_id: str) -> Gatekeeper | None:
     """
     if not args.owner:
         return None
-    from lowcomm.membership.access import Gate, read_token
+    from lowcomm.exchanges.swarm.access import Gate, read_token
 
     return Gate(run_id, owner=args.owner, token=read_token(args.token) if args.token else "")
 

@@ -33,8 +33,8 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the token; the owner's peer id goes to the standard error."""
     from lowcomm.clock import SystemClock
+    from lowcomm.exchanges.swarm.access import make_token
     from lowcomm.exchanges.swarm.identity import IdentityFile
-    from lowcomm.membership.access import make_token
     from lowcomm.types import PeerId
 
     file = IdentityFile(args.identity)

@@ -20,7 +20,7 @@ from lowcomm.cli.common import (
 from lowcomm.errors import ConfigError, LowcommError, StorageError
 
 if TYPE_CHECKING:
-    from lowcomm.outer.audit import Audit
+    from lowcomm.ledger.audit import Audit
 
 LEDGER = "ledger.jsonl"
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def verify(run_dir: Path) -> Audit:
     """Audit one run folder as far as its files go; what can't be read is a `problem`, too."""
-    from lowcomm.outer.audit import Audit
+    from lowcomm.ledger.audit import Audit
 
     found = Audit()
     try:
@@ -114,7 +114,7 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
         OSError: a file can't be read.
     """
     from lowcomm.config.load import load_config
-    from lowcomm.outer.audit import Auditor
+    from lowcomm.ledger.audit import Auditor
 
     recipe = run_dir / "config.toml"
     if not recipe.is_file():

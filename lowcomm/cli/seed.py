@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the shared string, then run until Ctrl-C."""
     _, initial_peers = split_join(args.join)
     from lowcomm import exchanges
-    from lowcomm.outer.observer import run_seed
+    from lowcomm.peers.observer import run_seed
 
     exchange = exchanges.swarm(
         run_id=args.run_id,

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         )
     check_writable(args.json)
     from lowcomm import exchanges
-    from lowcomm.outer.observer import observe, watch
+    from lowcomm.peers.observer import observe, watch
 
     exchange = exchanges.swarm(run_id=run_id, initial_peers=addresses, gate=make_gate(args, run_id))
     if args.watch is None:

@@ -21,14 +21,14 @@ from lowcomm.clock import Clock
 from lowcomm.errors import LossError
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
-from lowcomm.membership.ledger import MAX_TOKENS
-from lowcomm.outer.decision import Contribution
+from lowcomm.ledger.entry import MAX_TOKENS
+from lowcomm.outer.auto_delay import AutoDelay
 from lowcomm.outer.node import Node
 from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
-from lowcomm.outer.room import Room
 from lowcomm.outer.thread import LoopThread
+from lowcomm.rounds.decision import Contribution
 from lowcomm.types import Digest, PeerId, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Flights:
         self._progress, self._pacing, self._clock = progress, pacing, clock
         self._node, self._thread = node, thread
         self._under_way: dict[int, Flight] = {}
-        self._room = Room()
+        self._room = AutoDelay()
         self._warned = False
 
     def __contains__(self, fragment: int) -> bool:
@@ -107,7 +107,7 @@ class Flights:
         base: Vector | None = None
         norms = []
         if self._node is not None:
-            base = self._node.contributing.bases[fragment.index]
+            base = self._node.submissions.bases[fragment.index]
             for start, stop in spans(fragment.elements):
                 part = values[start:stop]
                 torch.sub(base.load(start, stop), part, out=part)
@@ -137,7 +137,7 @@ class Flights:
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
-            momentum = self._node.contributing.standing[fragment.index].state.momentum if self._node else None
+            momentum = self._node.submissions.standing[fragment.index].state.momentum if self._node else None
             flight.shift = self._run_ahead(fragment, base, momentum, values)
 
     def _warn_of_standstill(self, fragment: Fragment, tokens: int) -> None:
@@ -203,7 +203,7 @@ class Flights:
         outcome: Future[RoundOutcome] = Future()
         if self._node is not None:
             outcome = self._thread.submit(
-                self._node.contributing.contribute(fragment.index, contribution, last=last)
+                self._node.submissions.contribute(fragment.index, contribution, last=last)
             )
         flight = self._under_way[fragment.index] = Flight(contribution, steps, use_at_step, outcome, shift)
         return flight
@@ -283,7 +283,7 @@ class Flights:
         total_tokens, next_steps, next_us, late_steps, whole = facts[6:]
         if self._node is not None and outcome is not None:
             # first, as it frees the momentum before
-            self._node.contributing.standing[fragment.index] = outcome.position
+            self._node.submissions.standing[fragment.index] = outcome.position
         if moved or flight.shift is not None:
             stood_still = self._progress.inner_step == flight.contribution.inner_step
             if committed and whole and stood_still and self._schedule.merge_alpha == 0.0:

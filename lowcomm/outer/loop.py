@@ -29,20 +29,21 @@ from lowcomm.errors import ArgumentError, CheckpointError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector, spans
-from lowcomm.membership.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
-from lowcomm.membership.ledger import MAX_TOKENS, LedgerFile
+from lowcomm.ledger.entry import MAX_TOKENS
+from lowcomm.ledger.file import LedgerFile
+from lowcomm.ledger.state import OuterState, saved_position
 from lowcomm.outer.arguments import Arguments, listener, steps_saved
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.flights import Flights
-from lowcomm.outer.joining import JoinReport
+from lowcomm.outer.inspection import Views
 from lowcomm.outer.life import Life
 from lowcomm.outer.node import Node
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.restart import Joined, Restart
-from lowcomm.outer.state import OuterState, saved_position
 from lowcomm.outer.thread import LoopThread
-from lowcomm.outer.views import Views
+from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
+from lowcomm.recovery.joining import JoinReport
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json, RoundReport, SharedSettings
 
 COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"
@@ -507,7 +508,7 @@ class OuterLoop(Views):
             ConfigError: there is no such fragment.
         """
         index = arguments.whole("outer.fragment_state: index", index, least=0, most=self.num_fragments - 1)
-        saved = saved_position(self._lead.contributing.standing[index])
+        saved = saved_position(self._lead.submissions.standing[index])
         sent, shift = self._flights.sent(index)
         named = dict(named_parts(self._layout, self._fragments[index], saved["anchor"]))
         return {**saved, "sent": sent, "shift": shift, "tensors": named}

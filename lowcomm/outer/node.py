@@ -15,27 +15,27 @@ from typing import Any
 
 from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
-from lowcomm.membership.acquaintances import REDIAL_LONGEST_S
-from lowcomm.membership.blobs import Blob, Blobs
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import Entry
-from lowcomm.membership.pace import Pace
-from lowcomm.membership.peer import State
-from lowcomm.membership.peers import Peers
-from lowcomm.membership.promises import FilePromises, Promises
-from lowcomm.outer.claiming import Claiming
-from lowcomm.outer.contributing import Contributing
-from lowcomm.outer.decision import Accepted, Context, RoundPolicy
-from lowcomm.outer.donating import Donor
-from lowcomm.outer.joining import Joining
-from lowcomm.outer.notes import EntrySink, Notes
-from lowcomm.outer.others import Others
-from lowcomm.outer.questions import Questions
-from lowcomm.outer.recovery import Recovery
-from lowcomm.outer.round import FragmentRound
-from lowcomm.outer.signal import Signal
-from lowcomm.outer.state import OuterState
+from lowcomm.exchanges.fields import Fields
+from lowcomm.ledger.blobs import Blob, Blobs
+from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.recorder import EntrySink, Recorder
+from lowcomm.ledger.state import OuterState
+from lowcomm.ledger.upload_rate import UploadRate
+from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
+from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
+from lowcomm.peers.notice import Notice
+from lowcomm.peers.peer import State
+from lowcomm.peers.remembered import RememberedPeers
+from lowcomm.peers.requests import Requests
+from lowcomm.peers.shard_claims import ShardClaims
+from lowcomm.peers.table import Peers
+from lowcomm.recovery.catching_up import CatchingUp
+from lowcomm.recovery.donor import Donor
+from lowcomm.recovery.joining import Joining
+from lowcomm.rounds.decision import Accepted, Context, RoundPolicy
+from lowcomm.rounds.promises import FilePromises, Promises
+from lowcomm.rounds.round import FragmentRound
 from lowcomm.types import Digest, Json, Layout, PeerId, short
 
 logger = logging.getLogger(__name__)
@@ -85,13 +85,13 @@ class Node:
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
-        self.notes = Notes(ledger_file)
-        self.others = Others(folder, exchange.run_id)
+        self.recorder = Recorder(ledger_file)
+        self.remembered = RememberedPeers(folder, exchange.run_id)
         self.folder = folder
         self.grace_s = REDIAL_LONGEST_S + lease_s
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         state.keep_updates(folder, self.pool)
-        self.changed = Signal()
+        self.changed = Notice()
         self.refusals: list[str] = []
         self.fatal: ExchangeError | None = None
         self.peers = Peers(
@@ -106,11 +106,12 @@ class Node:
             on_refused=self._on_refused,
             ban_s=policy.limits.ban_s,
         )
-        self.blobs = Blobs(exchange, self._find_blob, self.pool, Pace(snapshot_mbit_s))
-        self.questions = Questions(exchange, lambda: self.deadline_s)
+        self.blobs = Blobs(exchange, self._find_blob, self.pool, UploadRate(snapshot_mbit_s))
+        self.requests = Requests(exchange, lambda: self.deadline_s)
         self._donor = Donor(state, self.peers, folder, self.pool)
-        self.joining, self.recovery = Joining(self), Recovery(self)
-        self.claiming = Claiming(self)
+        self.catching_up = CatchingUp(self)
+        self.joining = Joining(self, self.catching_up)
+        self.shard_claims = ShardClaims(exchange, self.peers, self.requests, self.changed)
         if promises is None and folder is not None and policy.partition == "majority":
             promises = FilePromises(folder)
         block = state.codec.block_elements
@@ -121,7 +122,7 @@ class Node:
         self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
-        self.contributing = Contributing(self)
+        self.submissions = Submissions(self, self.catching_up)
         self._control: dict[str, Callable[[PeerId, Fields], None]] = {
             "hello": self.peers.on_hello,
             "peers": self.peers.on_peers,
@@ -132,11 +133,11 @@ class Node:
             "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,
             "entries?": self._donor.on_entries_request,
-            "entries": self.questions.on_reply,
+            "entries": self.requests.on_reply,
             "snapshot?": self._donor.on_snapshot_request,
-            "snapshot": self.questions.on_reply,
-            "claim?": self.claiming.on_claim,
-            "claim": self.questions.on_reply,
+            "snapshot": self.requests.on_reply,
+            "claim?": self.shard_claims.on_claim,
+            "claim": self.requests.on_reply,
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unready": lambda peer, fields: self._round(fields).on_unready(peer, fields),
@@ -154,12 +155,12 @@ class Node:
     async def start(self) -> None:
         """Open the exchange; greet whoever is there."""
         try:
-            if met := self.others.before:
+            if met := self.remembered.before:
                 await self.exchange.start(self, met)
             else:  # exchanges of users may take no more than a receiver
                 await self.exchange.start(self)
         except PeerUnreachableError as error:
-            raise PeerUnreachableError(f"{error}{self.others.way_out()}") from error
+            raise PeerUnreachableError(f"{error}{self.remembered.way_out()}") from error
         self.peers.start()
         for fragment_round in self.rounds:
             fragment_round.recall()
@@ -167,7 +168,7 @@ class Node:
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
         self.note_others()
-        await self.contributing.close()  # else each call could announce its contribution anew
+        await self.submissions.close()  # else each call could announce its contribution anew
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows
             await fragment_round.abandon(answers=False)
@@ -192,12 +193,12 @@ class Node:
             CheckpointError: it belongs to another model or is damaged.
         """
         self.state.load(fragment, saved)
-        self.contributing.stand(fragment)
+        self.submissions.stand(fragment)
         self.rounds[fragment].restart()
 
     def note_others(self) -> None:
         """Keep in the run folder which other islands are here."""
-        self.others.note({peer.id: peer.addresses for peer in self.peers.live()}, self.peers.departed)
+        self.remembered.note({peer.id: peer.addresses for peer in self.peers.live()}, self.peers.departed)
 
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
@@ -219,11 +220,11 @@ class Node:
         )
 
     def _committed(self, entry: Entry, accepted: Accepted) -> None:
-        self.contributing.committed(accepted)
+        self.submissions.committed(accepted)
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
-        self.notes.committed(entry, accepted.update)
+        self.recorder.committed(entry, accepted.update)
         self.note_others()
         self.publish_position()
         self.changed.notify()
@@ -281,8 +282,8 @@ class Node:
     def on_peer_down(self, peer: PeerId, reason: str) -> None:
         """A link broke."""
         self.blobs.on_peer_down(peer)
-        self.questions.on_peer_down(peer)
-        self.claiming.on_peer_down(peer)
+        self.requests.on_peer_down(peer)
+        self.shard_claims.on_peer_down(peer)
         self.peers.on_peer_down(peer)
         for fragment_round in self.rounds:
             fragment_round.on_peer_down(peer, reason)
@@ -310,7 +311,7 @@ class Node:
         """A peer says nothing, over a link that looks whole: nobody waits for it until it speaks again."""
         logger.info("%s is %s", peer, reason)
         self.blobs.on_peer_down(peer)
-        self.questions.on_peer_down(peer)
+        self.requests.on_peer_down(peer)
         for fragment_round in self.rounds:
             fragment_round.on_silent(peer, reason)
 
@@ -335,7 +336,7 @@ class Node:
     def _look(self) -> None:
         for fragment_round in self.rounds:
             fragment_round.look()
-        self.claiming.look()
+        self.shard_claims.look()
         self.changed.notify()
 
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 from lowcomm.algorithms.intervals import Speed
 from lowcomm.algorithms.merge import movement_
 from lowcomm.islands.vectors import Vector
-from lowcomm.membership.ledger import Entry
-from lowcomm.membership.roster import Participant
-from lowcomm.outer.chunks import shares_of
-from lowcomm.outer.state import Position
+from lowcomm.ledger.chunks import shares_of
+from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.state import Position
+from lowcomm.rounds.roster import Participant
 from lowcomm.types import Digest, PeerId
 
 

@@ -164,12 +164,3 @@ class Progress:
         self.realign = list(state["realign"])
         self.totals = list(state["totals"])
         self.round_tokens, self.round_steps, self.counted_step = state["round"]
-
-
-def furthest(inner_steps: Sequence[int]) -> int:
-    """Where the swarm stands, of what its islands say; 0 if there is none.
-
-    The second furthest of three or more: a single one that lies must not send others to the end.
-    """
-    ordered = sorted(inner_steps, reverse=True)
-    return ordered[1 if len(ordered) > 2 else 0] if ordered else 0

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lowcomm.islands.vectors import Difference, HostVector, Vector
-from lowcomm.outer.decision import Contribution
-from lowcomm.outer.joining import JoinReport
+from lowcomm.recovery.joining import JoinReport
+from lowcomm.rounds.decision import Contribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

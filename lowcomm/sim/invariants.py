@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from lowcomm.membership.ledger import Entry
+from lowcomm.ledger.entry import Entry
 from lowcomm.sim.swarm import Outcome, name
 
 
@@ -74,7 +74,7 @@ def _tokens(outcome: Outcome) -> list[str]:
                 for entry in entries.values()
                 if entry.fragment == fragment and entry.outer_step <= height
             )
-            credited += life.node.contributing.late_tokens(fragment)
+            credited += life.node.submissions.late_tokens(fragment)
             if ledger != credited:
                 problems.append(
                     f"{name(life.number)}, fragment {fragment}: counts {credited} tokens as credited, "

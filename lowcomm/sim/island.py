@@ -17,15 +17,15 @@ from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
-from lowcomm.membership.ledger import Entry
-from lowcomm.membership.promises import Promises
-from lowcomm.membership.update import Update
-from lowcomm.outer.decision import Contribution, RoundPolicy
+from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.state import OuterState
+from lowcomm.ledger.update import Update
 from lowcomm.outer.node import Node
 from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
-from lowcomm.outer.state import OuterState
+from lowcomm.rounds.decision import Contribution, RoundPolicy
+from lowcomm.rounds.promises import Promises
 from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Digest, Layout, TensorSpec
 
@@ -221,7 +221,7 @@ class SimIsland:
 
     def _begin(self, fragment: int) -> None:
         loop, node, progress = asyncio.get_running_loop(), self.node, self.progress
-        values = node.contributing.bases[fragment].load() - self.local[fragment]
+        values = node.submissions.bases[fragment].load() - self.local[fragment]
         steps = self._pacing.begin(fragment, progress.inner_step)
         self.intervals.append((fragment, loop.time(), steps))
         contribution = Contribution(
@@ -231,7 +231,7 @@ class SimIsland:
             progress.inner_step,
             speed=self._pacing.speed(steps),
         )
-        task = loop.create_task(node.contributing.contribute(fragment, contribution))
+        task = loop.create_task(node.submissions.contribute(fragment, contribution))
         use_at_step = progress.inner_step + self._settings.delay
         self._flights[fragment] = _Flight(task, progress.inner_step, use_at_step)
 

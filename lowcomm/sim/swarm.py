@@ -8,8 +8,8 @@ from pathlib import Path
 
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
-from lowcomm.membership.ledger import Standing
-from lowcomm.membership.promises import FilePromises, MemoryPromises, Promises
+from lowcomm.ledger.chain import Standing
+from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
 from lowcomm.sim.virtual_time import run_virtually

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lowcomm.algorithms.reduce_shares import LEAST_SHARE, reduce_shares
-from lowcomm.membership.roster import range_of, stops_of
+from lowcomm.ledger.ranges import range_of, stops_of
 
 
 def longest(shares: list[float], bandwidths: list[float]) -> float:

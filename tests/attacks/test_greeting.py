@@ -6,11 +6,11 @@ import pytest
 
 from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError, ProtocolError
+from lowcomm.exchanges.fields import Fields
 from lowcomm.exchanges.loopback import LoopbackExchange
-from lowcomm.membership.acquaintances import MAX_DIALS, MAX_KNOWN
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.peer import BURST_MESSAGES, State
-from lowcomm.membership.peers import PROTOCOL, Peers
+from lowcomm.peers.acquaintances import MAX_DIALS, MAX_KNOWN
+from lowcomm.peers.peer import BURST_MESSAGES, State
+from lowcomm.peers.table import PROTOCOL, Peers
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 

@@ -9,11 +9,11 @@ import pytest
 
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import ShapedExchange
-from lowcomm.membership.contributions import Limits
-from lowcomm.membership.promises import MemoryPromises
-from lowcomm.membership.roster import leader_order
-from lowcomm.outer.decision import RoundPolicy
 from lowcomm.outer.outcome import RoundOutcome
+from lowcomm.rounds.claims import Limits
+from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.promises import MemoryPromises
+from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import RUN_ID, Outcome, SimSwarm, name

@@ -9,8 +9,8 @@ import torch
 from lowcomm import RoundPolicy
 from lowcomm.algorithms import aggregation
 from lowcomm.exchanges.base import Message
-from lowcomm.membership.contributions import Limits
-from lowcomm.outer.transfer import checksum
+from lowcomm.rounds.claims import Limits
+from lowcomm.rounds.transfer import checksum
 from tests.outer.swarm import Result, Swarm, in_parallel, name
 
 LIAR = 4

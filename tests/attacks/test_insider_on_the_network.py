@@ -10,7 +10,7 @@ from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, nesterov
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.islands import wrap_island
-from lowcomm.membership.ledger import hash_bytes
+from lowcomm.ledger.entry import hash_bytes
 from tests.outer.swarm import Lie, Lying, Result, batch, in_parallel, make_model, train_step
 
 pytestmark = pytest.mark.processes

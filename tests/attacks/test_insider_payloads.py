@@ -9,7 +9,7 @@ import torch
 
 from lowcomm import RoundPolicy, codecs
 from lowcomm.exchanges.base import MAX_PAYLOAD_BYTES, Message
-from lowcomm.outer.transfer import checksum
+from lowcomm.rounds.transfer import checksum
 from tests.outer.swarm import Swarm, name
 from tests.outer.test_faults import assert_one_history
 

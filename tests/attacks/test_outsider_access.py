@@ -10,10 +10,10 @@ from lowcomm import exchanges
 from lowcomm.cli.main import main
 from lowcomm.clock import SystemClock
 from lowcomm.errors import ExchangeError, JoinRefusedError
+from lowcomm.exchanges.swarm.access import Gate, make_token
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.exchanges.swarm.identity import Identity
-from lowcomm.membership.access import Gate, make_token
-from lowcomm.outer.observer import run_seed
+from lowcomm.peers.observer import run_seed
 from tests.exchanges.networks import RUN, Recorder
 
 OWNER = Identity.generate()

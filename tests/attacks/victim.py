@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from lowcomm import exchanges
-from lowcomm.outer.observer import run_seed
+from lowcomm.peers.observer import run_seed
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lowcomm.bench.deaths import choose
-from lowcomm.membership.roster import leader_order
+from lowcomm.rounds.roster import leader_order
 from lowcomm.types import PeerId
 
 TIMEOUT_S = 280.0

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.membership.ledger import Standing
-from lowcomm.outer.decision import RoundPolicy
+from lowcomm.ledger.chain import Standing
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name

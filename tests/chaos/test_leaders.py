@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.membership.roster import leader_order
-from lowcomm.outer.decision import RoundPolicy
+from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import RUN_ID, SimSwarm, name

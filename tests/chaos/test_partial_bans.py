@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lowcomm.exchanges.base import Message
-from lowcomm.outer.decision import RoundPolicy
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape

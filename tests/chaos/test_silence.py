@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.membership.pulse import WARM_UP, Pulse
-from lowcomm.outer.decision import RoundPolicy
+from lowcomm.peers.failure_detector import WARM_UP, AdaptiveTimeout
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm, name
@@ -63,7 +63,7 @@ def test_the_others_commit_within_five_seconds(moment: str, victim: int) -> None
 
 
 def test_a_silence_is_judged_by_those_before_it() -> None:
-    pulse = Pulse(2.0, 30.0, 0.0)
+    pulse = AdaptiveTimeout(2.0, 30.0, 0.0)
     for second in range(1, 5):
         pulse.beat(float(second))
     assert pulse.limit_s == 30.0  # nothing is known yet
@@ -76,7 +76,7 @@ def test_a_silence_is_judged_by_those_before_it() -> None:
 
 
 def test_an_observer_that_stood_still_blames_nobody() -> None:
-    pulse = Pulse(2.0, 30.0, 0.0)
+    pulse = AdaptiveTimeout(2.0, 30.0, 0.0)
     for second in range(100):
         pulse.beat(float(second))
     assert not pulse.look(500.0, longest_step_s=0.5)

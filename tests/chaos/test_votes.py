@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.membership.ledger import hash_bytes
-from lowcomm.membership.promises import FilePromises, MemoryPromises, Promise
-from lowcomm.outer.decision import RoundPolicy
+from lowcomm.ledger.entry import hash_bytes
+from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promise
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate

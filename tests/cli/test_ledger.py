@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from lowcomm.cli.main import main
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import LedgerFile, parse_entry
+from lowcomm.exchanges.fields import Fields
+from lowcomm.ledger.entry import parse_entry
+from lowcomm.ledger.file import LedgerFile
 from lowcomm.types import Digest
 from tests.train.islands import finished, make_config, train_islands
 

@@ -15,8 +15,8 @@ from lowcomm import codecs, errors, exchanges
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
-from lowcomm.outer.joining import JoinReport
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.recovery.joining import JoinReport
 from lowcomm.summary import Summary
 from lowcomm.types import RoundReport
 from tests.docs.pages import PAGES, ROOT, blocks, page_id, prose

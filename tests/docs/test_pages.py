@@ -87,7 +87,7 @@ def test_every_page_can_be_reached_from_the_readme():
 
 
 def test_message_kinds_are_all_described():
-    sources = [ROOT / "lowcomm" / "outer" / "node.py", ROOT / "lowcomm" / "membership" / "blobs.py"]
+    sources = [ROOT / "lowcomm" / "outer" / "node.py", ROOT / "lowcomm" / "ledger" / "blobs.py"]
     kinds = set(re.findall(r'"([a-z]+\??)": (?:self\.|lambda)', sources[0].read_text()))
     assert len(kinds) >= 12
     described = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ def peer(key: Path, *initial: str) -> tuple[SwarmExchange, Recorder]:
 
 
 async def reach(dialer: SwarmExchange, other: SwarmExchange) -> None:
-    """As membership does: dial until the link is there."""
+    """As an island does: dial until the link is there."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:

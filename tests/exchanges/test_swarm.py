@@ -241,7 +241,7 @@ def test_p2pd_that_was_killed_comes_back_on_the_same_port() -> None:
             os.kill(killed, signal.SIGKILL)
             await asyncio.gather(*(p.heard.until(lambda p=p: bool(p.heard.reasons)) for p in (a, b)))
             async with asyncio.timeout(PATIENCE_S):
-                while True:  # as membership does: dial again until the other side is back
+                while True:  # as an island does: dial again until the other side is back
                     try:
                         await b.exchange.connect(a.id, addresses)
                         break

@@ -44,7 +44,7 @@ def test_a_temporary_folder_that_is_cleaned_costs_a_restart_of_p2pd(what: str) -
                 await a.exchange.publish(b"record", 60.0)
             await asyncio.gather(*(p.heard.until(lambda p=p: bool(p.heard.reasons)) for p in (a, b)))
             async with asyncio.timeout(PATIENCE_S):
-                while True:  # as membership does: dial again until the other side is back
+                while True:  # as an island does: dial again until the other side is back
                     try:
                         await b.exchange.connect(a.id, addresses)
                         break

@@ -28,25 +28,25 @@ from lowcomm.algorithms.intervals import Speed
 from lowcomm.clock import SystemClock
 from lowcomm.errors import CodecError, ProtocolError
 from lowcomm.exchanges.base import Message, Traffic
+from lowcomm.exchanges.fields import Fields
 from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.loopback import LoopbackExchange
+from lowcomm.exchanges.swarm.access import Gate, make_token
 from lowcomm.exchanges.swarm.directory import Directory, pack_value, signed_bytes
 from lowcomm.exchanges.swarm.identity import Identity
 from lowcomm.exchanges.swarm.links import Links
 from lowcomm.exchanges.swarm.streams import FrameDecoder
-from lowcomm.membership.access import Gate, make_token
-from lowcomm.membership.acquaintances import record_addresses
-from lowcomm.membership.blobs import Blobs
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.ledger import Entry, hash_bytes, parse_entry
-from lowcomm.membership.pace import Pace
-from lowcomm.membership.peer import Peer, State, parse_state
-from lowcomm.membership.peers import PROTOCOL, Peers
-from lowcomm.membership.pieces import check_manifest, make_manifest, name_of
-from lowcomm.membership.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
-from lowcomm.outer.decision import Ready, parse_ready
-from lowcomm.outer.donating import MAX_ENTRIES
-from lowcomm.outer.snapshots import _follows, parse_offer
+from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.entry import Entry, hash_bytes, parse_entry
+from lowcomm.ledger.pieces import check_manifest, make_manifest, name_of
+from lowcomm.ledger.upload_rate import UploadRate
+from lowcomm.peers.acquaintances import record_addresses
+from lowcomm.peers.peer import Peer, State, parse_state
+from lowcomm.peers.table import PROTOCOL, Peers
+from lowcomm.recovery.donor import MAX_ENTRIES
+from lowcomm.recovery.snapshots import _follows, parse_offer
+from lowcomm.rounds.decision import Ready, parse_ready
+from lowcomm.rounds.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
 from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Json, PeerId
 
@@ -163,7 +163,7 @@ def read_opening(data: bytes) -> None:
 
 
 def greet(read: Callable[[Peers, Fields], None]) -> Callable[[Fields], None]:
-    """A control message of membership, handled by a peer to which the sender has a link."""
+    """A control message about peers, handled by a peer to which the sender has a link."""
 
     def handle(fields: Fields) -> None:
         asyncio.run(_greet(read, fields))
@@ -225,7 +225,7 @@ def read_piece(fields: Fields) -> None:
 
     async def both() -> None:
         exchange = LoopbackExchange(exchanges.hub(), "run", PeerId("me"), founder=True)
-        blobs = Blobs(exchange, lambda name: None, InlineExecutor(), Pace(0))
+        blobs = Blobs(exchange, lambda name: None, InlineExecutor(), UploadRate(0))
         blobs.on_request(STRANGER, fields)
         blobs.on_piece(STRANGER, fields, b"")
         await asyncio.gather(*blobs._replies)

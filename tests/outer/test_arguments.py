@@ -21,7 +21,7 @@ from lowcomm import (
 )
 from lowcomm.algorithms.aggregation import CoordinateMedian
 from lowcomm.errors import ArgumentError, ConfigError, LowcommError
-from lowcomm.membership.contributions import Limits
+from lowcomm.rounds.claims import Limits
 from tests.outer.swarm import make_model
 
 ROOT = Path(__file__).parents[2]

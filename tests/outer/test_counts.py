@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lowcomm.errors import ArgumentError, ConfigError
-from lowcomm.membership.ledger import MAX_TOKENS
+from lowcomm.ledger.entry import MAX_TOKENS
 from tests.outer.swarm import Swarm, batch, make_model, train_step
 
 EIGHT = {

@@ -6,8 +6,8 @@ import asyncio
 
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
-from lowcomm.membership.promises import MemoryPromises
-from lowcomm.outer.joining import LINK_PATIENCE_S
+from lowcomm.recovery.joining import LINK_PATIENCE_S
+from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually

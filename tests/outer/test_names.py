@@ -9,11 +9,11 @@ import torch
 from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov, wrap_island
 from lowcomm.cli.status import HEADINGS, status_rows
 from lowcomm.errors import ArgumentError, ConfigError, ProtocolError
-from lowcomm.membership.acquaintances import MAX_KNOWN
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.peer import MAX_LINKS, State, parse_state
+from lowcomm.exchanges.fields import Fields
 from lowcomm.names import LONGEST_NAME, host_name, is_name
-from lowcomm.outer.observer import watch
+from lowcomm.peers.acquaintances import MAX_KNOWN
+from lowcomm.peers.observer import watch
+from lowcomm.peers.peer import MAX_LINKS, State, parse_state
 from lowcomm.types import PeerId, PeerStatus
 from tests.attacks.test_greeting import hello, member
 from tests.outer.swarm import make_model

@@ -12,9 +12,9 @@ import torch
 from lowcomm import OuterLoop, Schedule, codecs, nesterov, wrap_island
 from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
-from lowcomm.membership.acquaintances import REDIAL_LONGEST_S
-from lowcomm.membership.promises import MemoryPromises
-from lowcomm.outer.others import FILE, MOST_KEPT, Others
+from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
+from lowcomm.peers.remembered import FILE, MOST_KEPT, RememberedPeers
+from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
@@ -37,16 +37,16 @@ def kept(folder):
 
 
 def test_who_was_here_is_named_after_a_restart(tmp_path, caplog):
-    Others(tmp_path, "run").note(told(A, B), set())
+    RememberedPeers(tmp_path, "run").note(told(A, B), set())
     assert kept(tmp_path) == [STRINGS[A], STRINGS[B]]
     with caplog.at_level(logging.WARNING):
-        Others(tmp_path, "run").warn_alone()
+        RememberedPeers(tmp_path, "run").warn_alone()
     assert all(string in caplog.text for string in STRINGS.values())
     assert "--join" in caplog.text
 
 
 def test_who_vanishes_is_kept_and_who_says_goodbye_is_not(tmp_path):
-    others = Others(tmp_path, "run")
+    others = RememberedPeers(tmp_path, "run")
     others.note(told(A, B), set())
     others.note({}, {B})
     assert kept(tmp_path) == [STRINGS[A]]
@@ -58,7 +58,7 @@ def test_who_vanishes_is_kept_and_who_says_goodbye_is_not(tmp_path):
 def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
-    others = Others(tmp_path, "run")
+    others = RememberedPeers(tmp_path, "run")
     with caplog.at_level(logging.WARNING):
         others.warn_alone()
     assert caplog.text == ""
@@ -66,15 +66,15 @@ def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
 
 
 def test_without_a_folder_nothing_is_kept(caplog):
-    others = Others(None, "run")
+    others = RememberedPeers(None, "run")
     others.note(told(A), set())
     others.warn_alone()
     assert caplog.text == ""
 
 
 def test_the_way_out_names_those_that_were_tried(tmp_path):
-    Others(tmp_path, "run").note(told(A, B), set())
-    out = Others(tmp_path, "run").way_out()
+    RememberedPeers(tmp_path, "run").note(told(A, B), set())
+    out = RememberedPeers(tmp_path, "run").way_out()
     assert all(string in out for string in STRINGS.values())
     assert "without --join and with --found" in out
 
@@ -84,21 +84,21 @@ def test_what_is_no_address_is_not_kept(tmp_path):
         A: ("", "nonsense", "/ip4/1.2.3.4/tcp/1/p2p/x\nrun@/ip4/6.6.6.6/tcp/1/p2p/y"),
         B: told(B)[B],
     }
-    Others(tmp_path, "run").note(junk, set())
+    RememberedPeers(tmp_path, "run").note(junk, set())
     assert kept(tmp_path) == [STRINGS[B]]
 
 
 def test_the_file_stays_small_and_the_message_short(tmp_path, caplog):
     many = [PeerId(f"12D3KooW{number}") for number in range(2 * MOST_KEPT)]
-    Others(tmp_path, "run").note(told(*many), set())
+    RememberedPeers(tmp_path, "run").note(told(*many), set())
     assert len(kept(tmp_path)) == MOST_KEPT
     with caplog.at_level(logging.WARNING):
-        Others(tmp_path, "run").warn_alone()
+        RememberedPeers(tmp_path, "run").warn_alone()
     assert f"and {MOST_KEPT - 3} more, in {tmp_path / FILE}" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_survived(tmp_path, caplog):
-    others = Others(tmp_path / "gone", "run")
+    others = RememberedPeers(tmp_path / "gone", "run")
     with caplog.at_level(logging.WARNING):
         others.note(told(A), set())
     assert "can't be written" in caplog.text
@@ -121,7 +121,7 @@ def island(folder, *, founder, found=False):
 @pytest.mark.parametrize("known", [True, False], ids=["with-others-before", "first-start"])
 def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, known):
     if known:
-        Others(tmp_path, "run").note(told(A), set())
+        RememberedPeers(tmp_path, "run").note(told(A), set())
     with caplog.at_level(logging.WARNING), island(tmp_path, founder=True, found=known):
         pass
     assert ("starts alone" in caplog.text) == known
@@ -129,7 +129,7 @@ def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, 
 
 
 def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_path, caplog):
-    Others(tmp_path, "run").note(told(A), set())
+    RememberedPeers(tmp_path, "run").note(told(A), set())
     outer = island(tmp_path, founder=True)
     with caplog.at_level(logging.WARNING), contextlib.closing(outer):
         outer.connect()
@@ -138,7 +138,7 @@ def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_pat
 
 
 def test_an_island_that_reaches_nobody_names_the_others(tmp_path):
-    Others(tmp_path, "run").note(told(A), set())
+    RememberedPeers(tmp_path, "run").note(told(A), set())
     with pytest.raises(PeerUnreachableError, match=f"nor did one that this island knew: {STRINGS[A]}. "):
         island(tmp_path, founder=False).start()
 
@@ -149,8 +149,8 @@ async def looked_for(tmp_path, known, comes_after_s):
     me = SimIsland(
         0, LoopbackExchange(hub, "run", PeerId("me"), founder=True), IslandSettings(), MemoryPromises()
     )
-    Others(tmp_path, "run").note(told(*known), set())
-    me.node.others = Others(tmp_path, "run")
+    RememberedPeers(tmp_path, "run").note(told(*known), set())
+    me.node.remembered = RememberedPeers(tmp_path, "run")
     await me.node.start()
     began_s = loop.time()
     looking = asyncio.ensure_future(me.node.joining.look_for_others())

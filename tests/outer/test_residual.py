@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lowcomm import Schedule, codecs, nesterov
 from lowcomm.codecs.base import Codec
 from lowcomm.islands.vectors import HostVector
-from lowcomm.outer.residual import Residual
+from lowcomm.ledger.residual import Residual
 from tests.outer.swarm import Swarm, in_parallel
 
 ELEMENTS, STEPS = 3_000, 24

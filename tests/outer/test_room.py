@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lowcomm.outer.room import Room
+from lowcomm.outer.auto_delay import AutoDelay
 
 
 def delay(rounds_s: list[float], step_s: float = 0.1, most: int = 99) -> int:
-    room = Room()
+    room = AutoDelay()
     for round_s in rounds_s:
         room.round_took(round_s)
     return room.delay(step_s, most)

@@ -12,16 +12,16 @@ import torch
 
 from lowcomm.errors import ExchangeError, PeerUnreachableError
 from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.fields import Fields
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import Fate, ShapedExchange
 from lowcomm.islands.vectors import HostVector, HostVectors
-from lowcomm.membership.blobs import Blobs
-from lowcomm.membership.fetching import Fetch
-from lowcomm.membership.fields import Fields
-from lowcomm.membership.pace import Pace
-from lowcomm.membership.pieces import PIECE_BYTES, count_pieces, hash_pieces, make_manifest, name_of
-from lowcomm.outer.incoming import Incoming, unfinished
-from lowcomm.outer.state import FragmentState
+from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.fetching import Fetch
+from lowcomm.ledger.pieces import PIECE_BYTES, count_pieces, hash_pieces, make_manifest, name_of
+from lowcomm.ledger.state import FragmentState
+from lowcomm.ledger.upload_rate import UploadRate
+from lowcomm.recovery.incoming import Incoming, unfinished
 from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
 from lowcomm.types import PeerId
 
@@ -42,7 +42,9 @@ class Steady:
 class Peer:
     """An exchange with nothing but blobs on it."""
 
-    def __init__(self, hub: LoopbackHub, name: PeerId, pace: Pace, *, founder: bool, mbit_s: float) -> None:
+    def __init__(
+        self, hub: LoopbackHub, name: PeerId, pace: UploadRate, *, founder: bool, mbit_s: float
+    ) -> None:
         inner = LoopbackExchange(hub, "run", name, founder=founder)
         self.exchange = ShapedExchange(inner, Steady(), mbit_s=mbit_s)
         self.blobs = Blobs(self.exchange, lambda name: STATE if name == STATE.digest else None, POOL, pace)
@@ -73,9 +75,10 @@ class Scene:
 
     def __init__(self, *, mbit_s: float = 80.0, pace_mbit_s: float = 0.0) -> None:
         self.hub = LoopbackHub()
-        self.taker = Peer(self.hub, PeerId("taker"), Pace(0), founder=True, mbit_s=0)
+        self.taker = Peer(self.hub, PeerId("taker"), UploadRate(0), founder=True, mbit_s=0)
         self.donors = {
-            name: Peer(self.hub, name, Pace(pace_mbit_s), founder=False, mbit_s=mbit_s) for name in DONORS
+            name: Peer(self.hub, name, UploadRate(pace_mbit_s), founder=False, mbit_s=mbit_s)
+            for name in DONORS
         }
         self.took_s = 0.0
 

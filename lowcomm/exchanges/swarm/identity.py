@@ -52,7 +52,7 @@ class Identity:
 
 
 class Gatekeeper(Protocol):
-    """Decides who may be in a run; `lowcomm.membership.access.Gate` is one."""
+    """Decides who may be in a run; `lowcomm.exchanges.swarm.access.Gate` is one."""
 
     def show(self, identity: Identity) -> str:
         """What the peer with this identity shows to others."""

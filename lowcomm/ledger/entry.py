@@ -1,0 +1,134 @@
+"""An entry of the ledger: one committed outer update of one fragment, and its hash.
+
+An entry names everything that is needed to recompute the state after it from the state before it:
+who took part with which weight, the hash of the encoded mean (a blob that any peer can serve), how
+that blob is cut, the digest of the resulting state, and the hash of the entry before. Its own hash
+is the fragment's *head*; equal heads mean equal histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import blake3
+import msgpack
+
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.fields import MAX_COUNT, Fields, checked_int, checked_text
+from lowcomm.types import Digest, Json, PeerId
+
+MAX_PARTICIPANTS = 4_096
+MAX_TOKENS = 1 << 40
+"""One contribution claims no more, so that liars need millions of rounds to leave the range of totals."""
+MAX_TOTAL_TOKENS = MAX_COUNT
+"""A chain counts no further; an entry that would is voted for by nobody."""
+
+
+def hash_bytes(*parts: bytes | bytearray | memoryview) -> Digest:
+    """blake3 over the parts, one after the other."""
+    hasher = blake3.blake3()
+    for part in parts:
+        hasher.update(part)
+    return Digest(hasher.hexdigest())
+
+
+def hash_value(value: Json) -> Digest:
+    """blake3 over a plain value in its one msgpack form."""
+    return hash_bytes(msgpack.packb(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One committed update of one fragment.
+
+    Attributes:
+        participants: (peer id, tokens) in roster order, which is the order of summation.
+        total_tokens: credited to all islands in the fragment's chain up to here, this entry included.
+        stops: the ends of the reducers' ranges, ascending; the last is the fragment's size.
+        chunk_elements: how ranges were cut into separately encoded chunks.
+        update_hash, update_bytes: of the encoded mean.
+        state_digest: of anchor and momentum after the update.
+        previous: hash of the entry before, or the genesis hash.
+    """
+
+    run_id: str
+    fragment: int
+    outer_step: int
+    participants: tuple[tuple[PeerId, int], ...]
+    total_tokens: int
+    stops: tuple[int, ...]
+    chunk_elements: int
+    update_hash: Digest
+    update_bytes: int
+    state_digest: Digest
+    previous: Digest
+
+    def to_json(self) -> dict[str, Json]:
+        """As it travels and as it is hashed."""
+        return {
+            "run_id": self.run_id,
+            "fragment": self.fragment,
+            "outer_step": self.outer_step,
+            "participants": [[peer, tokens] for peer, tokens in self.participants],
+            "total_tokens": self.total_tokens,
+            "stops": list(self.stops),
+            "chunk_elements": self.chunk_elements,
+            "update_hash": self.update_hash,
+            "update_bytes": self.update_bytes,
+            "state_digest": self.state_digest,
+            "previous": self.previous,
+        }
+
+    @property
+    def hash(self) -> Digest:
+        return hash_value(self.to_json())
+
+    @property
+    def tokens(self) -> int:
+        """Credited to all participants."""
+        return sum(tokens for _, tokens in self.participants)
+
+    def tokens_of(self, peer: PeerId) -> int | None:
+        """Tokens credited to `peer`, or None if it took no part."""
+        return next((tokens for name, tokens in self.participants if name == peer), None)
+
+
+def parse_entry(fields: Fields) -> Entry:
+    """Check and build an entry from the network or a file.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    participants = []
+    for item in fields.items("participants", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError(f"{fields.kind}.participants: expected [peer, tokens] pairs")
+        peer = checked_text("participants.peer", item[0], 128)
+        participants.append((PeerId(peer), checked_int("participants.tokens", item[1], 0, MAX_TOKENS)))
+    stops = fields.integers("stops", MAX_PARTICIPANTS)
+    if not participants or not stops or list(stops) != sorted(stops):
+        raise ProtocolError(f"{fields.kind}: expected participants and ascending stops")
+    return Entry(
+        run_id=fields.text("run_id"),
+        fragment=fields.integer("fragment"),
+        outer_step=fields.integer("outer_step", 1),
+        participants=tuple(participants),
+        total_tokens=fields.integer("total_tokens", 0, MAX_TOTAL_TOKENS),
+        stops=stops,
+        chunk_elements=fields.integer("chunk_elements", 1),
+        update_hash=fields.digest("update_hash"),
+        update_bytes=fields.integer("update_bytes"),
+        state_digest=fields.digest("state_digest"),
+        previous=fields.digest("previous"),
+    )
+
+
+def genesis_head(run_id: str, fragment: int, digest: Digest) -> Digest:
+    """The head of a fragment's chain before its first entry, where the run begins with state `digest`."""
+    return hash_value(["lowcomm genesis", run_id, fragment, digest])
+
+
+def run_head(heads: Sequence[Digest]) -> Digest:
+    """The run's head: the hash over the fragments' heads."""
+    return hash_value(list(heads))

@@ -1,0 +1,163 @@
+"""One peer, and what it says of itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_float, checked_text
+from lowcomm.ledger.chain import Standing
+from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
+from lowcomm.peers.failure_detector import AdaptiveTimeout
+from lowcomm.types import Digest, Json, Link, PeerId
+
+MAX_FRAGMENTS = 100_000
+MAX_CHECKPOINTS = 1_000
+MAX_PUT_OUT = 256
+MAX_LINKS = 256
+BURST_MESSAGES = 10_000.0
+"""Control messages that a peer may send at once."""
+
+
+@dataclass(slots=True)
+class State:
+    """What a peer says of itself in every heartbeat.
+
+    Attributes:
+        role: `island`, `seed` (bootstrap only) or `observer`.
+        phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
+            `leaving`.
+        outer_steps, heads, total_tokens: of each fragment's chain; empty until known.
+        checkpoints: inner steps of the checkpoints a restarting peer could load.
+        shard: the part of the data it has claimed, or -1.
+        put_out: peers that it has put out of the run, or has on probation; the latest.
+        name: what people call it; empty where it has none.
+        loss: its newest training loss, if it has told one.
+        links: the peers that it is linked to, and what the newest heartbeat took there and back in seconds,
+            where that is known; told to observers only.
+    """
+
+    role: str = "island"
+    phase: str = "starting"
+    inner_step: int = 0
+    outer_steps: tuple[int, ...] = ()
+    heads: tuple[Digest, ...] = ()
+    total_tokens: tuple[int, ...] = ()
+    tokens_per_s: float = 0.0
+    shard: int = -1
+    checkpoints: tuple[int, ...] = ()
+    put_out: tuple[PeerId, ...] = ()
+    name: str = ""
+    loss: float | None = None
+    links: tuple[Link, ...] = ()
+
+    def standing(self, fragment: int) -> Standing | None:
+        """How far it is with a fragment; None where it doesn't train or doesn't say."""
+        if self.phase != "training" or fragment >= len(self.outer_steps):
+            return None
+        return Standing(self.total_tokens[fragment], self.outer_steps[fragment])
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "role": self.role,
+            "phase": self.phase,
+            "inner_step": self.inner_step,
+            "outer_steps": list(self.outer_steps),
+            "heads": list(self.heads),
+            "total_tokens": list(self.total_tokens),
+            "tokens_per_s": self.tokens_per_s,
+            "shard": self.shard,
+            "checkpoints": list(self.checkpoints),
+            "put_out": list(self.put_out),
+            "name": self.name,
+            "loss": self.loss,
+            "links": [[peer, round_trip_s] for peer, round_trip_s in self.links],
+        }
+
+
+def parse_state(fields: Fields) -> State:
+    """Check and build a `State`.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    role, phase = fields.text("role"), fields.text("phase")
+    if role not in ("island", "seed", "observer"):
+        raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
+    if phase not in ("starting", "joining", "training", "leaving"):
+        raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
+    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+    outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
+    total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
+    if not len(heads) == len(outer_steps) == len(total_tokens):
+        raise ProtocolError(
+            f"state: expected as many outer_steps and total_tokens as the {len(heads)} heads, "
+            f"got {len(outer_steps)} and {len(total_tokens)}"
+        )
+    return State(
+        role=role,
+        phase=phase,
+        inner_step=fields.integer("inner_step"),
+        outer_steps=outer_steps,
+        heads=heads,
+        total_tokens=total_tokens,
+        tokens_per_s=fields.number("tokens_per_s"),
+        shard=fields.integer("shard", -1),
+        checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
+        put_out=tuple(PeerId(peer) for peer in fields.texts("put_out", MAX_PUT_OUT)),
+        name=_parse_name(fields),
+        loss=fields.number("loss") if fields.has("loss") else None,
+        links=_parse_links(fields),
+    )
+
+
+def _parse_name(fields: Fields) -> str:
+    name = fields.text("name", LONGEST_NAME) if fields.has("name") else ""
+    if name and not is_name(name):
+        raise ProtocolError(f"{fields.kind}.name: expected {NAME_RULE}, got {name!r}")
+    return name
+
+
+def _parse_links(fields: Fields) -> tuple[Link, ...]:
+    links: list[Link] = []
+    for item in fields.items("links", MAX_LINKS) if fields.has("links") else ():
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError(f"{fields.kind}.links: expected [peer, seconds], got {item!r:.80}")
+        peer = PeerId(checked_text(f"{fields.kind}.links", item[0], MAX_NAME))
+        seconds = None if item[1] is None else checked_float(f"{fields.kind}.links", item[1])
+        if seconds is not None and seconds < 0.0:
+            raise ProtocolError(f"{fields.kind}.links: expected at least 0 s, got {seconds:g}")
+        links.append((peer, seconds))
+    return tuple(links)
+
+
+@dataclass(slots=True)
+class Peer:
+    """A linked peer.
+
+    Attributes:
+        greeted: its hello has come, and fits.
+        introduced: it has told which peers it knows, which it does once it has our hello.
+        settled: set when it has greeted, or is gone.
+        pulse, silent: its messages; whether it has been silent for longer than it ever is.
+        unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
+        round_trip_s: what the newest heartbeat took to it and back.
+        progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
+    """
+
+    id: PeerId
+    state: State = field(default_factory=State)
+    addresses: tuple[str, ...] = ()
+    greeted: bool = False
+    introduced: bool = False
+    seen_at_s: float = 0.0
+    round_trip_s: float | None = None
+    silence: AdaptiveTimeout | None = None
+    progress: AdaptiveTimeout | None = None
+    silent: bool = False
+    unfit: bool = False
+    stalled: bool = False
+    allowance: float = BURST_MESSAGES
+    counted_at_s: float = 0.0
+    settled: asyncio.Event = field(default_factory=asyncio.Event)

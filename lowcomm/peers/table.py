@@ -1,0 +1,498 @@
+"""Who is in the swarm: greetings, signs of life, leases, and finding those not met yet.
+
+Every pair of peers greets with `hello` (shared settings, layout) when their link comes up; peers
+that disagree refuse each other and say which keys differ. Then each sends `state` at every
+heartbeat and at every change. A peer silent for longer than its lease is dropped. Peers are found
+through the initial ones, through what peers tell of each other, and through the DHT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import msgpack
+
+from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
+from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.fields import Fields, checked_text
+from lowcomm.ledger.entry import hash_value
+from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
+from lowcomm.peers.agreement import FROZEN_DIGEST, differences
+from lowcomm.peers.bans import BAN_S, Bans
+from lowcomm.peers.failure_detector import AdaptiveTimeout
+from lowcomm.peers.peer import BURST_MESSAGES, MAX_FRAGMENTS, MAX_LINKS, MAX_PUT_OUT, Peer, State, parse_state
+from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
+
+logger = logging.getLogger(__name__)
+
+PROTOCOL = 7
+RECORD_TTL_S = 60.0
+REFUSED_KEYS_SHOWN = 8
+ROUND_TRIPS_KEPT = 1_000
+LOOKS = 4
+"""A heartbeat is so many looks at who is silent."""
+SILENT_BEATS = 2.5
+"""Nobody counts as silent sooner."""
+STALLED_BEATS = 5.0
+"""Nobody counts as stalled sooner."""
+LEAST_ACCUSERS = 2
+MESSAGES_PER_S = 1_000.0
+"""Control messages of one peer, after a burst; the busiest honest one, which takes a snapshot, sends
+hundreds."""
+
+
+def layout_json(layout: Layout) -> list[Json]:
+    """A layout as it travels in `hello`."""
+    return [[spec.name, list(spec.shape)] for spec in layout]
+
+
+class Peers:
+    """The view of the swarm; call only from the exchange's loop.
+
+    Args:
+        exchange: started by `start`.
+        shared: what must be equal on all peers.
+        layout: the model's tensors; empty for peers without a model (seed, observer).
+        state: this peer's own state; change it and call `announce`.
+        on_change: called after anything changed that a round could care about.
+        on_silent: called when a peer has been silent for longer than it ever is; it may come back.
+        on_refused: called with the reasons when a peer and this one don't fit together.
+        ban_s: seconds that a peer is out for the first time; 0 = for good.
+
+    Attributes:
+        departed: peers that have said goodbye, and have not come back.
+        names: what peers are called that were met, those that are gone as well.
+        round_trips_s: what the latest heartbeats took to other islands and back, the newest last.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        *,
+        shared: Mapping[str, Json],
+        layout: Layout,
+        state: State,
+        heartbeat_s: float,
+        lease_s: float,
+        on_change: Callable[[], None],
+        on_silent: Callable[[PeerId, str], None] = lambda peer, reason: None,
+        on_refused: Callable[[PeerId, list[str]], None],
+        ban_s: float = BAN_S,
+    ) -> None:
+        self._exchange = exchange
+        self._shared = dict(shared)
+        self._layout = layout_json(layout)
+        self.state = state
+        self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
+        self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
+        self.linked: dict[PeerId, Peer] = {}
+        self.banned = Bans(ban_s)
+        self.departed: set[PeerId] = set()
+        self.names: dict[PeerId, str] = {}
+        self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.known = Acquaintances(
+            exchange, self.linked.__contains__, self.departed.__contains__, self._spawn
+        )
+
+    def start(self) -> None:
+        """Begin heartbeats and discovery."""
+        self._spawn(self._beat())
+        self._spawn(self._listen())
+        self._spawn(self._discover())
+
+    async def stop(self) -> None:
+        """End all tasks of this object."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def live(self, role: str = "island") -> list[Peer]:
+        """Greeted peers of a role that are not leaving or silent, this one not among them."""
+        return [
+            peer
+            for peer in list(self.linked.values())  # the training thread looks, too
+            if peer.greeted
+            and peer.state.role == role
+            and peer.state.phase != "leaving"
+            and not peer.silent
+            and peer.id not in self.banned
+        ]
+
+    def untrusted(self) -> set[PeerId]:
+        """Whose history is not followed: who is on probation here, or out for most of the others that train.
+
+        One accuser alone is not believed: it may be the liar.
+        """
+        trainers = [peer for peer in self.live() if peer.state.phase == "training"]
+        accusers = Counter(name for peer in trainers for name in set(peer.state.put_out) - {peer.id})
+        training = {peer.id for peer in trainers}
+        return self.banned.probation | {
+            name
+            for name, count in accusers.items()
+            if count >= LEAST_ACCUSERS and 2 * count > len(training - {name})
+        }
+
+    def statuses(self) -> list[PeerStatus]:
+        """All greeted peers and this one, by id."""
+        now = asyncio.get_running_loop().time()
+        own = Peer(
+            self._exchange.peer_id,
+            self.state,
+            tuple(self._exchange.addresses),
+            greeted=True,
+            seen_at_s=now,
+        )
+        return sorted(
+            (
+                PeerStatus(
+                    peer=peer.id,
+                    role=peer.state.role,
+                    phase=peer.state.phase,
+                    inner_step=peer.state.inner_step,
+                    outer_steps=peer.state.outer_steps,
+                    heads=peer.state.heads,
+                    tokens_per_s=peer.state.tokens_per_s,
+                    shard=peer.state.shard,
+                    addresses=peer.addresses,
+                    seen_s_ago=now - peer.seen_at_s,
+                    name=peer.state.name,
+                    loss=peer.state.loss,
+                    links=self._links() if peer is own else peer.state.links,
+                )
+                for peer in [own, *self.linked.values()]
+                if peer.greeted
+            ),
+            key=lambda status: status.peer,
+        )
+
+    def dialing(self) -> bool:
+        """Whether a link to a peer that was heard of is being made, or a greeting is on its way.
+
+        Until then `live` may lack islands, and with them the shards that they have claimed.
+        """
+        return self.known.dialing or any(
+            not (peer.greeted and peer.introduced) for peer in self.linked.values()
+        )
+
+    def announce(self) -> None:
+        """Tell all linked peers this peer's state now."""
+        body = self._own_state()
+        for peer in list(self.linked.values()):
+            if peer.state.role == "observer":
+                self._show_links(peer.id)
+            else:
+                self.post(peer.id, Message("state", body))
+
+    def _own_state(self) -> dict[str, Json]:
+        self.state.put_out = self.banned.names()[-MAX_PUT_OUT:]
+        return self.state.to_json()
+
+    def _show_links(self, observer: PeerId) -> None:
+        """Tell an observer this peer's state with its links, which would be too much for each heartbeat."""
+        links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
+        self.post(observer, Message("state", {**self._own_state(), "links": links}))
+
+    def _links(self) -> tuple[Link, ...]:
+        greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]
+        return tuple((peer.id, peer.round_trip_s) for peer in greeted[:MAX_LINKS])
+
+    def called(self, peer: PeerId) -> str:
+        """A peer in a message: its name, if it has told one, and the end of its id."""
+        name = self.names.get(peer)
+        return f"{name} ({short(peer)})" if name else short(peer)
+
+    def _learn_name(self, peer: PeerId, name: str) -> None:
+        """Keep what a peer is called, also for when it is gone; of the latest that were met."""
+        if name and self.names.get(peer) != name:
+            self.names.pop(peer, None)
+            self.names[peer] = name
+            while len(self.names) > MAX_KNOWN:
+                self.names.pop(next(iter(self.names)))
+
+    def post(self, peer: PeerId, message: Message) -> None:
+        """Send a control message in the background; a broken link shows up as `on_peer_down`."""
+        self._spawn(self._send(peer, message))
+
+    async def _send(self, peer: PeerId, message: Message) -> None:
+        try:
+            await self._exchange.send(peer, message)
+        except PeerUnreachableError:
+            return
+
+    def on_peer_up(self, peer: PeerId) -> None:
+        """A link came up: greet."""
+        if peer in self.banned:
+            reason = self.banned.reason(peer, asyncio.get_running_loop().time())
+            self._spawn(self._put_out(peer, reason))
+            return
+        now = asyncio.get_running_loop().time()
+        self.linked[peer] = Peer(
+            peer,
+            seen_at_s=now,
+            counted_at_s=now,
+            silence=AdaptiveTimeout(SILENT_BEATS * self._heartbeat_s, self._lease_s, now),
+            progress=AdaptiveTimeout(STALLED_BEATS * self._heartbeat_s, math.inf, now),
+        )
+        body: dict[str, Json] = {
+            "protocol": PROTOCOL,
+            "shared": self._shared,
+            "layout": self._layout,
+            "addresses": list(self._exchange.addresses),
+        }
+        self.post(peer, Message("hello", {**body, "state": self._own_state()}))
+
+    def heard(self, peer: PeerId) -> None:
+        """Anything came from a peer, and be it a piece of a transfer: it lives."""
+        entry = self.linked.get(peer)
+        if entry is None or entry.silence is None or not entry.greeted:
+            return  # who doesn't greet is not kept by what else it sends
+        now = asyncio.get_running_loop().time()
+        entry.seen_at_s = now
+        entry.silence.beat(now)
+        if entry.silent:
+            entry.silent = False
+            self._on_change()
+
+    def is_heard(self, peer: PeerId) -> bool:
+        """Whether anything that a peer says still matters: not once it was put out or found not to fit."""
+        entry = self.linked.get(peer)
+        return entry is not None and not entry.unfit and peer not in self.banned
+
+    def admit_message(self, peer: PeerId, kind: str) -> None:
+        """Let a control message through, or refuse it before it is read.
+
+        Raises:
+            ProtocolError: the peer has not greeted, or sends more than any peer has reason to.
+        """
+        entry = self.linked.get(peer)
+        if entry is None:
+            return  # the link has just gone
+        if not entry.greeted and kind not in ("hello", "refuse", "dropped"):
+            raise ProtocolError(f"{kind:.60}: expected hello first")
+        now = asyncio.get_running_loop().time()
+        entry.allowance = min(BURST_MESSAGES, entry.allowance + (now - entry.counted_at_s) * MESSAGES_PER_S)
+        entry.counted_at_s = now
+        entry.allowance -= 1.0
+        if entry.allowance < 0.0:
+            raise ProtocolError(
+                f"more than {MESSAGES_PER_S:g} control messages a second, after a burst of {BURST_MESSAGES:g}"
+            )
+
+    async def admit_bulk(self, peer: PeerId) -> bool:
+        """Whether a peer's bulk messages are wanted; waits for its hello, which they may overtake.
+
+        Who never greets is dropped when its lease runs out.
+        """
+        entry = self.linked.get(peer)
+        if entry is None:
+            return False
+        await entry.settled.wait()
+        return entry.greeted and peer not in self.banned
+
+    def ban(self, peer: PeerId, reason: str) -> None:
+        """Put a peer out for a while, and tell it why.
+
+        The link stays until the peer leaves or its lease runs out, and nothing on it is heard: a
+        link that breaks in a ballot would look to others as if either side had failed.
+        """
+        if peer not in self.banned:
+            now = asyncio.get_running_loop().time()
+            self.banned.add(peer, reason[:800], now)
+            self.known.refuse(peer)
+            self.post(peer, Message("refuse", {"reasons": [self.banned.reason(peer, now)]}))
+            self.announce()
+            self._on_change()
+
+    async def _put_out(self, peer: PeerId, reason: str) -> None:
+        await self._send(peer, Message("refuse", {"reasons": [reason]}))
+        await self._exchange.disconnect(peer)
+
+    def on_peer_down(self, peer: PeerId) -> None:
+        """A link broke; it will be dialled again for a while."""
+        entry = self.linked.pop(peer, None)
+        if entry is not None:
+            entry.settled.set()
+            self.known.lost(peer)
+            self._on_change()
+
+    def on_hello(self, peer: PeerId, fields: Fields) -> None:
+        """Compare settings; then the peer counts, and the peers it knows are dialled."""
+        entry = self.linked.get(peer)
+        if entry is None:
+            return
+        reasons = self._mismatch(fields)
+        if reasons:
+            self.post(peer, Message("refuse", {"reasons": list(reasons)}))
+            self._drop(peer, reasons)
+            return
+        addresses, state = fields.texts("addresses", 64, 512), parse_state(fields.inner("state"))
+        entry.seen_at_s = asyncio.get_running_loop().time()
+        entry.addresses, entry.state, entry.greeted = addresses, state, True
+        entry.settled.set()
+        self._exchange.admit(peer)
+        self.post(peer, Message("peers", {"peers": self.known.to_json()}))
+        self._learn_name(peer, state.name)
+        if entry.state.role == "observer":
+            self._show_links(peer)
+        else:
+            self.known.learn(peer, entry.addresses, lives=True)
+            self.known.dial_due()
+            news: list[Json] = [[peer, list(entry.addresses)]]
+            for other in self.linked.values():
+                if other.greeted and other.id != peer:
+                    self.post(other.id, Message("peers", {"peers": news}))
+        self._on_change()
+
+    def on_peers(self, peer: PeerId, fields: Fields) -> None:
+        """Peers that another one is linked to: link to them, too."""
+        entry = self.linked.get(peer)
+        if entry is None or not entry.greeted:
+            return
+        for item in fields.items("peers", MAX_KNOWN):
+            if not isinstance(item, list) or len(item) != 2 or not isinstance(item[1], list):
+                raise ProtocolError("peers: expected [peer, addresses]")
+            name = PeerId(checked_text("peers.peer", item[0], 128))
+            addresses = tuple(checked_text("peers.address", a, 512) for a in item[1][:64])
+            self.known.learn(name, addresses, lives=True)
+        self.known.dial_due()
+        entry.introduced = True
+        self._on_change()
+
+    def on_state(self, peer: PeerId, fields: Fields) -> None:
+        """A sign of life."""
+        entry = self.linked.get(peer)
+        if entry is None or not entry.greeted:
+            return
+        self.heard(peer)
+        state, before = parse_state(fields), entry.state
+        moved = (state.inner_step, state.outer_steps, state.phase) != (
+            before.inner_step,
+            before.outer_steps,
+            before.phase,
+        )
+        if moved and entry.progress is not None:
+            entry.progress.beat(asyncio.get_running_loop().time())
+            entry.stalled = False
+        entry.state = state
+        self._learn_name(peer, state.name)
+        if state.phase == "leaving":
+            self.departed.add(peer)
+        else:
+            self.departed.discard(peer)
+        self._on_change()
+
+    def on_refuse(self, peer: PeerId, fields: Fields) -> None:
+        """The other side found that we don't fit together; its "here" is our "there"."""
+        theirs = fields.texts("reasons", 64, 1_000)
+        swapped = [
+            r.replace("here ", "\0").replace("there ", "here ").replace("\0", "there ") for r in theirs
+        ]
+        self._drop(peer, swapped)
+
+    def _drop(self, peer: PeerId, reasons: list[str]) -> None:
+        if (entry := self.linked.get(peer)) is not None:
+            entry.unfit = True
+        if self.known.put_off(peer):
+            self._on_refused(peer, reasons)
+
+    def _mismatch(self, fields: Fields) -> list[str]:
+        protocol = fields.integer("protocol")
+        if protocol != PROTOCOL:
+            return [f"protocol: here {PROTOCOL}, there {protocol}; use the same version of lowcomm"]
+        shared = fields.mapping("shared")
+        role = parse_state(fields.inner("state")).role
+        if role != "island" or self.state.role != "island":
+            return []
+        reasons = differences(self._shared, shared)[:REFUSED_KEYS_SHOWN]
+        layout = fields.items("layout", MAX_FRAGMENTS)
+        if layout != self._layout and all(reason.startswith(FROZEN_DIGEST) for reason in reasons):
+            pairs = zip([*self._layout, None], [*layout, None], strict=False)
+            here, there = next((a, b) for a, b in pairs if a != b)
+            reasons = [f"model: here tensor {here!r}, there {there!r}"]
+        return [reason[:1_000] for reason in reasons]
+
+    def on_ping(self, peer: PeerId, fields: Fields) -> None:
+        """A heartbeat that is timed: give the peer its stamp back."""
+        self.post(peer, Message("pong", {"sent_s": fields.number("sent_s")}))
+
+    def on_pong(self, peer: PeerId, fields: Fields) -> None:
+        """A heartbeat has gone to the peer and back; what a peer makes up misleads nobody but readers.
+
+        Raises:
+            ProtocolError: its stamp is of the future.
+        """
+        round_trip_s = asyncio.get_running_loop().time() - fields.number("sent_s")
+        if round_trip_s < 0.0:
+            raise ProtocolError(f"pong.sent_s: expected no time to come, got one in {-round_trip_s:.3g} s")
+        self.round_trips_s.append(round_trip_s)
+        if peer in self.linked:
+            self.linked[peer].round_trip_s = round_trip_s
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._heartbeat_s)
+            self.announce()
+            now = asyncio.get_running_loop().time()
+            if self.state.role == "island":
+                for island in self.live():
+                    self.post(island.id, Message("ping", {"sent_s": now}))
+            for peer in list(self.linked.values()):
+                if (silent_s := now - peer.seen_at_s) > self._lease_s:
+                    logger.warning(
+                        "%s: no message for %.1f s; the link is dropped", self.called(peer.id), silent_s
+                    )
+                    await self._exchange.disconnect(peer.id)
+            self.known.dial_due()
+
+    async def _listen(self) -> None:
+        """Notice who has fallen silent, who makes no steps any more, and who may come back."""
+        step_s = self._heartbeat_s / LOOKS
+        came: dict[PeerId, int] = {}
+        while True:
+            await asyncio.sleep(step_s)
+            now = asyncio.get_running_loop().time()
+            before, came = came, dict(self._exchange.traffic.from_peer)
+            for name in self.banned.expire(now):
+                logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
+                self.known.pardon(name)
+            for peer in list(self.linked.values()):
+                if peer.silence is not None and came.get(peer.id, 0) > before.get(peer.id, 0):
+                    peer.silence.resume(now)  # a long message of which a part came is no silence
+                if peer.progress is not None:
+                    peer.stalled = peer.progress.look(now, 2 * step_s)
+                if peer.silence is not None and peer.silence.look(now, 2 * step_s) and not peer.silent:
+                    peer.silent = True
+                    self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
+                    self._on_change()
+
+    async def _discover(self) -> None:
+        while True:
+            record: bytes = msgpack.packb(
+                {"addresses": list(self._exchange.addresses), "role": self.state.role}
+            )
+            try:
+                if self.state.role != "observer":
+                    await self._exchange.publish(record, RECORD_TTL_S)
+                for peer, found in (await self._exchange.discover()).items():
+                    self.known.learn(peer, record_addresses(found), lives=False)
+                self.known.dial_due()
+            except (ExchangeError, ProtocolError):
+                pass  # the directory is a help, not a need; the next turn tries again
+            await asyncio.sleep(RECORD_TTL_S / 4 if self.linked else RECORD_TTL_S / 20)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def shared_digest(shared: Mapping[str, Json]) -> Digest:
+    """A short name for a set of shared settings."""
+    return hash_value([[key, shared[key]] for key in sorted(shared)])

@@ -1,0 +1,276 @@
+"""Coming into a run: waiting for company, and taking over the swarm's state."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lowcomm.algorithms.intervals import furthest
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.peers.peer import Peer
+from lowcomm.recovery.catching_up import CatchingUp, Moved
+from lowcomm.recovery.member import Member
+from lowcomm.recovery.waiting import Waiting, once, tell
+from lowcomm.types import PeerId
+
+logger = logging.getLogger(__name__)
+
+LINK_PATIENCE_S = 5.0
+"""A joiner waits so long for links to all peers it has heard of, and for those that start with it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinReport:
+    """How this island came into the run.
+
+    Attributes:
+        inner_step: where it starts on the swarm's count.
+        how: `founded` the run, was `aligned` already, `replayed` entries, or took a `snapshot`.
+        entries: how many entries were replayed.
+        snapshot_bytes: bytes of state taken over.
+        skipped: fragments whose state was taken over: what the entries in between credited to this island is
+            not known.
+        credits: tokens of this island in replayed entries, one number per fragment: committed after
+            the checkpoint that it resumed.
+        tokens_credited: those of them that were trained after that checkpoint, so the data loader has
+            to skip them.
+        shard: the part of the data this island has claimed.
+        out_of_step: it came while the others were under way, so it answers its first round as soon as
+            they are ready, with however many tokens it has.
+    """
+
+    inner_step: int
+    outer_steps: tuple[int, ...]
+    peers: tuple[PeerId, ...]
+    how: Literal["founded", "aligned", "replayed", "snapshot"]
+    entries: int
+    snapshot_bytes: int
+    skipped: tuple[bool, ...]
+    credits: tuple[int, ...]
+    tokens_credited: int
+    shard: int
+    out_of_step: bool
+
+
+class Joining:
+    """The joining side of a peer; call only from the exchange's loop."""
+
+    def __init__(self, member: Member, catching_up: CatchingUp) -> None:
+        self._member, self._catching_up = member, catching_up
+        self._expected = False
+
+    async def look_for_others(self) -> None:
+        """Before this island goes on alone, wait for one of those that an earlier process of it knew.
+
+        They are dialled meanwhile, and those that live dial this one. It ends after `grace_s`, so that of
+        two islands one can go on where the other has died for good.
+        """
+        member, loop = self._member, asyncio.get_running_loop()
+        if member.peers.live() or not member.remembered.before:
+            return
+        logger.warning(
+            "looking for the other islands of run %r for %g s: %s; then this one goes on alone "
+            "(--found: at once)",
+            member.exchange.run_id,
+            member.grace_s,
+            member.remembered.shown(),
+        )
+        give_up_s = loop.time() + member.grace_s
+        while not member.peers.live() and loop.time() < give_up_s:
+            member.raise_if_refused()
+            await member.changed.wait(min(1.0, give_up_s - loop.time()))
+
+    async def gather(self, expected_peers: int, timeout_s: float) -> None:
+        """Wait until `expected_peers` islands, this one included, are linked; at most `timeout_s`.
+
+        Raises:
+            JoinRefusedError: a peer runs with other shared settings.
+        """
+        member, loop = self._member, asyncio.get_running_loop()
+        give_up_s = loop.time() + timeout_s
+        member.context.founders = max(member.context.founders, expected_peers)
+        waiting = Waiting(member, expected_peers)
+        while len(member.peers.live()) + 1 < expected_peers:
+            member.raise_if_refused()
+            if loop.time() >= give_up_s:
+                logger.warning(
+                    "%d of %d expected islands are here after %g s; going on without the others",
+                    len(member.peers.live()) + 1,
+                    expected_peers,
+                    timeout_s,
+                )
+                break
+            waiting.look(loop.time())
+            await member.changed.wait(min(1.0, give_up_s - loop.time()))
+        else:
+            waiting.over()
+        member.raise_if_refused()
+
+    def common_checkpoint(self, own: Sequence[int]) -> int | None:
+        """The newest checkpoint that all islands which start now have; else this island's newest."""
+        if not own:
+            return None
+        running = [peer for peer in self._member.peers.live() if peer.state.phase == "training"]
+        common = set(own)
+        for peer in self._member.peers.live():
+            common &= set(peer.state.checkpoints)
+        if common and all(peer.state.inner_step <= max(own) for peer in running):
+            return max(common)
+        return max(own)
+
+    async def join(
+        self, *, fresh: bool, alone_ok: bool, num_shards: int, timeout_s: float, over: bool = False
+    ) -> JoinReport:
+        """Take over the swarm's state, or found the run.
+
+        Args:
+            fresh: no checkpoint was loaded.
+            alone_ok: this island may found the run if nobody is there.
+            num_shards: parts of the data, to claim one if none was set; 0 = no data to claim.
+            over: all is trained, so that going on alone founds no second history.
+
+        Raises:
+            JoinRefusedError: the swarm has other shared settings, or no shard is free.
+            PeerUnreachableError: no island that has the state answered in time.
+        """
+        member, loop = self._member, asyncio.get_running_loop()
+        state = member.peers.state
+        member.publish_position()
+        give_up_s, tell_once = loop.time() + timeout_s, once(tell)
+        if not member.exchange.founder or member.remembered.before:
+            await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
+        while True:
+            member.raise_if_refused()
+            known = [peer for peer in member.peers.live() if peer.state.heads]
+            running = [peer for peer in known if peer.state.phase == "training"]
+            starting = [peer for peer in member.peers.live() if peer.state.phase == "starting"]
+            if running or self._may_found(starting, known, alone_ok):
+                break
+            if loop.time() >= give_up_s:
+                raise PeerUnreachableError(
+                    f"no island of run {member.exchange.run_id!r} came up within {timeout_s:g} s; "
+                    "start one without exchange.initial_peers, or check the addresses"
+                )
+            tell_once(
+                f"waiting for an island of run {member.exchange.run_id!r} that trains, or that may begin it"
+            )
+            await member.changed.wait(min(1.0, give_up_s - loop.time()))
+        if not (running or starting or over):
+            member.remembered.warn_alone()
+        await self._wait_for_links()
+        report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
+            "aligned" if running else "founded"
+        )
+        entries = snapshot_bytes = 0
+        skipped = [False] * len(member.state.fragments)
+        credits = [0] * len(member.state.fragments)
+        out_of_step = False
+        if running:
+            aligned = any(peer.state.heads == state.heads for peer in running)
+            if not aligned:
+                state.phase = "joining"
+                member.peers.announce()
+            for fragment in range(len(member.state.fragments)):
+                moved = await self._come_up(fragment, give_up_s)
+                snapshot_bytes += moved.snapshot_bytes
+                skipped[fragment] = moved.snapshot_bytes > 0
+                member.submissions.stand(fragment)  # what it stood on before goes
+        for fragment in range(len(member.state.fragments)):
+            # what was replayed, and what a vote of this island's earlier process has committed
+            found = member.submissions.take_late(fragment)
+            entries += len(found)
+            credits[fragment] = sum(entry.tokens_of(member.exchange.peer_id) or 0 for entry in found)
+        if snapshot_bytes:
+            report_how = "snapshot"
+        elif entries:
+            report_how = "replayed"
+        if running:
+            out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
+            if out_of_step:
+                steps = [p.state.inner_step for p in member.peers.live() if p.state.phase == "training"]
+                state.inner_step = max(state.inner_step, furthest(steps))
+        await member.shard_claims.claim(num_shards)
+        member.submissions.rebase()
+        member.context.founders = max(member.context.founders, 1 + len(member.peers.live()))
+        state.phase = "training"
+        member.publish_position()
+        for fragment_round in member.rounds:
+            fragment_round.look()
+        member.shard_claims.look()
+        member.note_others()
+        if self._expected:
+            await self._wait_for_company()
+        return JoinReport(
+            inner_step=state.inner_step,
+            outer_steps=state.outer_steps,
+            peers=tuple(sorted([peer.id for peer in member.peers.live()] + [member.exchange.peer_id])),
+            how=report_how,
+            entries=entries,
+            snapshot_bytes=snapshot_bytes,
+            skipped=tuple(skipped),
+            credits=tuple(credits),
+            tokens_credited=0,  # the loop knows what its checkpoint had of them
+            shard=state.shard,
+            out_of_step=out_of_step,
+        )
+
+    def _may_found(self, starting: list[Peer], known: list[Peer], alone_ok: bool) -> bool:
+        """With nobody training yet: the founder starts, else the lowest id once it sees all heads."""
+        if alone_ok:
+            return True
+        everyone = [peer.id for peer in starting]
+        return (
+            bool(everyone) and len(known) >= len(starting) and self._member.exchange.peer_id < min(everyone)
+        )
+
+    def _started_together(self, running: list[Peer]) -> bool:
+        """Whether the others were waited for, and are still in their first period."""
+        return self._expected and not any(any(peer.state.outer_steps) for peer in running)
+
+    def expect_company(self) -> None:
+        """Islands that were waited for in `gather` start together, from the same inner step."""
+        self._expected = True
+
+    async def _wait_for_links(self) -> None:
+        """A round needs links between all; give those being dialled a moment."""
+        member, loop = self._member, asyncio.get_running_loop()
+        give_up_s = loop.time() + LINK_PATIENCE_S
+        while member.peers.dialing() and loop.time() < give_up_s:
+            await member.changed.wait(min(0.2, give_up_s - loop.time()))
+
+    async def _wait_for_company(self) -> None:
+        """Who was waited for is about to train, too; whoever goes ahead waits for it in the first round."""
+        member, loop = self._member, asyncio.get_running_loop()
+        give_up_s = loop.time() + LINK_PATIENCE_S
+        while any(peer.state.phase == "starting" for peer in member.peers.live()) and loop.time() < give_up_s:
+            await member.changed.wait(give_up_s - loop.time())
+
+    async def _come_up(self, fragment: int, give_up_s: float) -> Moved:
+        """Catch up as a joiner; donors that fail are asked again until `give_up_s` in loop time.
+
+        Raises:
+            PeerUnreachableError: nobody handed the state over in time.
+        """
+        loop, moved = asyncio.get_running_loop(), Moved()
+        while True:
+            reason = "the islands that train have gone"
+            try:
+                part = await self._catching_up.catch_up(fragment, joining=True)
+                moved.snapshot_bytes += part.snapshot_bytes
+                if self._caught_up(fragment):
+                    return moved
+            except PeerUnreachableError as error:
+                reason = str(error)
+            if loop.time() >= give_up_s:
+                raise PeerUnreachableError(f"joining failed: {reason}; start this island again")
+            await self._member.changed.wait(min(1.0, give_up_s - loop.time()))
+
+    def _caught_up(self, fragment: int) -> bool:
+        """Whether somebody trains who has nothing that this peer lacks."""
+        return any(
+            standing is not None and standing <= self._member.state.chains[fragment].standing
+            for standing in (peer.state.standing(fragment) for peer in self._member.peers.live())
+        )

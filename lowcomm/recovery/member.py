@@ -1,0 +1,94 @@
+"""A peer of the run as its recovery and its island's calls see it; `lowcomm.outer.node.Node` is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Protocol
+
+from lowcomm.exchanges.base import Exchange
+from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.recorder import Recorder
+from lowcomm.ledger.state import OuterState
+from lowcomm.peers.notice import Notice
+from lowcomm.peers.remembered import RememberedPeers
+from lowcomm.peers.requests import Requests
+from lowcomm.peers.shard_claims import ShardClaims
+from lowcomm.peers.table import Peers
+from lowcomm.rounds.decision import Accepted, Context
+from lowcomm.rounds.round import FragmentRound
+
+
+class Bases(Protocol):
+    """What the island's parameters stand on."""
+
+    def stand(self, fragment: int) -> None:
+        """They stand, or are going to, on a fragment's anchor as it is now."""
+        ...
+
+    def rebase(self) -> None:
+        """They stand on the anchors as they are now."""
+        ...
+
+    def take_late(self, fragment: int) -> list[Entry]:
+        """The entries committed since the last call for a fragment."""
+        ...
+
+
+class Member(Protocol):
+    """This peer: what it owns, and what recovery asks it to do."""
+
+    changed: Notice
+    exchange: Exchange
+    state: OuterState
+    peers: Peers
+    requests: Requests
+    blobs: Blobs
+    context: Context
+    recorder: Recorder
+    remembered: RememberedPeers
+    shard_claims: ShardClaims
+    folder: Path | None
+    pool: Executor
+    grace_s: float
+
+    @property
+    def rounds(self) -> Sequence[FragmentRound]:
+        """One per fragment."""
+        ...
+
+    @property
+    def submissions(self) -> Bases:
+        """The island's own part."""
+        ...
+
+    @property
+    def deadline_s(self) -> float:
+        """Of a round."""
+        ...
+
+    def adopt(self, accepted: Accepted) -> None:
+        """Commit an entry that another peer has committed."""
+        ...
+
+    def publish_position(self) -> None:
+        """Tell everybody where the chains are."""
+        ...
+
+    def note_others(self) -> None:
+        """Keep in the run folder which other islands are here."""
+        ...
+
+    def raise_fatal(self) -> None:
+        """Raise what ended this peer's part in the run."""
+        ...
+
+    def raise_if_refused(self) -> None:
+        """Raise what a peer refused this one for."""
+        ...
+
+    def take_dropped(self) -> list[str]:
+        """Peers that broke the protocol since the last call, as `peer: reason`."""
+        ...

@@ -1,0 +1,185 @@
+"""Taking a fragment's state from several peers at once.
+
+All donors are asked which state they serve; the one that most of them serve is fetched, in pieces
+that are checked one by one against the state digest of a ledger entry
+(docs/design/0005-snapshots.md). A newcomer believes in that entry only if at least half of the
+islands that train have it in their chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lowcomm.errors import PeerUnreachableError, ProtocolError
+from lowcomm.exchanges.fields import Fields
+from lowcomm.ledger.chain import Standing
+from lowcomm.ledger.entry import Entry, genesis_head, parse_entry
+from lowcomm.ledger.fetching import Fetch
+from lowcomm.recovery.incoming import Incoming, unfinished
+from lowcomm.recovery.member import Member
+from lowcomm.types import Digest, Json, PeerId
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A state that a peer serves: its digest, and the entry that it comes after."""
+
+    digest: Digest
+    outer_step: int
+    head: Digest
+    last: Entry | None
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.last.total_tokens if self.last else 0, self.outer_step)
+
+
+def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
+    """Check and build what a donor offers.
+
+    Raises:
+        ProtocolError: the head doesn't cover the digest.
+    """
+    digest, outer_step, head = fields.digest("digest"), fields.integer("outer_step"), fields.digest("head")
+    last = parse_entry(fields.inner("last")) if fields.has("last") else None
+    if last is None:
+        covered = outer_step == 0 and head == genesis_head(run_id, fragment, digest)
+    else:
+        covered = (last.hash, last.state_digest, last.outer_step) == (head, digest, outer_step)
+    if not covered:
+        raise ProtocolError("the snapshot's state is not the one that its ledger names")
+    return Offer(digest, outer_step, head, last)
+
+
+class Snapshots:
+    """The taking side of one peer; call only from the exchange's loop."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._incoming: dict[int, Incoming] = {}
+
+    async def take(self, fragment: int, donors: Sequence[PeerId], *, vouched: bool) -> int:
+        """Replace a fragment's state by the one that most donors serve.
+
+        Returns:
+            Its bytes; 0 where that state is this peer's own, or one that is behind it.
+
+        What came before a failure is kept for the next call, and on disk for the next life.
+
+        Args:
+            vouched: at least half of the islands that train must have the state's entry.
+
+        Raises:
+            PeerUnreachableError: it could not be fetched, or too few vouch for it.
+        """
+        member = self._member
+        offer, givers = await self._choose(fragment, donors)
+        chain = member.state.chains[fragment]
+        if offer.head == chain.head:
+            return 0  # they have come over to this peer's side of a fork meanwhile
+        if vouched:
+            await self._vouch(fragment, offer, givers)
+        elif offer.standing < chain.standing:
+            logger.warning(
+                "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; "
+                "here it is outer step %d with %d",
+                fragment, ", ".join(givers), offer.outer_step, offer.standing.total_tokens,
+                chain.outer_step, chain.total_tokens,
+            )  # fmt: skip
+            return 0
+        incoming = await self._open(fragment, offer.digest)
+        await Fetch(
+            member.blobs, offer.digest, incoming.size_bytes, givers, incoming, member.deadline_s, member.pool
+        ).run()
+        self._incoming.pop(fragment)
+        member.state.states[fragment] = incoming.finish()
+        chain.restart_at(offer.outer_step, offer.head, offer.last)
+        member.state.residuals[fragment] = None
+        member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest)
+        member.rounds[fragment].restart()
+        member.publish_position()
+        return incoming.size_bytes
+
+    async def _choose(self, fragment: int, donors: Sequence[PeerId]) -> tuple[Offer, list[PeerId]]:
+        """The state to fetch, and who serves it; one that has come in part is preferred."""
+        begun = self._incoming.get(fragment)
+        wanted = begun.digest if begun else unfinished(fragment, self._member.folder)
+        offers = await self._ask(fragment, donors, wanted)
+        if not offers:
+            raise PeerUnreachableError(f"none of {len(donors)} islands offers a state of fragment {fragment}")
+        votes: dict[Digest, list[PeerId]] = {}
+        for peer, offer in offers.items():
+            votes.setdefault(offer.digest, []).append(peer)
+        digest = max(votes, key=lambda d: (d == wanted, len(votes[d]), offers[votes[d][0]].standing))
+        chosen = offers[votes[digest][0]]
+        others = [peer for peer in offers if offers[peer] != chosen]
+        if others and digest != wanted:
+            offers.update(await self._ask(fragment, others, digest))
+        return chosen, [peer for peer in donors if offers.get(peer) == chosen]
+
+    async def _ask(
+        self, fragment: int, peers: Sequence[PeerId], wanted: Digest | None
+    ) -> dict[PeerId, Offer]:
+        member, body = self._member, dict[str, Json](wanted=wanted)
+        offers = {}
+        for peer, fields in (await member.requests.ask_all(peers, "snapshot", body, fragment)).items():
+            try:
+                offers[peer] = parse_offer(fields, member.state.run_id, fragment)
+            except ProtocolError as error:
+                logger.warning(
+                    "fragment %d: %s offers a false snapshot: %s", fragment, member.peers.called(peer), error
+                )
+        return offers
+
+    async def _vouch(self, fragment: int, offer: Offer, givers: Sequence[PeerId]) -> None:
+        """Have at least half of the islands that train say that the state is one of their history.
+
+        Raises:
+            PeerUnreachableError: fewer do.
+        """
+        trainers = [peer.id for peer in self._member.peers.live() if peer.state.phase == "training"]
+        others = [peer for peer in trainers if peer not in givers]
+        body: dict[str, Json] = {"outer_step": offer.outer_step, "head": offer.head}
+        answers = await self._member.requests.ask_all(others, "entries", body, fragment)
+        vouching = len(givers) + sum(_follows(fields, offer.head) for fields in answers.values())
+        if 2 * vouching < len(trainers):
+            raise PeerUnreachableError(
+                f"{vouching} of {len(trainers)} islands know outer step {offer.outer_step} of fragment "
+                f"{fragment} as {', '.join(givers)} tell it; half of them are needed"
+            )
+
+    async def _open(self, fragment: int, digest: Digest) -> Incoming:
+        begun = self._incoming.get(fragment)
+        if begun is not None and begun.digest == digest:
+            return begun
+        if begun is not None:
+            begun.discard()
+        elements = self._member.state.fragments[fragment].elements
+        loop = asyncio.get_running_loop()
+        incoming = await loop.run_in_executor(
+            self._member.pool,
+            Incoming,
+            fragment,
+            digest,
+            elements,
+            self._member.folder,
+            self._member.state.vectors,
+        )
+        if incoming.have:
+            logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))
+        self._incoming[fragment] = incoming
+        return incoming
+
+
+def _follows(answer: Fields, head: Digest) -> bool:
+    """Whether the answer to `entries?` after `head` says that `head` is known, with what follows it."""
+    if not answer.has("entries"):
+        return False
+    items = answer.items("entries", 1 << 16)
+    first: Mapping[str, Json] | Json = items[0] if items else {"previous": head}
+    return isinstance(first, Mapping) and first.get("previous") == head

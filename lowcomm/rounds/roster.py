@@ -1,0 +1,185 @@
+"""Ballots, rosters, and who leads.
+
+A roster is the signed proposal of one ballot: who takes part with which weight, and which peer
+reduces which range of the fragment. In `reduce` mode the participants exchange their
+pseudo-gradients; in `finalise` mode they commit an update that one of them has already accepted in
+an earlier ballot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgpack
+
+from lowcomm.algorithms.intervals import MAX_STEP_S, UNMEASURED, Speed
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.fields import Fields, checked_float, checked_int, checked_text
+from lowcomm.ledger.entry import MAX_PARTICIPANTS, MAX_TOKENS, Entry, hash_value, parse_entry
+from lowcomm.types import Digest, Json, PeerId
+
+MAX_ATTEMPTS = 1 << 62
+MAX_LEAP = 1_000
+"""A ballot so far above all that were seen is no attempt but an attempt to use them up."""
+
+
+class Ballot(NamedTuple):
+    """One attempt at one outer step; ordered, and led by one peer only."""
+
+    attempt: int
+    leader: str
+
+    def to_json(self) -> list[Json]:
+        return [self.attempt, self.leader]
+
+
+NO_BALLOT = Ballot(0, "")
+
+
+def parse_ballot(fields: Fields, name: str = "ballot") -> Ballot:
+    """Read a ballot from a message."""
+    items = fields.items(name, 2)
+    if len(items) != 2:
+        raise ProtocolError(f"{fields.kind}.{name}: expected [attempt, leader]")
+    attempt = checked_int(f"{fields.kind}.{name}", items[0], 0, MAX_ATTEMPTS)
+    return Ballot(attempt, checked_text(f"{fields.kind}.{name}", items[1], 128))
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """One peer in a roster.
+
+    Attributes:
+        tokens: its weight in the mean.
+        norm: L2 norm of its pseudo-gradient.
+        inner_step: where it stood when it became due; who is out of step takes over the furthest.
+        speed: as it has measured it; all derive from these how many inner steps each takes next.
+    """
+
+    peer: PeerId
+    tokens: int
+    norm: float
+    inner_step: int
+    speed: Speed = UNMEASURED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    """What a leader proposes for one ballot.
+
+    Attributes:
+        previous: the head that all participants share.
+        participants: ascending by peer id, the order of summation.
+        stops: ends of the participants' ranges, one each, ascending.
+        entry: the update to finalise, or None to reduce.
+        accepted_in: the ballot in which `entry` was accepted.
+    """
+
+    fragment: int
+    outer_step: int
+    ballot: Ballot
+    previous: Digest
+    participants: tuple[Participant, ...]
+    stops: tuple[int, ...]
+    chunk_elements: int
+    entry: Entry | None
+    accepted_in: Ballot = NO_BALLOT
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(member.peer for member in self.participants)
+
+    def to_json(self) -> dict[str, Json]:
+        return {
+            "fragment": self.fragment,
+            "outer_step": self.outer_step,
+            "ballot": self.ballot.to_json(),
+            "previous": self.previous,
+            "participants": [[m.peer, m.tokens, m.norm, m.inner_step, *m.speed] for m in self.participants],
+            "stops": list(self.stops),
+            "chunk_elements": self.chunk_elements,
+            "entry": self.entry.to_json() if self.entry else None,
+            "accepted_in": self.accepted_in.to_json(),
+        }
+
+    def signed_bytes(self, run_id: str) -> bytes:
+        """What the leader signs."""
+        packed: bytes = msgpack.packb(["lowcomm roster", run_id, self.to_json()])
+        return packed
+
+
+def parse_speed(where: str, items: Sequence[Json]) -> Speed:
+    """Check and build a speed from [step_s, step_tokens].
+
+    Raises:
+        ProtocolError: it isn't that, or out of range.
+    """
+    if len(items) != 2:
+        raise ProtocolError(f"{where}: expected [step_s, step_tokens]")
+    step_s = checked_float(where, items[0])
+    if not 0.0 <= step_s <= MAX_STEP_S:
+        raise ProtocolError(f"{where}: expected 0..{MAX_STEP_S:g} seconds, got {step_s:g}")
+    return Speed(step_s, checked_int(where, items[1], 0, 1 << 62))
+
+
+def parse_roster(fields: Fields) -> Roster:
+    """Check and build a roster from the network.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type, or contradicts another.
+    """
+    participants = []
+    for item in fields.items("participants", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 6:
+            raise ProtocolError(
+                "roster.participants: expected [peer, tokens, norm, inner_step, step_s, step_tokens]"
+            )
+        participants.append(
+            Participant(
+                PeerId(checked_text("roster.peer", item[0], 128)),
+                checked_int("roster.tokens", item[1], 0, MAX_TOKENS),
+                checked_float("roster.norm", item[2]),
+                checked_int("roster.inner_step", item[3], 0, 1 << 62),
+                parse_speed("roster.speed", item[4:]),
+            )
+        )
+    names = [member.peer for member in participants]
+    stops = fields.integers("stops", MAX_PARTICIPANTS)
+    if not names or names != sorted(set(names)):
+        raise ProtocolError("roster.participants: expected distinct peers in ascending order")
+    if len(stops) != len(names) or list(stops) != sorted(stops):
+        raise ProtocolError("roster.stops: expected one ascending stop per participant")
+    return Roster(
+        fragment=fields.integer("fragment"),
+        outer_step=fields.integer("outer_step", 1),
+        ballot=parse_ballot(fields),
+        previous=fields.digest("previous"),
+        participants=tuple(participants),
+        stops=stops,
+        chunk_elements=fields.integer("chunk_elements", 1),
+        entry=parse_entry(fields.inner("entry")) if fields.has("entry") else None,
+        accepted_in=parse_ballot(fields, "accepted_in"),
+    )
+
+
+def parse_signed_roster(fields: Fields, sender: PeerId, exchange: Exchange) -> Roster:
+    """Check and build a roster that its leader has sent and signed.
+
+    Raises:
+        ProtocolError: it is malformed, not the sender's to propose, or not signed by it.
+    """
+    roster = parse_roster(fields.inner("roster"))
+    if roster.ballot.leader != sender:
+        raise ProtocolError(f"roster of {sender}: it names leader {roster.ballot.leader}")
+    signature = bytes.fromhex(fields.text("signature", 1_024))
+    if not exchange.verify(sender, roster.signed_bytes(exchange.run_id), signature):
+        raise ProtocolError(f"roster of {sender}: the signature is not the leader's")
+    return roster
+
+
+def leader_order(peers: Iterable[PeerId], run_id: str, fragment: int, outer_step: int) -> list[PeerId]:
+    """The peers in the order in which they lead this outer step: pseudo-random, the same for all."""
+    return sorted(peers, key=lambda peer: hash_value([run_id, fragment, outer_step, peer]))

@@ -1,0 +1,45 @@
+"""What the ledger file keeps, and what a killed process leaves in it."""
+
+from pathlib import Path
+
+from lowcomm.ledger.entry import Entry, hash_bytes
+from lowcomm.ledger.file import LedgerFile
+from lowcomm.ledger.update import Update
+from lowcomm.types import Digest, PeerId
+
+
+def entry(outer_step: int) -> Entry:
+    return Entry(
+        run_id="run",
+        fragment=0,
+        outer_step=outer_step,
+        participants=((PeerId("a"), 10),),
+        total_tokens=10 * outer_step,
+        stops=(4,),
+        chunk_elements=4,
+        update_hash=hash_bytes(b"update"),
+        update_bytes=6,
+        state_digest=hash_bytes(b"state"),
+        previous=Digest("0" * 64),
+    )
+
+
+def test_only_the_newest_updates_are_kept(tmp_path: Path) -> None:
+    file = LedgerFile(tmp_path / "ledger.jsonl", keep_updates=2)
+    for outer_step in range(1, 12):
+        file.append(entry(outer_step), Update([b"update"]))
+    assert sorted(path.name for path in (tmp_path / "updates").iterdir()) == [
+        "0-000000010.update",
+        "0-000000011.update",
+    ]
+    assert len((tmp_path / "ledger.jsonl").read_text().splitlines()) == 11
+
+
+def test_a_half_written_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    LedgerFile(path).append(entry(1), b"")
+    whole = path.read_text()
+    path.write_text(whole + whole[:40])
+    LedgerFile(path).append(entry(2), b"")
+    assert [line[:1] + line[-1:] for line in path.read_text().splitlines()] == ["{}", "{}"]
+    assert not (tmp_path / "updates").exists()
