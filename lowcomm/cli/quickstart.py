@@ -24,15 +24,14 @@ from lowcomm.cli.common import (
 )
 from lowcomm.cli.launch import LaunchResult, launch, tell_failures
 from lowcomm.clock import SystemClock
+from lowcomm.config.profiles import RECIPES
 from lowcomm.errors import ConfigError
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.processes import LaunchPlan
 from lowcomm.types import Json
 
-CHECKOUT = Path(__file__).parents[2]
-RECIPE = CHECKOUT / "recipes" / "quickstart.toml"
-BASELINE_RECIPE = CHECKOUT / "recipes" / "baseline.toml"
-COMMITTED = CHECKOUT / "docs" / "results" / "quickstart_baseline.json"
+RECIPE, BASELINE_RECIPE = RECIPES / "quickstart.toml", RECIPES / "baseline.toml"
+COMMITTED = RECIPES / "quickstart_baseline.json"
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -54,7 +53,9 @@ def add_parser(commands: Subparsers) -> None:
         "--out", metavar="DIR", type=Path, help="folder of the run; an unfinished run in it is resumed"
         " (default: the next free runs/quickstart-*)",
     )  # fmt: skip
-    parser.add_argument("--recipe", metavar="FILE", type=Path, help="another recipe than the checkout's own")
+    parser.add_argument(
+        "--recipe", metavar="FILE", type=Path, default=RECIPE, help="another recipe than its own"
+    )
     parser.add_argument(
         "--baseline", action="store_true", help="train data-parallel, too, at equal tokens, to compare with"
     )
@@ -71,14 +72,6 @@ def add_parser(commands: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Launch the islands, run the baseline if asked, print the table, write the report."""
     check_writable(args.json)
-    recipe = args.recipe if args.recipe is not None else RECIPE
-    if args.recipe is None and not recipe.exists():
-        recipe = Path("recipes", RECIPE.name)  # installed, and called in a checkout
-    if not recipe.exists():
-        raise ConfigError(
-            f"{recipe}: expected the quickstart's recipe, but it isn't there: it lives in the checkout,"
-            " not in the package; go there, or name one with --recipe FILE"
-        )
     from lowcomm.config.load import load_config
 
     overrides = [*args.overrides]
@@ -86,12 +79,14 @@ def run(args: argparse.Namespace) -> int:
         overrides.append(f"train.steps={args.steps}")
     if args.seed is not None:
         overrides.append(f"shared.seed={args.seed}")
-    config = load_config(recipe, overrides)
+    config = load_config(args.recipe, overrides)
     out = args.out if args.out is not None else _free_folder()
     print(
         f"lowcomm: {args.islands} islands, {config.train.steps} inner steps each, in {out}", file=sys.stderr
     )
-    plan = LaunchPlan(recipe=recipe, config=config, overrides=tuple(overrides), out=out, islands=args.islands)
+    plan = LaunchPlan(
+        recipe=args.recipe, config=config, overrides=tuple(overrides), out=out, islands=args.islands
+    )
     result = launch(plan, SystemClock())
     tell_failures(result)
     if result.interrupted:
@@ -114,8 +109,7 @@ class _Baseline:
 def _baseline(plan: LaunchPlan, *, afresh: bool, save: Path | None) -> _Baseline | None:
     from lowcomm.baseline import baseline_key, run_baseline
 
-    recipe = BASELINE_RECIPE if BASELINE_RECIPE.exists() else None
-    key = baseline_key(plan.config, plan.islands, recipe)
+    key = baseline_key(plan.config, plan.islands, BASELINE_RECIPE)
     if afresh or save is not None:
         from rich.progress import Progress
 
@@ -124,7 +118,7 @@ def _baseline(plan: LaunchPlan, *, afresh: bool, save: Path | None) -> _Baseline
             figures = run_baseline(
                 plan.config,
                 plan.islands,
-                recipe,
+                BASELINE_RECIPE,
                 # more threads than the recipe's slow a small model down where the cores have other work
                 threads=plan.config.train.threads,
                 on_step=lambda step: progress.update(task, completed=step),

@@ -14,7 +14,8 @@ from lowcomm.config.values import closest
 from lowcomm.errors import ConfigError
 
 FOLDER = "profiles"
-CHECKOUT = Path(__file__).parents[2]
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""Those that come with the package."""
 
 
 def find_profile(name: str, recipe: Path | None) -> Path:
@@ -22,7 +23,7 @@ def find_profile(name: str, recipe: Path | None) -> Path:
 
     Args:
         name: a path (with a slash or `.toml`), or the name of a file in `profiles/` beside the recipe
-            or in the checkout's `recipes/`.
+            or in `lowcomm/recipes/`.
         recipe: the run's, if there is one.
 
     Raises:
@@ -30,7 +31,7 @@ def find_profile(name: str, recipe: Path | None) -> Path:
     """
     if "/" in name or name.endswith(".toml"):
         return Path(name)
-    folders = [folder / FOLDER for folder in (recipe and recipe.parent, CHECKOUT / "recipes") if folder]
+    folders = [folder / FOLDER for folder in (recipe and recipe.parent, RECIPES) if folder]
     for folder in folders:
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"

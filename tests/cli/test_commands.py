@@ -111,7 +111,7 @@ def test_every_recipe_resolves_and_says_what_it_needs(capsys, path):
         (["train", RECIPE, "--join", "a@/ip4/1.2.3.4/tcp/1", "--join", "b@/ip4/1.2.3.4/tcp/1"], "of a, b"),
         (["train", RECIPE, "--json", "no/such/folder/f.json"], "folder that exists"),
         (["launch", RECIPE, "--islands", "9", "--out", "never"], "shared.data.shards=9"),
-        (["quickstart", "--recipe", "missing.toml"], "--recipe FILE"),
+        (["quickstart", "--recipe", "missing.toml"], "missing.toml: expected a recipe, got no such file"),
         (["quickstart", "--set", "nonsense"], "KEY=VALUE"),
         (["status", "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWx"], "RUN_ID@multiaddr"),
         (["status", ""], r"STRING \(empty\): expected RUN_ID@"),

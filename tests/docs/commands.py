@@ -13,7 +13,7 @@ PLAIN = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_th
 HF = "tests/docs/test_examples.py::test_two_processes_train_one_hugging_face_model"
 FRONT = "tests/docs/test_examples.py::test_the_python_of_the_front_page_runs_as_it_stands"
 
-INSTALL = "tests/docs/test_install.py::test_the_package_works_outside_its_checkout"
+INSTALL = "tests/docs/test_install.py::test_the_wheel_works_without_a_checkout"
 MACHINES = "tests/docs/test_two_machines.py::test_the_commands_of_the_front_page_join_two_machines"
 
 RUN_BY = {

@@ -1,53 +1,87 @@
-"""`pip install .` from a clone gives a package that works anywhere."""
+"""`pip install` of the wheel gives a package that works anywhere, without a checkout."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.e2e.runs import SMALL, lines
 
 CLONE = ("pyproject.toml", "README.md", "LICENSE", "lowcomm")
+OFFLINE = ("--no-index", "--no-deps", "--quiet")
+"""What it needs is here already, so that no network is needed."""
+DATA = ("toml", "json", "html", "css", "typed")
 
 
-@pytest.mark.processes
-def test_the_package_works_outside_its_checkout(tmp_path):
-    clone, target, elsewhere = (tmp_path / name for name in ("clone", "target", "elsewhere"))
+def pip(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True)
+
+
+def installed(folder: Path) -> Path:
+    """The `lowcomm` of an environment that has a wheel of this checkout, and else what the tests run with."""
+    clone, environment = folder / "clone", folder / "environment"
     clone.mkdir()
-    elsewhere.mkdir()
     for name in CLONE:
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, clone)
-    # what it needs is here already, so that no network is needed
-    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--target", target)
-    pip = [sys.executable, "-m", "pip", "install", ".", *map(str, offline)]
-    subprocess.run(pip, cwd=clone, check=True)
+    pip("wheel", *OFFLINE, "--no-build-isolation", "--wheel-dir", folder, clone)
     shutil.rmtree(clone)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip("--python", environment / "bin" / "python", "install", *OFFLINE, *folder.glob("lowcomm-*.whl"))
+    (packages,) = environment.glob("lib/python*/site-packages")
+    assert all(
+        (packages / path.relative_to(ROOT)).is_file()
+        for kind in DATA
+        for path in (ROOT / "lowcomm").rglob(f"*.{kind}")
+    )
+    # a path in a .pth file is searched last, and the .pth files in it, as of a checkout, are not followed
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("\n".join(others) + "\n")
+    return environment / "bin" / "lowcomm"
 
-    def lowcomm(*words, folder=elsewhere):
-        return subprocess.run(
-            [sys.executable, "-c", "import sys; from lowcomm.cli.main import main; sys.exit(main())", *words],
-            cwd=folder, env={**os.environ, "PYTHONPATH": str(target)},
+
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+def test_the_wheel_works_without_a_checkout(tmp_path: Path) -> None:
+    command, folder = installed(tmp_path), tmp_path / "elsewhere"
+    (folder / "text").mkdir(parents=True)
+    for number in range(12):
+        (folder / "text" / f"{number}.txt").write_text(f"document {number}: " + "words that come again. " * 80)
+
+    def lowcomm(*words: str) -> str:
+        ran = subprocess.run(
+            [command, *words],
+            cwd=folder,
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
+        assert ran.returncode == 0, f"lowcomm {' '.join(words)}\n{ran.stdout}\n{ran.stderr}"
+        return ran.stdout
 
-    data = [path.relative_to(ROOT) for kind in ("toml", "html", "css", "json", "typed")
-            for path in (ROOT / "lowcomm").rglob(f"*.{kind}")]  # fmt: skip
-    assert data
-    assert all((target / path).is_file() for path in data)
-    asked = lowcomm("train", str(ROOT / "recipes" / "quickstart.toml"), "--dry-run")
-    assert (asked.returncode, asked.stderr) == (0, "")
-    version = lowcomm("--version")
-    assert version.stdout.startswith("lowcomm ")
-    missing = lowcomm("quickstart")
-    assert missing.returncode == 2
-    assert "recipes/quickstart.toml: expected the quickstart's recipe" in missing.stderr
-    found = lowcomm("quickstart", "--set", "nonsense", folder=ROOT)
-    assert "nonsense: expected KEY=VALUE" in found.stderr
+    small = [word for setting in (*SMALL, "data.source=text") for word in ("--set", setting)]
+    where = subprocess.run(
+        [command.parent / "python", "-c", "import lowcomm; print(lowcomm.__file__)"],
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert where.stdout.startswith(str(command.parents[1]))
+    assert lowcomm("--version").startswith("lowcomm ")
+    lowcomm("quickstart", "--steps", "20", "--out", "quick", *small, "--json", "quick.json")
+    assert json.loads((folder / "quick.json").read_text())["outer_steps"] == 2
+    assert "data:image/" in (folder / "quick" / "report.html").read_text()
+    (folder / "mine.toml").write_text('[shared]\nrun_id = "mine"\n')
+    lowcomm("train", "mine.toml", "--profile", "cpu", "--out", "trained", *small, "--set", "train.steps=20")
+    assert [line["reason"] for line in lines(folder / "trained" / "metrics.jsonl") if line["kind"] == "end"]
+    sizes = ("--payload-mib", "0.1", "--inner-steps", "1", "--rounds", "1", "--repeats", "1")
+    assert "hivemind's uniform 8-bit codec" in lowcomm("bench", "codecs", *sizes)
+    faults = ("--islands", "3", "--faults", "1", "--minutes", "0.05", "--no-fault-free", "--no-wan")
+    assert "digests_equal\tholds" in lowcomm("chaos", *faults)
