@@ -56,7 +56,7 @@ def test_the_wheel_works_without_a_checkout(tmp_path: Path) -> None:
     command, folder = installed(tmp_path), tmp_path / "elsewhere"
     (folder / "text").mkdir(parents=True)
     for number in range(12):
-        (folder / "text" / f"{number}.txt").write_text(f"document {number}: " + "words that come again. " * 80)
+        (folder / "text" / f"{number}.txt").write_text(f"{number}: " + "words that come again. " * 70)
 
     def lowcomm(*words: str) -> str:
         ran = subprocess.run(
