@@ -49,6 +49,9 @@ class Blobs:
         find: the blob of a name, or None.
         pool: reads pieces, as they may be on disk.
         upload_rate: of blobs that wait for it.
+
+    Attributes:
+        progress_s: when the last piece came that this peer had asked for and that fits, in loop time.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Blobs:
         self._heard_s: dict[PeerId, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
         self._owed: Counter[PeerId] = Counter()
+        self.progress_s = 0.0
 
     # -- serving -----------------------------------------------------------------------------------
 
@@ -102,6 +106,13 @@ class Blobs:
         if blob.paced:
             await self._upload_rate.wait(length)  # before the piece is read: what waits holds no memory
         return await asyncio.get_running_loop().run_in_executor(self._pool, blob.read, offset, length)
+
+    async def close(self) -> None:
+        """Owe nobody anything any more."""
+        replies = list(self._replies)
+        for task in replies:
+            task.cancel()
+        await asyncio.gather(*replies, return_exceptions=True)
 
     # -- asking ------------------------------------------------------------------------------------
 

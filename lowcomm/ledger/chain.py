@@ -69,13 +69,17 @@ class Chain:
 
     def after(self, outer_step: int, head: Digest) -> list[Entry] | None:
         """The entries that follow `head` at `outer_step`; None if they aren't kept or it forked off."""
-        if outer_step == self.outer_step:
-            return [] if head == self.head else None
-        self._forget()
-        first = self._kept.get(outer_step + 1)
-        if first is None or first[0].previous != head:
+        if not self.follows(outer_step, head):
             return None
         return [entry for step, (entry, _) in self._kept.items() if step > outer_step]
+
+    def follows(self, outer_step: int, head: Digest) -> bool:
+        """Whether all entries that follow `head` at `outer_step` are kept."""
+        if outer_step == self.outer_step:
+            return head == self.head
+        self._forget()
+        first = self._kept.get(outer_step + 1)
+        return first is not None and first[0].previous == head
 
     def update(self, update_hash: Digest) -> StoredUpdate | None:
         """The encoded mean with this hash, if it is kept."""

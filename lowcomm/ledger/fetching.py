@@ -35,8 +35,14 @@ class Target(Protocol):
         have: the pieces that are there.
     """
 
-    manifest: bytes | None
+    @property
+    def manifest(self) -> bytes | None: ...
+
     have: set[int]
+
+    def begin(self, manifest: bytes) -> None:
+        """The hashes of the pieces are known from here on. Called from a worker thread."""
+        ...
 
     def write(self, index: int, piece: bytes) -> None:
         """A checked piece. Called from a worker thread."""
@@ -50,6 +56,10 @@ class InMemory:
         self.data = bytearray(size_bytes)
         self.manifest: bytes | None = None
         self.have: set[int] = set()
+
+    def begin(self, manifest: bytes) -> None:
+        """See `Target`."""
+        self.manifest = manifest
 
     def write(self, index: int, piece: bytes) -> None:
         """See `Target`."""
@@ -85,6 +95,8 @@ class Fetch:
         self._asked: dict[int, tuple[set[PeerId], float]] = {}
         self._took_s = deadline_s
         self._failed: dict[PeerId, str] = {}
+        self._liars: set[PeerId] = set()
+        self._workers: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
 
     async def run(self) -> None:
@@ -93,8 +105,8 @@ class Fetch:
         Raises:
             PeerUnreachableError: the donors together could not deliver it; what came stays in the target.
         """
-        if self._target.manifest is None:
-            self._target.manifest = await self._manifest()
+        if self._target.manifest is None and (manifest := await self._manifest()) is not None:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._target.begin, manifest)
         pieces = range(count_pieces(self._size) if self._size else 0)
         self._to_ask = [index for index in reversed(pieces) if index not in self._target.have]
         if not self._done:
@@ -106,22 +118,43 @@ class Fetch:
                 + ("; ".join(f"{donor}: {why}" for donor, why in self._failed.items()) or "no donors")
             )
 
+    @property
+    def idle(self) -> set[PeerId]:
+        """Donors that are gone or were silent, and may be added anew."""
+        return set(self._failed) - self._liars
+
+    def add(self, donors: Sequence[PeerId]) -> None:
+        """Ask these, too, from now on: they have come, or come back."""
+        for donor in donors:
+            if donor in self._liars or (donor in self._donors and donor not in self._failed):
+                continue
+            self._failed.pop(donor, None)
+            self._donors = list(dict.fromkeys([*self._donors, donor]))
+            if self._workers:
+                self._hire(donor)
+
     async def _ask_all(self) -> None:
-        donors = [donor for donor in self._donors if donor not in self._failed]
-        # of few pieces none is asked of one donor that another one could send meanwhile
-        window = max(1, min(WINDOW, len(self._to_ask) // (2 * max(1, len(donors)))))
-        tasks = [asyncio.create_task(self._work(donor)) for _ in range(window) for donor in donors]
-        pending = set(tasks)
+        for donor in self._donors:
+            if donor not in self._failed:
+                self._hire(donor)
         try:
             # a slow donor may still owe what others have delivered; nobody waits for that
-            while pending and not self._done:
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            while self._workers and not self._done:
+                done, _ = await asyncio.wait(self._workers, return_when=asyncio.FIRST_COMPLETED)
+                self._workers -= done
                 for task in done:
                     task.result()
         finally:
-            for task in tasks:
+            for task in self._workers:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._workers, return_exceptions=True)
+            self._workers.clear()
+
+    def _hire(self, donor: PeerId) -> None:
+        # of few pieces none is asked of one donor that another one could send meanwhile
+        donors = len(set(self._donors) - set(self._failed))
+        window = max(1, min(WINDOW, len(self._to_ask) // (2 * max(1, donors))))
+        self._workers |= {asyncio.create_task(self._work(donor)) for _ in range(window)}
 
     @property
     def _done(self) -> bool:
@@ -139,6 +172,7 @@ class Fetch:
             try:
                 return check_manifest(reply, self._name, self._size)
             except ProtocolError as error:
+                self._liars.add(donor)
                 self._fail(donor, str(error))
         return None
 
@@ -183,8 +217,10 @@ class Fetch:
         if piece is None:
             return self._fail(donor, "doesn't have it, is gone or silent", index)
         if not await loop.run_in_executor(self._pool, self._keep, index, piece, length):
+            self._liars.add(donor)
             return self._fail(donor, f"sent other bytes than piece {index}", index)
         self._target.have.add(index)
+        self._blobs.progress_s = loop.time()
         self._asked.pop(index, None)
         self._took_s = loop.time() - began_s
         self._news.set()

@@ -66,7 +66,7 @@ class UpdateStore:
     def __init__(self, capacity_bytes: int, folder: Path | None = None, pool: Executor | None = None) -> None:
         self._capacity, self._folder, self._pool = capacity_bytes, folder, pool
         self._file: IO[bytes] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._position = 0
         self._order: deque[StoredUpdate] = deque()
         self._broken = False
@@ -119,12 +119,13 @@ class UpdateStore:
 
     def read(self, position: int, length: int) -> bytes:
         """Bytes of the file."""
-        file = self._file
-        return os.pread(file.fileno(), length, position) if file is not None else b""
+        with self._reading:  # a number of a closed file may be that of another one
+            file = self._file
+            return os.pread(file.fileno(), length, position) if file is not None else b""
 
     def close(self) -> None:
         """Give the file up."""
-        with self._lock:
+        with self._lock, self._reading:
             for kept in self._order:
                 kept.alive, kept.unwritten = False, None
             self._order.clear()

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple
 
 from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
@@ -37,6 +37,9 @@ from lowcomm.rounds.decision import Accepted, Context, RoundPolicy
 from lowcomm.rounds.promises import FilePromises, Promises
 from lowcomm.rounds.round import FragmentRound
 from lowcomm.types import Digest, Json, Layout, PeerId, short
+
+T = TypeVar("T")
+A = TypeVarTuple("A")
 
 logger = logging.getLogger(__name__)
 
@@ -182,9 +185,11 @@ class Node:
             except TimeoutError:
                 pass  # who takes nothing any more finds out by the silence
         await self.peers.stop()
+        await self.blobs.close()
         await self.exchange.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.state.updates.close()
+        self._donor.close()
 
     async def restore(self, fragment: int, saved: Mapping[str, Any]) -> None:
         """Load a fragment's outer state from a checkpoint, between `start` and `Joining.join`.
@@ -195,6 +200,10 @@ class Node:
         self.state.load(fragment, saved)
         self.submissions.stand(fragment)
         self.rounds[fragment].restart()
+
+    async def in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
+        """Do in a worker thread what would keep the network waiting: what reads, writes or hashes much."""
+        return await asyncio.get_running_loop().run_in_executor(self.pool, work, *args)
 
     def note_others(self) -> None:
         """Keep in the run folder which other islands are here."""
@@ -225,6 +234,7 @@ class Node:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
         self.recorder.committed(entry, accepted.update)
+        self._donor.committed(entry, accepted.update)
         self.note_others()
         self.publish_position()
         self.changed.notify()

@@ -43,6 +43,18 @@ class CatchingUp:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._snapshots = Snapshots(member)
+        self._taken: set[int] = set()
+        self._moved_s = 0.0
+
+    @property
+    def progress_s(self) -> float:
+        """When anything last came that this peer needs, or was replayed, in loop time."""
+        return max(self._moved_s, self._member.blobs.progress_s)
+
+    async def joined(self) -> None:
+        """All fragments have been caught up with."""
+        self._taken.clear()
+        await self._snapshots.forget()
 
     async def catch_up(self, fragment: int, *, joining: bool = False) -> Moved:
         """Follow the peers that are ahead; a joiner also leaves a head that nobody else has.
@@ -62,8 +74,9 @@ class CatchingUp:
                 entries = await self._missed(fragment, donor.id)
                 if entries is None:
                     moved.snapshot_bytes += await self._snapshots.take(
-                        fragment, [donor.id, *others], vouched=joining
+                        fragment, [donor.id, *others], joining=joining
                     )
+                    self._taken |= {fragment} if joining else set()
                 else:
                     await self._replay(fragment, entries, [donor.id, *others])
             except (PeerUnreachableError, ProtocolError) as error:
@@ -93,6 +106,9 @@ class CatchingUp:
     async def _missed(self, fragment: int, donor: PeerId) -> list[Entry] | None:
         """The entries after this peer's head; None if the donor doesn't have them or the state is smaller.
 
+        A joiner that has taken a state replays whatever was committed while it came: as much would be
+        committed while it took another one.
+
         Raises:
             ProtocolError: they are no chain, or lead to no head that anybody has.
             PeerUnreachableError: the donor doesn't answer.
@@ -109,7 +125,7 @@ class CatchingUp:
                 return None
             entries += page
             left_bytes -= sum(entry.update_bytes for entry in page)
-            if left_bytes < 0:
+            if left_bytes < 0 and fragment not in self._taken:
                 return None
             announced = self._announced(fragment, entries)
             if announced or not page:
@@ -156,3 +172,4 @@ class CatchingUp:
             accepted = await member.rounds[fragment].fetch(entry, donors, NO_BALLOT)
             if member.state.chains[fragment].outer_step + 1 == entry.outer_step:
                 member.adopt(accepted)
+                self._moved_s = asyncio.get_running_loop().time()

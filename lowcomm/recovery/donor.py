@@ -1,9 +1,13 @@
 """Serving those who are behind: entries of the ledger, and the state as a snapshot.
 
-A state that somebody fetches is kept until nobody has asked for it in a while, on disk, so that it
-costs no memory when training has gone on. Whoever asks for a snapshot is given the one that is being
-served already if little has been committed since: then all donors serve the same bytes, and only a
+A state that somebody fetches is kept as long as it joins, and until nobody has asked for it in a while; on
+disk, so that it costs no memory when training has gone on. Whoever asks for a snapshot is given the one that
+is being served already if little has been committed since: then all donors serve the same bytes, and only a
 few versions are ever kept.
+
+With a version go the updates after it, as whoever fetches it has to replay them however long it took: of
+each fragment up to `FOLLOWING_SHARE` of its size. Where more is committed meanwhile the version is given up,
+and whoever fetches it is given a newer one.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import asyncio
 import logging
 import os
 import tempfile
+import threading
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -23,8 +28,11 @@ from lowcomm.errors import IslandError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob
+from lowcomm.ledger.chain import Chain
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import FragmentState, OuterState
+from lowcomm.ledger.store import UpdateStore
+from lowcomm.ledger.update import Update
 from lowcomm.peers.table import Peers
 from lowcomm.storage.files import io_reason
 from lowcomm.types import Digest, Json, PeerId
@@ -35,11 +43,14 @@ MAX_ENTRIES = 256
 MAX_REPLY_BYTES = 1 << 19
 """Of one reply; whoever lacks more asks again."""
 PINNED_S = 600.0
-"""A state is kept for so long after it was last asked for."""
+"""A state is kept for so long after it was last asked for, or whoever joins with it was last here."""
 MAX_PINNED = 2
 """Versions of one fragment's state kept for others."""
 REPLAY_SHARE = 0.25
 """A version is given out again while what was committed since is less than this part of its size."""
+FOLLOWING_SHARE = 4.0
+"""Of the size of a fragment's state: so much of the updates after a version that somebody fetches is kept on
+disk, beside what is kept for anybody."""
 
 
 class SpooledState:
@@ -49,10 +60,17 @@ class SpooledState:
 
     def __init__(self, file: IO[bytes], manifest: bytes) -> None:
         self._file, self.manifest = file, manifest
+        self._reading = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes | None:
         """Bytes of `anchor || momentum`."""
-        return os.pread(self._file.fileno(), length, offset)
+        with self._reading:  # a number of a closed file may be that of another one
+            return None if self._file.closed else os.pread(self._file.fileno(), length, offset)
+
+    def close(self) -> None:
+        """Give the file up, which takes a moment where it is large."""
+        with self._reading:
+            self._file.close()
 
 
 def spool(state: FragmentState, folder: Path | None) -> SpooledState:
@@ -71,11 +89,27 @@ def spool(state: FragmentState, folder: Path | None) -> SpooledState:
 
 @dataclass(slots=True)
 class _Pinned:
-    blob: Blob
+    """A version that is served. `takers` have asked for it; `used_s` is when one of them was last seen."""
+
+    blob: FragmentState | SpooledState
     outer_step: int
     head: Digest
     last: Entry | None
     used_s: float
+    takers: set[PeerId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Following:
+    """What was committed since the oldest version of a fragment that is served."""
+
+    chain: Chain
+    updates: UpdateStore
+
+    def append(self, entry: Entry, update: Update) -> None:
+        """Keep what was committed; where this peer has left that history, nothing of it."""
+        if entry.previous == self.chain.head:
+            self.chain.append(entry, self.updates.put(update))
 
 
 class Donor:
@@ -89,11 +123,12 @@ class Donor:
     def __init__(self, state: OuterState, peers: Peers, folder: Path | None, pool: Executor) -> None:
         self._state, self._peers, self._folder, self._pool = state, peers, folder, pool
         self._pinned: list[dict[Digest, _Pinned]] = [{} for _ in state.fragments]
+        self._following: dict[int, _Following] = {}
 
     def on_entries_request(self, peer: PeerId, fields: Fields) -> None:
         """`entries?`: those after the asker's head, or null where they aren't kept."""
         fragment = fields.integer("fragment", 0, len(self._state.chains) - 1)
-        after = self._state.chains[fragment].after(fields.integer("outer_step"), fields.digest("head"))
+        after = self._after(fragment, fields.integer("outer_step"), fields.digest("head"))
         entries: list[Json] | None = None
         if after is not None:
             entries, size = [], 0
@@ -110,6 +145,7 @@ class Donor:
         fragment = fields.integer("fragment", 0, len(self._state.chains) - 1)
         wanted = fields.digest("wanted") if fields.has("wanted") else None
         digest, pinned = self._version(fragment, wanted)
+        pinned.takers.add(peer)
         body: dict[str, Json] = {
             "fragment": fragment,
             "digest": digest,
@@ -119,22 +155,41 @@ class Donor:
         }
         self._peers.post(peer, Message("snapshot", body))
 
+    def committed(self, entry: Entry, update: Update) -> None:
+        """An entry was committed here: who fetches an earlier state will need its update."""
+        following = self._following.get(entry.fragment)
+        if following is not None:
+            following.append(entry, update)
+            self._tidy(entry.fragment)
+
     def _version(self, fragment: int, wanted: Digest | None) -> tuple[Digest, _Pinned]:
-        now_s, kept, chain = self._now_s(), self._pinned[fragment], self._state.chains[fragment]
-        current = self._state.states[fragment]
-        for digest in [d for d, p in kept.items() if chain.after(p.outer_step, p.head) is None]:
-            del kept[digest]  # the way from there to here is not kept any more
-        for digest, pinned in sorted(kept.items(), key=lambda item: -item[1].outer_step):
-            since = chain.after(pinned.outer_step, pinned.head) or []
+        self._tidy(fragment)
+        kept, current = self._pinned[fragment], self._state.states[fragment]
+        newest_first = sorted(kept.items(), key=lambda item: -item[1].outer_step)
+        for digest, pinned in newest_first:
+            since = self._after(fragment, pinned.outer_step, pinned.head) or []
             little = sum(entry.update_bytes for entry in since) <= REPLAY_SHARE * current.size_bytes
             if digest == wanted or (wanted not in kept and wanted != current.digest and little):
-                pinned.used_s = now_s
+                pinned.used_s = self._now_s()
                 return digest, pinned
-        pinned = kept[current.digest] = _Pinned(current, chain.outer_step, chain.head, chain.last, now_s)
-        while len(kept) > MAX_PINNED:
-            del kept[min(kept, key=lambda digest: kept[digest].used_s)]
-        asyncio.get_running_loop().run_in_executor(self._pool, self._spool, pinned, current)
-        return current.digest, pinned
+        if len(kept) >= MAX_PINNED:  # a version that is being fetched is not given up for the next one
+            return newest_first[0]
+        return current.digest, self._pin(fragment, current)
+
+    def _pin(self, fragment: int, state: FragmentState) -> _Pinned:
+        """Serve the state as it is now, and keep the updates that come after it."""
+        chain = self._state.chains[fragment]
+        pinned = _Pinned(state, chain.outer_step, chain.head, chain.last, self._now_s())
+        self._pinned[fragment][state.digest] = pinned
+        if fragment not in self._following:
+            after = Chain(self._state.run_id, fragment, state.digest)
+            after.restart_at(chain.outer_step, chain.head, chain.last)
+            capacity_bytes = int(FOLLOWING_SHARE * state.size_bytes)
+            self._following[fragment] = _Following(
+                after, UpdateStore(capacity_bytes, self._folder, self._pool)
+            )
+        asyncio.get_running_loop().run_in_executor(self._pool, self._spool, pinned, state)
+        return pinned
 
     def _spool(self, pinned: _Pinned, state: FragmentState) -> None:
         try:
@@ -142,16 +197,59 @@ class Donor:
         except (OSError, IslandError) as error:
             logger.warning("a snapshot is served from memory: %s", io_reason(error))
 
+    def _after(self, fragment: int, outer_step: int, head: Digest) -> list[Entry] | None:
+        """The entries after `head`, also those that are only kept for whoever fetches a state."""
+        return self._chain_from(fragment, outer_step, head).after(outer_step, head)
+
+    def _chain_from(self, fragment: int, outer_step: int, head: Digest) -> Chain:
+        """The chain that has what follows `head`, if one has."""
+        own, following = self._state.chains[fragment], self._following.get(fragment)
+        if following is None or following.chain.head != own.head or own.follows(outer_step, head):
+            return own
+        return following.chain
+
+    def _tidy(self, fragment: int) -> None:
+        """Give up versions that nobody needs, or that nobody can come here from any more."""
+        now_s, kept = self._now_s(), self._pinned[fragment]
+        for digest, pinned in list(kept.items()):
+            if any(self._joins(taker) for taker in pinned.takers):
+                pinned.used_s = now_s
+            way = self._chain_from(fragment, pinned.outer_step, pinned.head)
+            if not way.follows(pinned.outer_step, pinned.head):
+                logger.info(
+                    "fragment %d: the state after outer step %d is not served any more: what was committed "
+                    "since is more than %g times its size, or it is of another history",
+                    fragment, pinned.outer_step, FOLLOWING_SHARE,
+                )  # fmt: skip
+            elif now_s - pinned.used_s <= PINNED_S:
+                continue
+            del kept[digest]
+            if isinstance(pinned.blob, SpooledState):
+                asyncio.get_running_loop().run_in_executor(self._pool, pinned.blob.close)
+        if not kept and (following := self._following.pop(fragment, None)) is not None:
+            asyncio.get_running_loop().run_in_executor(self._pool, following.updates.close)
+
+    def _joins(self, peer: PeerId) -> bool:
+        entry = self._peers.linked.get(peer)
+        return entry is not None and entry.greeted and entry.state.phase in ("starting", "joining")
+
     def find(self, name: Digest) -> Blob | None:
-        """A state that is served; drops those nobody has asked for in a while."""
-        now_s = self._now_s()
-        for kept in self._pinned:
-            for digest in [d for d, pinned in kept.items() if now_s - pinned.used_s > PINNED_S]:
-                del kept[digest]
+        """A state that is served, or an update after one; drops those nobody has asked for in a while."""
+        for fragment, kept in enumerate(self._pinned):
+            if kept:
+                self._tidy(fragment)
             if name in kept:
-                kept[name].used_s = now_s
+                kept[name].used_s = self._now_s()
                 return kept[name].blob
+            following = self._following.get(fragment)
+            if following is not None and (update := following.chain.update(name)) is not None:
+                return update
         return None
+
+    def close(self) -> None:
+        """Give all files up."""
+        for following in self._following.values():
+            following.updates.close()
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

@@ -2,24 +2,37 @@
 
 Pieces that fit the manifest go into the vectors that will be the state, and into
 `incoming/FRAGMENT-DIGEST.state` beside `....manifest`. After a restart the file is read and each piece
-compared with the manifest again, so nothing has to be said of what it holds.
+compared with the manifest again, so nothing has to be said of what it holds. Where another state has to be
+taken than the one that was begun, the pieces that are equal in both are not fetched again.
+
+All calls read or write what is as large as the state: make them from a worker thread.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from lowcomm.errors import ProtocolError
 from lowcomm.islands.vectors import FP32_BYTES, Vectors, bytes_of
-from lowcomm.ledger.pieces import PIECE_BYTES, check_manifest, count_pieces, fits
+from lowcomm.ledger.pieces import HASH_BYTES, PIECE_BYTES, check_manifest, count_pieces, fits
 from lowcomm.ledger.state import FragmentState
 from lowcomm.storage.files import write_atomically
 from lowcomm.types import Digest
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What has come of another state: a piece at a time, None where it can't be read."""
+
+    manifest: bytes
+    read: Callable[[int, int], bytes | None]
 
 
 class Incoming:
@@ -29,50 +42,95 @@ class Incoming:
         elements: of the fragment.
         folder: the run folder; None = in memory only.
         vectors: where the state is made.
+        before: the one that this one takes the place of, if any.
     """
 
     def __init__(
-        self, fragment: int, digest: Digest, elements: int, folder: Path | None, vectors: Vectors
+        self,
+        fragment: int,
+        digest: Digest,
+        elements: int,
+        folder: Path | None,
+        vectors: Vectors,
+        before: Incoming | None = None,
     ) -> None:
-        self.digest, self.size_bytes = digest, 2 * FP32_BYTES * elements
+        self.fragment, self.digest, self.size_bytes = fragment, digest, 2 * FP32_BYTES * elements
         self.have: set[int] = set()
-        self._manifest: bytes | None = None
+        self.manifest: bytes | None = None
         self._anchor, self._momentum = vectors.empty(elements), vectors.empty(elements)
         self._file: IO[bytes] | None = None
+        self._earlier = before._as_earlier() if before else []
         self._path = folder / "incoming" / f"{fragment}-{digest}.state" if folder else None
         if self._path is not None:
             self._open(self._path)
 
-    @property
-    def manifest(self) -> bytes | None:
-        """See `Target`."""
-        return self._manifest
-
-    @manifest.setter
-    def manifest(self, manifest: bytes | None) -> None:
-        self._manifest = manifest
-        if manifest is not None and self._file is not None and self._path is not None:
+    def begin(self, manifest: bytes) -> None:
+        """See `Target`: pieces of an earlier state that are equal are there from now on."""
+        self.manifest = manifest
+        if self._file is not None and self._path is not None:
             try:
                 write_atomically(self._path.with_suffix(".manifest"), manifest)
             except OSError as error:
                 self._give_up_file(error)
+        for earlier in self._earlier:
+            self._take_equal(earlier, manifest)
+        self._leave_others()
+
+    def _take_equal(self, earlier: _Earlier, manifest: bytes) -> None:
+        for index in range(min(len(manifest), len(earlier.manifest)) // HASH_BYTES):
+            place = slice(HASH_BYTES * index, HASH_BYTES * (index + 1))
+            if index in self.have or manifest[place] != earlier.manifest[place]:
+                continue
+            start = index * PIECE_BYTES
+            piece = earlier.read(start, min(PIECE_BYTES, self.size_bytes - start))
+            if piece and fits(manifest, index, piece):
+                self.write(index, piece)
+                self.have.add(index)
+
+    def _as_earlier(self) -> list[_Earlier]:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            return []  # it is found there, and need not stay in memory
+        if self.manifest is None:
+            return self._earlier  # nothing of it has come
+        came = FragmentState(self._anchor, self._momentum, self.manifest)
+
+        def read(offset: int, length: int) -> bytes | None:
+            return came.read(offset, length) if offset // PIECE_BYTES in self.have else None
+
+        return [_Earlier(self.manifest, read)]
 
     def _open(self, path: Path) -> None:
         """Take over what an earlier life has fetched."""
         try:
             path.parent.mkdir(exist_ok=True)
-            for other in path.parent.glob(f"{path.name.split('-')[0]}-*"):
-                if other.stem != path.stem:
-                    other.unlink()  # of a state that has been left behind
+            if not self._earlier:
+                self._earlier = [_read_earlier(other) for other in self._others(path) if other.exists()]
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
             known = path.with_suffix(".manifest")
             if known.exists():
-                self._manifest = check_manifest(known.read_bytes(), self.digest, self.size_bytes)
-                self._take_over(self._file.fileno(), self._manifest)
+                self.manifest = check_manifest(known.read_bytes(), self.digest, self.size_bytes)
+                self._take_over(self._file.fileno(), self.manifest)
+                self._leave_others()
         except ProtocolError:
-            self._manifest = None  # damaged: asked for anew
+            self.manifest = None  # damaged: asked for anew
         except OSError as error:
             self._give_up_file(error)
+
+    def _others(self, path: Path) -> list[Path]:
+        """Manifests of other states of this fragment."""
+        found = sorted(path.parent.glob(f"{self.fragment}-*.manifest"))
+        return [other for other in found if other.stem != path.stem]
+
+    def _leave_others(self) -> None:
+        """Delete what is on disk of other states of this fragment."""
+        self._earlier = []
+        if self._path is None:
+            return
+        for other in self._path.parent.glob(f"{self.fragment}-*"):
+            if other.stem != self._path.stem:
+                other.unlink(missing_ok=True)
 
     def _take_over(self, handle: int, manifest: bytes) -> None:
         if os.fstat(handle).st_size > self.size_bytes:
@@ -113,10 +171,9 @@ class Incoming:
         self._file = None
 
     def finish(self) -> FragmentState:
-        """The state; every piece of it fits the digest. What is on disk goes."""
-        assert self._manifest is not None
-        self.discard()
-        return FragmentState(self._anchor, self._momentum, self._manifest)
+        """The state; every piece of it fits the digest."""
+        assert self.manifest is not None
+        return FragmentState(self._anchor, self._momentum, self.manifest)
 
     def discard(self) -> None:
         """Delete what is on disk."""
@@ -125,6 +182,24 @@ class Incoming:
             self._file = None
             self._path.unlink(missing_ok=True)
             self._path.with_suffix(".manifest").unlink(missing_ok=True)
+
+
+def _read_earlier(manifest: Path) -> _Earlier:
+    """What an earlier life has fetched of another state; read piece by piece, whatever it holds.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    data = manifest.with_suffix(".state")
+
+    def read(offset: int, length: int) -> bytes | None:
+        try:
+            with data.open("rb") as file:
+                return os.pread(file.fileno(), length, offset)
+        except OSError:
+            return None
+
+    return _Earlier(manifest.read_bytes(), read)
 
 
 def unfinished(fragment: int, folder: Path | None) -> Digest | None:

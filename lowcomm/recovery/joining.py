@@ -11,7 +11,7 @@ from typing import Literal
 from lowcomm.algorithms.intervals import furthest
 from lowcomm.errors import PeerUnreachableError
 from lowcomm.peers.peer import Peer
-from lowcomm.recovery.catching_up import CatchingUp, Moved
+from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.member import Member
 from lowcomm.recovery.waiting import Waiting, once, tell
 from lowcomm.types import PeerId
@@ -173,11 +173,8 @@ class Joining:
             if not aligned:
                 state.phase = "joining"
                 member.peers.announce()
-            for fragment in range(len(member.state.fragments)):
-                moved = await self._come_up(fragment, give_up_s)
-                snapshot_bytes += moved.snapshot_bytes
-                skipped[fragment] = moved.snapshot_bytes > 0
-                member.submissions.stand(fragment)  # what it stood on before goes
+            taken = await self._come_up_together(timeout_s)
+            snapshot_bytes, skipped = sum(taken), [size > 0 for size in taken]
         for fragment in range(len(member.state.fragments)):
             # what was replayed, and what a vote of this island's earlier process has committed
             found = member.submissions.take_late(fragment)
@@ -248,25 +245,50 @@ class Joining:
         while any(peer.state.phase == "starting" for peer in member.peers.live()) and loop.time() < give_up_s:
             await member.changed.wait(give_up_s - loop.time())
 
-    async def _come_up(self, fragment: int, give_up_s: float) -> Moved:
-        """Catch up as a joiner; donors that fail are asked again until `give_up_s` in loop time.
+    async def _come_up_together(self, patience_s: float) -> list[int]:
+        """Catch up in all fragments; returns the bytes of state taken over in each.
 
         Raises:
-            PeerUnreachableError: nobody handed the state over in time.
+            PeerUnreachableError: for `patience_s` nobody has handed anything over.
         """
-        loop, moved = asyncio.get_running_loop(), Moved()
+        fragments = range(len(self._member.state.fragments))
+        behind = set(fragments)
+        tasks = [asyncio.create_task(self._come_up(f, behind, patience_s)) for f in fragments]
+        try:
+            taken = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await self._catching_up.joined()
+        return taken
+
+    async def _come_up(self, fragment: int, behind: set[int], patience_s: float) -> int:
+        """Catch up as a joiner, and keep up until no fragment is in `behind`: other ones may take hours.
+
+        Raises:
+            PeerUnreachableError: see `_come_up_together`.
+        """
+        member, loop = self._member, asyncio.get_running_loop()
+        began_s, taken = loop.time(), 0
         while True:
             reason = "the islands that train have gone"
             try:
-                part = await self._catching_up.catch_up(fragment, joining=True)
-                moved.snapshot_bytes += part.snapshot_bytes
-                if self._caught_up(fragment):
-                    return moved
+                moved = await self._catching_up.catch_up(fragment, joining=True)
+                taken += moved.snapshot_bytes
+                member.submissions.stand(fragment)  # what it stood on before goes
+                if fragment in behind and self._caught_up(fragment):
+                    behind.discard(fragment)
+                    member.changed.notify()
             except PeerUnreachableError as error:
                 reason = str(error)
-            if loop.time() >= give_up_s:
-                raise PeerUnreachableError(f"joining failed: {reason}; start this island again")
-            await self._member.changed.wait(min(1.0, give_up_s - loop.time()))
+            if not behind:
+                return taken
+            if loop.time() - max(began_s, self._catching_up.progress_s) >= patience_s:
+                raise PeerUnreachableError(
+                    f"joining failed: nothing came for {patience_s:g} s: {reason}; start this island again"
+                )
+            await member.changed.wait(1.0)
 
     def _caught_up(self, fragment: int) -> bool:
         """Whether somebody trains who has nothing that this peer lacks."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, TypeVarTuple
 
 from lowcomm.exchanges.base import Exchange
 from lowcomm.ledger.blobs import Blobs
@@ -19,6 +19,9 @@ from lowcomm.peers.shard_claims import ShardClaims
 from lowcomm.peers.table import Peers
 from lowcomm.rounds.decision import Accepted, Context
 from lowcomm.rounds.round import FragmentRound
+
+T = TypeVar("T")
+A = TypeVarTuple("A")
 
 
 class Bases(Protocol):
@@ -67,6 +70,10 @@ class Member(Protocol):
     @property
     def deadline_s(self) -> float:
         """Of a round."""
+        ...
+
+    async def in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
+        """Do in a worker thread what would keep the network waiting."""
         ...
 
     def adopt(self, accepted: Accepted) -> None:

@@ -23,6 +23,8 @@ from lowcomm.recovery.member import Member
 from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
+LOOK_S = 1.0
+"""Between two looks at who else may serve a state that is being fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,11 @@ class Snapshots:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._incoming: dict[int, Incoming] = {}
+        self._whole: list[Incoming] = []
+        self._turn = asyncio.Lock()
 
-    async def take(self, fragment: int, donors: Sequence[PeerId], *, vouched: bool) -> int:
-        """Replace a fragment's state by the one that most donors serve.
+    async def take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool) -> int:
+        """Replace a fragment's state by the one that most donors serve; one fragment at a time.
 
         Returns:
             Its bytes; 0 where that state is this peer's own, or one that is behind it.
@@ -72,17 +76,28 @@ class Snapshots:
         What came before a failure is kept for the next call, and on disk for the next life.
 
         Args:
-            vouched: at least half of the islands that train must have the state's entry.
+            joining: at least half of the islands that train must have the state's entry; and what came stays
+                on disk until `forget`, as a joiner that is killed begins with all fragments anew.
 
         Raises:
             PeerUnreachableError: it could not be fetched, or too few vouch for it.
         """
+        async with self._turn:  # so that donors keep one version of one fragment for this peer
+            return await self._take(fragment, donors, joining=joining)
+
+    async def forget(self) -> None:
+        """All fragments are there: what is on disk of them goes."""
+        whole, self._whole = self._whole, []
+        for incoming in whole:
+            await self._member.in_pool(incoming.discard)
+
+    async def _take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool) -> int:
         member = self._member
         offer, givers = await self._choose(fragment, donors)
         chain = member.state.chains[fragment]
         if offer.head == chain.head:
             return 0  # they have come over to this peer's side of a fork meanwhile
-        if vouched:
+        if joining:
             await self._vouch(fragment, offer, givers)
         elif offer.standing < chain.standing:
             logger.warning(
@@ -93,10 +108,11 @@ class Snapshots:
             )  # fmt: skip
             return 0
         incoming = await self._open(fragment, offer.digest)
-        await Fetch(
-            member.blobs, offer.digest, incoming.size_bytes, givers, incoming, member.deadline_s, member.pool
-        ).run()
-        self._incoming.pop(fragment)
+        await self._fetch(fragment, offer, givers, incoming)
+        del self._incoming[fragment]
+        self._whole.append(incoming)
+        if not joining:
+            await self.forget()
         member.state.states[fragment] = incoming.finish()
         chain.restart_at(offer.outer_step, offer.head, offer.last)
         member.state.residuals[fragment] = None
@@ -105,10 +121,40 @@ class Snapshots:
         member.publish_position()
         return incoming.size_bytes
 
+    async def _fetch(self, fragment: int, offer: Offer, givers: Sequence[PeerId], incoming: Incoming) -> None:
+        """Fetch a state, also from those who come to serve it meanwhile.
+
+        Raises:
+            PeerUnreachableError: nobody is left who serves it.
+        """
+        member = self._member
+        fetch = Fetch(
+            member.blobs, offer.digest, incoming.size_bytes, givers, incoming, member.deadline_s, member.pool
+        )
+        looking = asyncio.create_task(self._find_more(fragment, offer, set(givers), fetch))
+        try:
+            await fetch.run()
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    async def _find_more(self, fragment: int, offer: Offer, asked: set[PeerId], fetch: Fetch) -> None:
+        """Ask those who come, or come back, whether they serve a state, too."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            trainers = {peer.id for peer in self._member.peers.live() if peer.state.phase == "training"}
+            new = sorted(trainers & (fetch.idle | (trainers - asked)))
+            if new:
+                asked |= set(new)
+                offers = await self._ask(fragment, new, offer.digest)
+                fetch.add([peer for peer, offered in offers.items() if offered == offer])
+
     async def _choose(self, fragment: int, donors: Sequence[PeerId]) -> tuple[Offer, list[PeerId]]:
         """The state to fetch, and who serves it; one that has come in part is preferred."""
         begun = self._incoming.get(fragment)
-        wanted = begun.digest if begun else unfinished(fragment, self._member.folder)
+        wanted = (
+            begun.digest if begun else await self._member.in_pool(unfinished, fragment, self._member.folder)
+        )
         offers = await self._ask(fragment, donors, wanted)
         if not offers:
             raise PeerUnreachableError(f"none of {len(donors)} islands offers a state of fragment {fragment}")
@@ -154,22 +200,14 @@ class Snapshots:
             )
 
     async def _open(self, fragment: int, digest: Digest) -> Incoming:
-        begun = self._incoming.get(fragment)
+        begun = self._incoming.pop(fragment, None)
         if begun is not None and begun.digest == digest:
-            return begun
-        if begun is not None:
-            begun.discard()
-        elements = self._member.state.fragments[fragment].elements
-        loop = asyncio.get_running_loop()
-        incoming = await loop.run_in_executor(
-            self._member.pool,
-            Incoming,
-            fragment,
-            digest,
-            elements,
-            self._member.folder,
-            self._member.state.vectors,
-        )
+            incoming = begun
+        else:
+            member, elements = self._member, self._member.state.fragments[fragment].elements
+            incoming = await member.in_pool(
+                Incoming, fragment, digest, elements, member.folder, member.state.vectors, begun
+            )
         if incoming.have:
             logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))
         self._incoming[fragment] = incoming

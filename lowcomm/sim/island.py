@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -48,6 +49,8 @@ class IslandSettings:
         pace: the schedule where islands are unlike in speed; its inner steps, fragments and delay are to be
             those above. None = a fixed one.
         error_feedback: whether the int8 codec keeps a residual.
+        snapshot_mbit_s: upload rate for states handed to others; 0 = unlimited.
+        join_timeout_s: silence after which whoever joins gives up.
     """
 
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
@@ -61,6 +64,8 @@ class IslandSettings:
     heartbeat_s: float = 1.0
     lease_s: float = 4.0
     error_feedback: bool = True
+    snapshot_mbit_s: float = 0.0
+    join_timeout_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -105,6 +110,7 @@ class SimIsland:
 
     Args:
         promises: what survives a crash, besides what others know.
+        folder: the run folder, which survives it, too; None = none.
 
     Attributes:
         rounds: outcomes, in order, with the fragment.
@@ -113,7 +119,14 @@ class SimIsland:
         intervals: inner steps of each contribution, with the fragment and when it was made.
     """
 
-    def __init__(self, number: int, exchange: Exchange, settings: IslandSettings, promises: Promises) -> None:
+    def __init__(
+        self,
+        number: int,
+        exchange: Exchange,
+        settings: IslandSettings,
+        promises: Promises,
+        folder: Path | None = None,
+    ) -> None:
         self.number, self._settings = number, settings
         self.record = Record()
         self._fragments = make_fragments(settings.layout, settings.num_fragments, "balanced")
@@ -137,6 +150,8 @@ class SimIsland:
             lease_s=settings.lease_s,
             chunk_bytes=settings.chunk_bytes,
             ledger_file=self.record,
+            folder=folder,
+            snapshot_mbit_s=settings.snapshot_mbit_s,
             promises=promises if settings.policy.partition == "majority" else None,
             pool=InlineExecutor(),
         )
@@ -163,7 +178,7 @@ class SimIsland:
             node.joining.expect_company()
         self.phase = "joining"
         report = await node.joining.join(
-            fresh=True, alone_ok=node.exchange.founder, num_shards=0, timeout_s=60.0
+            fresh=True, alone_ok=node.exchange.founder, num_shards=0, timeout_s=self._settings.join_timeout_s
         )
         self.phase = "training"
         self.joined_s = loop.time()

@@ -57,9 +57,9 @@ class SimSwarm:
         self._islands, self._tape, self._settings = islands, tape, settings
         self._hub = LoopbackHub()
         self._shaper = TapeShaper(tape)
+        self._folders = [_made(folder / name(number)) if folder else None for number in range(islands)]
         self._promises: list[Promises] = [
-            FilePromises(_made(folder / name(number))) if folder else MemoryPromises()
-            for number in range(islands)
+            FilePromises(own) if own else MemoryPromises() for own in self._folders
         ]
         self._until_s = tape.quiet_s + SETTLE_S
         self._lives: dict[int, tuple[SimIsland, asyncio.Task[None]]] = {}
@@ -119,7 +119,7 @@ class SimSwarm:
     def _start(self, number: int, *, founder: bool, expected: int) -> None:
         inner = LoopbackExchange(self._hub, RUN_ID, name(number), founder=founder)
         exchange = ShapedExchange(inner, self._shaper)
-        island = SimIsland(number, exchange, self._settings, self._promises[number])
+        island = SimIsland(number, exchange, self._settings, self._promises[number], self._folders[number])
         task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._until_s))
         self._lives[number] = island, task
         self.outcome.lives.append(island)
@@ -161,7 +161,8 @@ def simulate(islands: int, tape: Tape, settings: IslandSettings, folder: Path | 
     """Run a tape to its end.
 
     Args:
-        folder: where islands write down their votes; None = in memory. Either outlives their crashes.
+        folder: where the islands' run folders are, which outlive their crashes; None = they have none, and
+            their votes outlive crashes in memory.
 
     Raises:
         HungError: somebody waits for ever.

@@ -84,20 +84,21 @@ class Scene:
 
     async def fetch(self, *targets: Incoming, cut_first_s: float | None = None) -> None:
         """All of them at the same time; the first one is cancelled after `cut_first_s`."""
+        fetches = [
+            Fetch(self.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL)
+            for target in targets
+        ]
+        await self.run(*fetches, cut_first_s=cut_first_s)
+
+    async def run(self, *given: Fetch, cut_first_s: float | None = None) -> None:
+        """See `fetch`."""
         loop = asyncio.get_running_loop()
         await self.taker.exchange.start(self.taker)
         for donor in self.donors.values():
             await donor.exchange.start(donor)
         began_s = loop.time()
         try:
-            fetches = [
-                asyncio.create_task(
-                    Fetch(
-                        self.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL
-                    ).run()
-                )
-                for target in targets
-            ]
+            fetches = [asyncio.create_task(fetch.run()) for fetch in given]
             if cut_first_s is not None:
                 await asyncio.sleep(cut_first_s)
                 fetches.pop(0).cancel()
@@ -128,6 +129,7 @@ def incoming(folder: Path | None = None) -> Incoming:
 
 def assert_whole(target: Incoming) -> None:
     state = target.finish()
+    target.discard()
     assert torch.equal(state.anchor.load(), STATE.anchor.load())
     assert torch.equal(state.momentum.load(), STATE.momentum.load())
     assert state.digest == STATE.digest
@@ -219,7 +221,7 @@ def test_what_came_before_a_cut_is_not_fetched_again(tmp_path: Path, restarted: 
 
 def test_what_was_damaged_on_disk_is_fetched_again(tmp_path: Path) -> None:
     target = incoming(tmp_path)
-    target.manifest = STATE.manifest
+    target.begin(STATE.manifest)
     for index in range(PIECES):
         target.write(index, STATE.read(index * PIECE_BYTES, PIECE_BYTES))
     file = next((tmp_path / "incoming").glob("*.state"))
@@ -229,12 +231,30 @@ def test_what_was_damaged_on_disk_is_fetched_again(tmp_path: Path) -> None:
     assert incoming(tmp_path).have == set(range(PIECES)) - {5}
 
 
-def test_another_state_replaces_what_was_begun(tmp_path: Path) -> None:
-    incoming(tmp_path).manifest = STATE.manifest
-    other = FragmentState.of(STATE.momentum, STATE.anchor)
-    Incoming(0, other.digest, ELEMENTS, tmp_path, HostVectors()).manifest = other.manifest
-    assert unfinished(0, tmp_path) == other.digest
-    assert unfinished(1, tmp_path) is None
+@pytest.mark.parametrize("where", ["on-disk", "in-memory", "on-disk-restarted"])
+def test_pieces_that_are_equal_in_another_state_are_not_fetched_again(tmp_path: Path, where: str) -> None:
+    folder = None if where == "in-memory" else tmp_path
+    before = incoming(folder)
+    before.begin(STATE.manifest)
+    for index in range(5):
+        before.write(index, STATE.read(index * PIECE_BYTES, PIECE_BYTES))
+        before.have.add(index)
+    anchor = STATE.anchor.load().clone()
+    anchor[PIECE_BYTES // 4 + 3] += 1.0  # in the second piece
+    other = FragmentState.of(HostVector(anchor), STATE.momentum)
+    target = Incoming(
+        0, other.digest, ELEMENTS, folder, HostVectors(), None if "restarted" in where else before
+    )
+    assert not target.have
+    target.begin(other.manifest)
+    assert target.have == {0, 2, 3, 4}
+    for index in set(range(PIECES)) - target.have:
+        target.write(index, other.read(index * PIECE_BYTES, PIECE_BYTES))
+    assert torch.equal(target.finish().anchor.load(), anchor)
+    if folder is not None:
+        assert unfinished(0, folder) == other.digest
+        assert unfinished(1, folder) is None
+        assert len(list((folder / "incoming").iterdir())) == 2
 
 
 def test_donors_keep_to_their_upload_rate() -> None:
@@ -250,3 +270,31 @@ def test_a_name_does_not_depend_on_how_the_bytes_are_cut(size: int) -> None:
     data = data[:size]
     cuts = [data[start : start + 70_000] for start in range(0, size, 70_000)]
     assert hash_pieces(data) == hash_pieces(*cuts) == name_of(make_manifest(cuts))
+
+
+def test_a_donor_that_comes_later_takes_its_share() -> None:
+    scene, target = Scene(), incoming()
+    fetch = Fetch(scene.taker.blobs, STATE.digest, STATE.size_bytes, DONORS[:1], target, DEADLINE_S, POOL)
+    scene.after(3, lambda: fetch.add(DONORS))
+    run_virtually(scene.run(fetch), 100.0)
+    assert_whole(target)
+    assert set(scene.taker.received) == set(DONORS)
+
+
+def test_a_liar_is_not_asked_again() -> None:
+    scene, target = Scene(), incoming()
+    fetch = Fetch(scene.taker.blobs, STATE.digest, STATE.size_bytes, DONORS, target, DEADLINE_S, POOL)
+    lies = 0
+
+    def lie(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
+        nonlocal lies
+        if sender != DONORS[2] or message.kind != "blob" or message.body["offset"] == -1:
+            return True
+        lies += 1
+        asyncio.get_running_loop().call_later(0.01, fetch.add, DONORS)
+        return Message("blob", message.body, b"\x55" * len(message.payload))
+
+    scene.hub.filter = lie
+    run_virtually(scene.run(fetch), 100.0)
+    assert_whole(target)
+    assert 0 < lies <= PIECES // 3
