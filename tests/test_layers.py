@@ -31,7 +31,7 @@ LAYERS = (
     {"build", "device", "evaluation", "garbage", "inner_step", "interrupts", "summary"},
     {"fitting", "journal", "opening"},
     {"train"},
-    {"baseline", "processes"},
+    {"baseline", "launching"},
     {"sim", "plan", "bench", "report", "chaos"},
     {"cli"},
     {"__init__", "__main__"},
@@ -144,6 +144,19 @@ def test_import_is_light(module: str) -> None:
     )
     assert module in found.stdout.split()
     assert set(found.stdout.split()).isdisjoint(HEAVY)
+
+
+def test_measuring_instruments_are_not_imported_by_accident() -> None:
+    code = """
+import sys, lowcomm, lowcomm.train, lowcomm.cli.main
+[getattr(lowcomm, name) for name in lowcomm.__all__]
+print(*sys.modules)"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
+    instruments = ("lowcomm.bench", "lowcomm.chaos", "lowcomm.sim")
+    assert "lowcomm.outer.loop" in found.stdout.split()
+    assert not [module for module in found.stdout.split() if module.startswith(instruments)]
 
 
 @pytest.mark.parametrize("name", lowcomm.__all__)

@@ -15,9 +15,10 @@ from pathlib import Path
 import front_page
 import learning_tables
 import wan_tables
-from lowcomm.bench.churn_figures import Churn, ChurnBench
+from lowcomm.bench.churn_figures import Churn
 from lowcomm.bench.deaths import Death
-from lowcomm.bench.donors import DonorBench, Donors
+from lowcomm.bench.donors import Donors
+from lowcomm.bench.settings import ChurnBench, DonorBench
 from lowcomm.bench.snapshots import Cut
 from parts import Part, anchor, table
 

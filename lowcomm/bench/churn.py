@@ -2,28 +2,35 @@
 
 One run of real processes over the real swarm on this machine. A seed says which island leaves, and whether
 in order or by SIGKILL; for each that is gone a new one joins, with a new identity and a snapshot of the
-state. All parts change hands, the founder's too.
+state. All parts change hands, the founder's too. Islands are forked from a process that has loaded torch
+already, so that a join costs a process and a p2pd, not seconds of imports.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
+import contextlib
 import random
-import signal
 import tempfile
 import threading
 from collections.abc import Callable
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from lowcomm.bench.churn_figures import Churn, ChurnBench, Life, all_stay, churn_figures
-from lowcomm.bench.churn_peer import ADDRESS, EVENTS, LOG, run_island
+from lowcomm import codecs
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.churn_figures import Churn, Life, all_stay, churn_figures
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import Payload, bench_swarm
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import ChurnBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.errors import ExchangeError
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.types import Json
 
-PRELOADED = ["lowcomm.bench.churn_peer", "lowcomm.exchanges.swarm.hivemind_node", "torch._dynamo"]
+PRELOAD = ["lowcomm.bench.churn", "lowcomm.exchanges.swarm.hivemind_node", "torch._dynamo"]
 """The last one is what torch loads when the first optimizer is made; it takes as long as all the rest."""
 START_S = 120.0
 LEAVE_S = 20.0
@@ -32,53 +39,54 @@ SETTLE_ROUNDS = 4
 """Rounds after the last event."""
 
 
-def measure_churn(bench: ChurnBench, *, on_event: Callable[[str], None]) -> Churn:
-    """Run it.
+def run(bench: ChurnBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench churn`."""
+    churn = measure_churn(bench, tell)
+    wrong = ["expected one history and equal states on all islands, got others"]
+    return Outcome(
+        log={"churn": churn.to_dict()},
+        headings=Churn.HEADINGS,
+        rows=churn.rows(),
+        errors=[] if churn.equal else wrong,
+    )
 
-    Args:
-        on_event: told of progress.
+
+def measure_churn(bench: ChurnBench, tell: Tell) -> Churn:
+    """Run it.
 
     Raises:
         ExchangeError: the first islands did not come up, an island failed, or nothing commits any more.
     """
-    with tempfile.TemporaryDirectory(prefix="lowcomm-churn-") as folder, _Scene(bench, Path(folder)) as scene:
-        scene.play(on_event)
+    with (
+        tempfile.TemporaryDirectory(prefix="lowcomm-churn-") as folder,
+        Peers(PROGRAM, "churn", deadline_s=START_S, preload=PRELOAD) as peers,
+    ):
+        scene = _Scene(bench, Path(folder), peers)
+        scene.play(tell)
         return churn_figures(bench, scene.lives, scene.exits)
 
 
 class _Scene:
-    def __init__(self, bench: ChurnBench, folder: Path) -> None:
-        self._bench, self._folder = bench, folder
+    def __init__(self, bench: ChurnBench, folder: Path, peers: Peers) -> None:
+        self._bench, self._folder, self._peers = bench, folder, peers
         self._clock: Clock = SystemClock()
         self._random = random.Random(f"lowcomm churn {bench.seed}")
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(PRELOADED)
-        self._processes: dict[int, ForkServerProcess] = {}
         self._pause = threading.Event()
-        self._offsets: dict[int, int] = {}
+        self._ended: set[int] = set()
         self.lives: list[Life] = []
         self.exits = 0
-
-    def __enter__(self) -> _Scene:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for process in self._processes.values():
-            process.kill()
-        for process in self._processes.values():
-            process.join()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_s()
 
-    def play(self, on_event: Callable[[str], None]) -> None:
+    def play(self, tell: Tell) -> None:
         bench = self._bench
         for number in range(bench.islands):
             self._start(expected=bench.islands)
             if number == 0:
-                self._wait(lambda: bool(self._addresses()), START_S, "the founder has no address")
-        self._wait(lambda: len(self._inside()) == bench.islands, START_S, "not all first islands joined")
-        self._wait(lambda: self._height() >= 2, START_S, "nothing commits")
+                self._wait(lambda: bool(self._addresses()), "the founder has no address")
+        self._wait(lambda: len(self._inside()) == bench.islands, "not all first islands joined")
+        self._wait(lambda: self._height() >= 2, "nothing commits")
         done, due_s = 0, self._now_s()
         while done < bench.events:
             while self._now_s() < due_s:
@@ -87,54 +95,50 @@ class _Scene:
             if len(self._staying()) < bench.islands:
                 self._start(expected=1)
             else:
-                self._wait(self._can_spare, START_S, "a joiner is not in, or nothing commits")
+                self._wait(self._can_spare, "a joiner is not in, or nothing commits")
                 killed = self._random.random() < bench.kill_share
                 self._end(self._random.choice(self._inside()), killed=killed)
                 self.exits += not killed
             done, due_s = done + 1, self._now_s() + bench.every_s
             if done % 20 == 0:
-                on_event(f"{done} of {bench.events} joins and leaves, outer step {self._height()}")
-        self._wait(lambda: len(self._inside()) == len(self._staying()), START_S, "a joiner is not in")
+                tell(f"{done} of {bench.events} joins and leaves, outer step {self._height()}")
+        self._wait(lambda: len(self._inside()) == len(self._staying()), "a joiner is not in")
         last = self._height() + SETTLE_ROUNDS
-        self._wait(lambda: self._height() >= last, START_S, "nothing commits after the last event")
+        self._wait(lambda: self._height() >= last, "nothing commits after the last event")
         for life in self._inside():
             self._end(life, killed=False)
-        for number, process in list(self._processes.items()):
-            process.join(LEAVE_S)
-            if process.exitcode is None:
-                raise ExchangeError(f"bench churn: island {number} did not leave within {LEAVE_S:g} s")
+        for life in self.lives:
+            self._peers.wait_for_end(life.number, LEAVE_S)
         self._look()
 
     def _start(self, expected: int) -> None:
-        bench, number = self._bench, len(self.lives)
-        folder = self._folder / str(number)
+        bench, folder = self._bench, self._folder / str(len(self.lives))
         folder.mkdir()
-        settings = {
-            "folder": str(folder),
-            "number": number,
-            "initial_peers": self._addresses(),
-            "expected_peers": expected,
-            "elements": bench.elements,
-            "codec": bench.codec,
-            "inner_steps": bench.inner_steps,
-            "step_s": bench.step_s,
-            "deadline_s": bench.deadline_s,
-        }
-        process = self._context.Process(target=run_island, args=(settings,))
-        process.start()
-        self._processes[number] = process
+        number = self._peers.start(
+            {
+                "folder": str(folder),
+                "initial_peers": self._addresses(),
+                "expected_peers": expected,
+                "elements": bench.elements,
+                "codec": bench.codec,
+                "inner_steps": bench.inner_steps,
+                "step_s": bench.step_s,
+                "deadline_s": bench.deadline_s,
+                "partition": bench.partition,
+            }
+        )
         self.lives.append(Life(number=number, started_s=self._now_s()))
 
     def _end(self, life: Life, *, killed: bool) -> None:
-        process = self._processes[life.number]
-        assert process.pid is not None
         life.killed, life.gone_s = killed, self._now_s()
-        os.kill(process.pid, signal.SIGKILL if killed else signal.SIGTERM)
+        if killed:
+            self._peers.kill(life.number)
+        else:
+            self._peers.say(life.number, "leave")
 
-    def _addresses(self) -> list[str]:
+    def _addresses(self) -> list[Json]:
         """Of the islands that stay, as far as they have one."""
-        files = [self._folder / str(life.number) / ADDRESS for life in self._staying()]
-        return [file.read_text(encoding="utf-8") for file in files if file.exists()]
+        return [event["address"] for life in self._staying() for event in life.of("address")]
 
     def _staying(self) -> list[Life]:
         """Islands that were started, and neither asked to leave nor killed."""
@@ -149,36 +153,65 @@ class _Scene:
     def _height(self) -> int:
         return max(life.outer_step for life in self._staying())
 
-    def _wait(self, reached: Callable[[], bool], timeout_s: float, failure: str) -> None:
-        give_up_s = self._now_s() + timeout_s
+    def _wait(self, reached: Callable[[], bool], failure: str) -> None:
+        give_up_s = self._now_s() + START_S
         self._look()
         while not reached():
             self._pause.wait(LOOK_S)
             self._look()
             if self._now_s() > give_up_s:
-                raise ExchangeError(f"bench churn: {failure} after {timeout_s:g} s")
+                raise ExchangeError(f"bench churn: {failure} after {START_S:g} s")
 
     def _look(self) -> None:
-        """Take in what the islands have written, and whether one has failed."""
-        for number, process in list(self._processes.items()):
-            life, ended = self.lives[number], process.exitcode is not None
-            self._read(life)
-            if ended and (life.gone_s == float("inf") or (process.exitcode and not life.killed)):
-                log = (self._folder / str(number) / LOG).read_text(encoding="utf-8", errors="replace")
+        """Take in what the islands have said, and whether one has failed."""
+        for life in self.lives:
+            if life.number in self._ended:
+                continue
+            code = self._peers.code(life.number)  # before its news, which are all then
+            life.events += self._peers.news(life.number)
+            if code is not None and (life.gone_s == float("inf") or (code and not life.killed)):
                 raise ExchangeError(
-                    f"bench churn: island {number} ended with exit code {process.exitcode}; its log ends: "
-                    f"{log[-2000:]}"
+                    f"bench churn: island {life.number} ended with exit code {code}; "
+                    f"{self._peers.last_message(life.number)}"
                 )
-            if ended:
-                del self._processes[number]
+            if code is not None:
+                self._ended.add(life.number)
 
-    def _read(self, life: Life) -> None:
-        """Take in the whole lines that an island has written since the last look."""
-        path = self._folder / str(life.number) / EVENTS
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(self._offsets.get(life.number, 0))
-                added = file.read()
-            whole = added[: added.rfind(b"\n") + 1]
-            self._offsets[life.number] = self._offsets.get(life.number, 0) + len(whole)
-            life.events += map(json.loads, whole.splitlines())
+
+def take_part(peer: Peer) -> None:
+    """Train, a timed wait in place of each inner step, until asked to leave."""
+    settings = peer.settings
+    payload = Payload(settings["elements"], seed=peer.number)
+    outer = OuterLoop(
+        payload.island(),
+        bench_swarm(settings),
+        schedule=Schedule(inner_steps=settings["inner_steps"]),
+        codec=codecs.by_name(settings["codec"]),
+        outer_optimizer=nesterov(lr=0.7, momentum=0.9),
+        round_policy=RoundPolicy(
+            min_participants=1, deadline_s=settings["deadline_s"], partition=settings["partition"]
+        ),
+        expected_peers=settings["expected_peers"],
+        folder=Path(settings["folder"]),
+    )
+    leave = peer.asked()
+    with contextlib.closing(outer):
+        outer.connect(on_address=lambda address: peer.tell("address", address=address))
+        peer.tell("connected")
+        report = outer.join()
+        peer.tell("joined", peer=outer.peer_id, how=report.how)
+        while not leave.is_set():
+            payload.train()
+            peer.wait(settings["step_s"])
+            for done in outer.step(tokens=1):
+                peer.tell(
+                    "round",
+                    outer_step=done.outer_step,
+                    committed=done.committed,
+                    reason=done.reason,
+                    attempts=done.attempts,
+                    participants=list(done.participants),
+                    round_s=done.round_s,
+                    digest=done.digest,
+                )
+        peer.tell("left", digest=outer.digest)

@@ -14,36 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from lowcomm.bench.settings import ChurnBench
 from lowcomm.types import Json
 
 WITHIN_ROUNDS = 2
 FULL = 0.95
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChurnBench:
-    """What to measure.
-
-    Attributes:
-        events: joins and leaves together, those of the first islands and of the end left out.
-        islands: at the start, and at most at a time.
-        every_s: between two events, at least.
-        kill_share: of the leaves that are a SIGKILL.
-        elements, codec: of the model and of its pseudo-gradients.
-        inner_steps, step_s: between two rounds, and the timed wait of each.
-        deadline_s: of a round.
-    """
-
-    events: int = 200
-    islands: int = 5
-    every_s: float = 1.5
-    kill_share: float = 0.5
-    elements: int = 65_536
-    codec: str = "fp32"
-    inner_steps: int = 20
-    step_s: float = 0.05
-    deadline_s: float = 10.0
-    seed: int = 0
 
 
 @dataclass(kw_only=True)

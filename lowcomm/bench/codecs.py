@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from lowcomm import codecs
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.settings import CodecBench
 from lowcomm.build import build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
@@ -51,7 +53,7 @@ class CodecFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecBench:
+class CodecResults:
     """All figures of one run.
 
     Attributes:
@@ -122,50 +124,50 @@ def pseudo_gradients(config: Config, *, inner_steps: int, rounds: int) -> list[T
     return found
 
 
+def run(bench: CodecBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench codecs`."""
+    result = measure_codecs(Config(), bench, tell)
+    note = (
+        f"copy_ {result.copy_gb_s:.2f} GB/s (1x); hivemind's uniform 8-bit codec: "
+        f"{result.hivemind_uniform8_gb_s / result.copy_gb_s:.3f}x, "
+        f"back {result.hivemind_uniform8_decode_gb_s / result.copy_gb_s:.3f}x"
+    )
+    return Outcome(log=result.to_dict(), headings=CodecResults.HEADINGS, rows=result.rows(), notes=[note])
+
+
 def measure_codecs(
-    config: Config,
-    *,
-    inner_steps: int = 30,
-    rounds: int = 8,
-    payload_mib: float = 64,
-    repeats: int = 7,
-    clock: Clock | None = None,
-    on_row: Callable[[str], None] = lambda name: None,
-) -> CodecBench:
+    config: Config, bench: CodecBench, tell: Tell = lambda line: None, clock: Clock | None = None
+) -> CodecResults:
     """Measure all codecs, with and without error feedback, on one thread.
 
     Args:
         config: its model, inner optimizer and text.
-        inner_steps: of a round.
-        rounds: pseudo-gradients, one after the other.
-        payload_mib: mebibytes of fp32 numbers that are timed.
-        repeats: of each timing; the fastest counts.
-        on_row: told each codec before it is measured.
+        tell: of each codec before it is measured.
     """
     from lowcomm.bench.stock_hivemind import Uniform8
 
     clock = clock or SystemClock()
     with _one_thread():
-        movements = pseudo_gradients(config, inner_steps=inner_steps, rounds=rounds)
+        movements = pseudo_gradients(config, inner_steps=bench.inner_steps, rounds=bench.rounds)
         elements = movements[-1].numel()
-        size = max(1, round(payload_mib * (1 << 20) / 4))
+        size = max(1, round(bench.payload_mib * (1 << 20) / 4))
         values = movements[-1].repeat(-(-size // elements))[:size].clone()
-        timer = _Timer(clock, values, repeats)
+        timer = _Timer(clock, values, bench.repeats)
         rows = []
         for codec in _codecs():
-            on_row(f"{codec.name}, error feedback {'on' if codec.error_feedback else 'off'}")
+            tell(f"{codec.name}, error feedback {'on' if codec.error_feedback else 'off'}")
             rows.append(_figures(codec, movements, timer))
-        on_row("hivemind's uniform 8-bit")
+        tell("hivemind's uniform 8-bit")
         stock = Uniform8()
         message = stock.compress(values)
         stock_gb_s = timer.gb_s(lambda: stock.compress(values))
         stock_decode_gb_s = timer.gb_s(lambda: stock.extract(message))
-    return CodecBench(
+    return CodecResults(
         parameters=elements,
-        inner_steps=inner_steps,
-        rounds=rounds,
-        payload_mib=payload_mib,
-        repeats=repeats,
+        inner_steps=bench.inner_steps,
+        rounds=bench.rounds,
+        payload_mib=bench.payload_mib,
+        repeats=bench.repeats,
         copy_gb_s=timer.copy_gb_s,
         hivemind_uniform8_gb_s=stock_gb_s,
         hivemind_uniform8_decode_gb_s=stock_decode_gb_s,

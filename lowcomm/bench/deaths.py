@@ -1,58 +1,50 @@
 """An island that dies or freezes in the middle of a round: how long the others take to commit it.
 
-Three processes over the real swarm on this machine commit rounds. One of them, chosen by its part in the
-round, ends itself by SIGKILL, or stands still by SIGSTOP, when a quarter of its pseudo-gradient has left.
-Times are those of one clock, which all processes of a machine share.
+Three processes over the real swarm on this machine commit rounds, a timed wait in place of each inner
+step. One of them, chosen by its part in the round, ends itself by SIGKILL, or stands still by SIGSTOP, when
+a quarter of its pseudo-gradient has left: it signals itself from its own exchange, since no watcher from
+outside could be sure to hit a round that takes a fraction of a second. Times are those of one clock, which
+all processes of a machine share.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
-from lowcomm.bench.children import Children
+from lowcomm import codecs
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import LOOPBACK, RUN_ID, Payload
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import FLOAT_BYTES, DeathBench, Part, Stop
 from lowcomm.errors import ExchangeError
+from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.swarm.exchange import SwarmExchange
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.rounds.roster import leader_order
 from lowcomm.types import Json, PeerId
 
 ISLANDS = 3
 ROUNDS_AFTER = 2
 """Rounds from the one in which the island stops to the last one."""
-
-Part = Literal["participant", "leader", "bootstrap"]
-Stop = Literal["SIGKILL", "SIGSTOP"]
 START_S = 120.0
 MOST_MORE = 32
 """Rounds after the warm ones, at the very most, until one comes in which the victim has its part."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeathsBench:
-    """What to measure.
-
-    Attributes:
-        payload_mib: MiB (2^20) of a pseudo-gradient.
-        inner_steps, step_s: between two rounds, and the timed wait of each.
-        warm_rounds: before the one with the fault. Until it has heard 10 s of heartbeats, a peer takes
-            another one for silent after `lease_s` (5 s) only.
-        deadline_s: of a round.
-    """
-
-    payload_mib: float = 32.0
-    inner_steps: int = 50
-    step_s: float = 0.02
-    warm_rounds: int = 12
-    deadline_s: float = 5.0
-
-    @property
-    def elements(self) -> int:
-        """Parameters."""
-        return max(1, int(self.payload_mib * 2**20) // 4)
+SENT_SHARE = 0.25
+"""The victim stops when it has sent so much of its pseudo-gradient; in all it has to send 2/3 of it, and then
+as much of the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +99,23 @@ class Death:
         return asdict(self)
 
 
-def measure_death(bench: DeathsBench, part: Part, stop: Stop) -> Death:
+def run(bench: DeathBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench deaths`."""
+    deaths: list[Death] = []
+    for stop in bench.signals:
+        for part in bench.parts:
+            deaths.append(measure_death(bench, part, stop))
+            tell(f"{part}, {stop}: the others committed after {deaths[-1].recovered_s:.2f} s")
+    fine = all(death.equal and death.lost_steps == 0 for death in deaths)
+    return Outcome(
+        log={"deaths": {"bench": bench.to_dict(), "deaths": [death.to_dict() for death in deaths]}},
+        headings=Death.HEADINGS,
+        rows=[death.row() for death in deaths],
+        errors=() if fine else ["expected equal digests and no lost inner step on the others, see the table"],
+    )
+
+
+def measure_death(bench: DeathBench, part: Part, stop: Stop) -> Death:
     """Run three islands, and stop one of them.
 
     Raises:
@@ -118,26 +126,26 @@ def measure_death(bench: DeathsBench, part: Part, stop: Stop) -> Death:
     )
     with (
         tempfile.TemporaryDirectory(prefix="lowcomm-deaths-") as folder,
-        Children("lowcomm.bench.death_peer", deadline_s=longest_s, dies=signal.SIGKILL) as children,
+        Peers(PROGRAM, "deaths", deadline_s=longest_s, dies=signal.SIGKILL) as islands,
     ):
         addresses: list[Json] = []
         for number in range(ISLANDS):
-            children.start(
+            islands.start(
                 {
-                    "islands": ISLANDS,
                     "elements": bench.elements,
                     "inner_steps": bench.inner_steps,
                     "step_s": bench.step_s,
                     "deadline_s": bench.deadline_s,
+                    "partition": bench.partition,
                     "initial_peers": list(addresses),
                     "folder": folder,
                 }
             )
             if number == 0:
-                addresses.append(children.wait_for(0, "address")["address"])
+                addresses.append(islands.wait_for(0, "address")["address"])
         for number in range(1, ISLANDS):
-            children.wait_for(number, "address")
-        peers = [PeerId(children.wait_for(number, "joined")["peer"]) for number in range(ISLANDS)]
+            islands.wait_for(number, "address")
+        peers = [PeerId(islands.wait_for(number, "joined")["peer"]) for number in range(ISLANDS)]
         outer_step, victim = choose(peers, part, bench.warm_rounds + 1)
         plan = {
             "victim": victim,
@@ -146,10 +154,10 @@ def measure_death(bench: DeathsBench, part: Part, stop: Stop) -> Death:
             "signal": int(signal.Signals[stop]),
         }
         for number in range(ISLANDS):
-            children.say(number, json.dumps(plan))
-        stopped = children.wait_for(victim, "stops")
-        others = [children.wait_for(n, "trained") for n in range(ISLANDS) if n != victim]
-        children.kill(victim)
+            islands.say(number, json.dumps(plan))
+        stopped = islands.wait_for(victim, "stops")
+        others = [islands.wait_for(n, "trained") for n in range(ISLANDS) if n != victim]
+        islands.kill(victim)
     return _death(part, stop, stopped, others)
 
 
@@ -160,7 +168,7 @@ def choose(peers: Sequence[PeerId], part: Part, first: int) -> tuple[int, int]:
     """
     outer_step = first
     while True:
-        leader = peers.index(leader_order(peers, "bench", 0, outer_step)[0])
+        leader = peers.index(leader_order(peers, RUN_ID, 0, outer_step)[0])
         if part == "leader" and leader != 0:
             return outer_step, leader
         if part == "bootstrap" and leader != 0:
@@ -191,3 +199,90 @@ def _death(part: Part, stop: Stop, stopped: dict[str, Any], others: list[dict[st
         lost_steps=sum(int(o["steps"]) - int(o["credited"]) - int(o["uncommitted"]) for o in others),
         equal=one_history and len({o["digest"] for o in others}) == 1,
     )
+
+
+class StoppingExchange(SwarmExchange):
+    """Ends or freezes this process, all of its threads, in the middle of a round.
+
+    Attributes:
+        peer: this process; None = it does not stop.
+        fatal_step: the outer step of that round.
+        fatal_bytes: of contributions to it that have left by then.
+        signal: which.
+    """
+
+    peer: Peer | None = None
+    fatal_step = fatal_bytes = signal = 0
+    _sent_bytes = 0
+
+    async def send_bulk(self, peer: PeerId, message: Message) -> None:
+        """See `Exchange`."""
+        await super().send_bulk(peer, message)
+        if message.kind == "part" and self.peer and message.body["outer_step"] == self.fatal_step:
+            self._sent_bytes += len(message.payload)
+            if self._sent_bytes >= self.fatal_bytes:
+                self.peer.tell("stops", outer_step=self.fatal_step, sent_bytes=self._sent_bytes)
+                os.kill(os.getpid(), self.signal)
+
+
+def take_part(peer: Peer) -> None:
+    """Commit rounds up to the last one of the plan, and say what they were."""
+    settings = peer.settings
+    folder = Path(settings["folder"], str(peer.number))
+    folder.mkdir()
+    payload = Payload(settings["elements"], seed=peer.number)
+    exchange = StoppingExchange(
+        RUN_ID, initial_peers=settings["initial_peers"], listen=[LOOPBACK], relay=False
+    )
+    outer = OuterLoop(
+        payload.island(),
+        exchange,
+        schedule=Schedule(inner_steps=settings["inner_steps"]),
+        codec=codecs.fp32(),
+        outer_optimizer=nesterov(lr=1.0, momentum=0.5),
+        round_policy=RoundPolicy(
+            min_participants=2, deadline_s=settings["deadline_s"], partition=settings["partition"]
+        ),
+        expected_peers=ISLANDS,
+        folder=folder,
+    )
+    with contextlib.closing(outer):
+        peer.join(outer)
+        peer.tell("joined", peer=outer.peer_id)
+        plan = json.loads(peer.hear())
+        if peer.number == plan["victim"]:
+            exchange.fatal_bytes = int(SENT_SHARE * FLOAT_BYTES * settings["elements"])
+            exchange.signal, exchange.fatal_step = plan["signal"], plan["outer_step"]
+            exchange.peer = peer
+        peer.tell("trained", **_train(peer, outer, payload, plan["last"]))
+        peer.hear()
+
+
+def _train(peer: Peer, outer: OuterLoop, payload: Payload, last: int) -> dict[str, Json]:
+    """Train up to an outer step."""
+    rounds: list[Json] = []
+    steps = 0
+    while outer.outer_step < last:
+        payload.train()
+        peer.wait(peer.settings["step_s"])
+        steps += 1
+        for report in outer.step(tokens=1):
+            rounds.append(
+                {
+                    "at_s": peer.clock.monotonic_s(),
+                    "outer_step": report.outer_step,
+                    "committed": report.committed,
+                    "reason": report.reason,
+                    "attempts": report.attempts,
+                    "round_s": report.round_s,
+                    "participants": list(report.participants),
+                    "digest": report.digest,
+                }
+            )
+    return {
+        "steps": steps,
+        "credited": outer.tokens_credited,
+        "uncommitted": outer.tokens_uncommitted,
+        "rounds": rounds,
+        "digest": outer.digest,
+    }

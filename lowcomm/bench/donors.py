@@ -7,46 +7,30 @@ donor that is kept from its steps, by a lock or by the processor, makes fewer.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import ClassVar
 
-from lowcomm.bench.children import Children
+from lowcomm import codecs
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import Payload, bench_swarm
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import DonorBench
 from lowcomm.errors import ExchangeError
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
-BYTES_PER_PARAMETER = 8
-"""Of a state: anchor and momentum in fp32."""
 ROUNDS = 3
 """Of fp32 updates, each half a state: more than is kept, so that a joiner has to take a snapshot."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DonorBench:
-    """What to measure.
-
-    Attributes:
-        payload_mib: MiB (2^20) of the state.
-        donors: islands that have it.
-        mbit_s: upload rate of each for snapshots; 0 = unlimited.
-        step_s: timed wait of an inner step.
-        before_s: how long they train before the joiner comes.
-        deadline_s: longest wait of and for a peer.
-    """
-
-    payload_mib: float = 200.0
-    donors: int = 2
-    mbit_s: float = 100.0
-    step_s: float = 0.1
-    before_s: float = 10.0
-    deadline_s: float = 120.0
-
-    @property
-    def elements(self) -> int:
-        """Parameters."""
-        return max(1, int(self.payload_mib * 2**20) // BYTES_PER_PARAMETER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +79,18 @@ class Donors:
         }  # fmt: skip
 
 
+def run(bench: DonorBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench donors`."""
+    donors = measure_donors(bench)
+    wrong = ["expected the joiner to have the donors' state, got another digest"]
+    return Outcome(
+        log={"donors": donors.to_dict()},
+        headings=Donors.HEADINGS,
+        rows=[donors.row()],
+        errors=[] if donors.equal else wrong,
+    )
+
+
 def measure_donors(bench: DonorBench) -> Donors:
     """Let donors train, and an island join them.
 
@@ -104,29 +100,30 @@ def measure_donors(bench: DonorBench) -> Donors:
     settings: dict[str, Json] = {
         "elements": bench.elements,
         "donors": bench.donors,
-        "rounds": ROUNDS,
         # none is due while steps are timed
         "inner_steps": 100 + int(4 * (bench.deadline_s + bench.before_s) / bench.step_s),
         "step_s": bench.step_s,
         "mbit_s": bench.mbit_s,
         "deadline_s": bench.deadline_s,
     }
-    with Children("lowcomm.bench.donor_peer", deadline_s=2 * bench.deadline_s) as children:
+    with Peers(PROGRAM, "donors", deadline_s=2 * bench.deadline_s) as peers:
         addresses: list[Json] = []
         for number in range(bench.donors):
-            children.start({**settings, "initial_peers": list(addresses)})
-            address = children.wait_for(number, "address")["address"]
+            peers.start({**settings, "initial_peers": list(addresses)})
+            address = peers.wait_for(number, "address")["address"]
             addresses = addresses or [address]
-        joiner = children.start({**settings, "initial_peers": list(addresses)})
-        children.wait_for(joiner, "loaded")
+        joiner = peers.start({**settings, "initial_peers": list(addresses)})
+        peers.wait_for(joiner, "loaded")
         for number in range(bench.donors):
-            if (steps := children.wait_for(number, "trains")["outer_steps"]) != ROUNDS:
+            if (steps := peers.wait_for(number, "trains")["outer_steps"]) != ROUNDS:
                 raise ExchangeError(f"bench donors: donor {number} committed {steps} of {ROUNDS} rounds")
         threading.Event().wait(bench.before_s)
-        joined = children.ask(joiner, "joined")
+        peers.say(joiner, "join")
+        peers.wait_for(joiner, "address")
+        joined = peers.wait_for(joiner, "joined")
         if joined["how"] != "snapshot":
             raise ExchangeError(f"expected the joiner to take a snapshot, it was {joined['how']}")
-        stopped = [children.ask(number, "stopped") for number in range(bench.donors)]
+        stopped = [peers.ask(number, "stopped") for number in range(bench.donors)]
     began_s, ended_s = float(joined["began_s"]), float(joined["ended_s"])
     return Donors(
         bench=bench,
@@ -143,3 +140,49 @@ def rate(ended_s: Sequence[float], start_s: float, stop_s: float) -> float:
     if len(inside) < 2:
         raise ExchangeError(f"expected at least two inner steps within {stop_s - start_s:.1f} s")
     return (len(inside) - 1) / (inside[-1] - inside[0])
+
+
+def take_part(peer: Peer) -> None:
+    """Be a donor that trains on, or the island that joins."""
+    settings, donors = peer.settings, peer.settings["donors"]
+    joins = peer.number >= donors
+    payload = Payload(settings["elements"], seed=peer.number)
+    if joins:
+        peer.tell("loaded")
+        peer.hear()
+    with tempfile.TemporaryDirectory(prefix="lowcomm-donors-") as folder:
+        outer = OuterLoop(
+            payload.island(),
+            bench_swarm(settings),
+            schedule=Schedule(inner_steps=settings["inner_steps"]),
+            codec=codecs.fp32(),
+            outer_optimizer=nesterov(lr=1.0, momentum=0.5),
+            round_policy=RoundPolicy(min_participants=donors, deadline_s=settings["deadline_s"]),
+            expected_peers=1 if joins else donors,
+            folder=Path(folder),
+            snapshot_mbit_s=settings["mbit_s"],
+        )
+        with contextlib.closing(outer):
+            began_s = peer.clock.monotonic_s()
+            report = peer.join(outer)
+            if joins:
+                ended_s, how = peer.clock.monotonic_s(), report.how
+                peer.tell("joined", began_s=began_s, ended_s=ended_s, how=how, digest=outer.digest)
+                peer.hear()
+            else:
+                _serve(peer, outer, payload)
+
+
+def _serve(peer: Peer, outer: OuterLoop, payload: Payload) -> None:
+    """Commit rounds until a joiner would have to take a snapshot, then time inner steps until it has."""
+    for _ in range(ROUNDS * peer.settings["inner_steps"]):
+        outer.step(tokens=1)
+    peer.tell("trains", outer_steps=outer.outer_step)
+    stop = peer.asked()
+    ended: list[Json] = []
+    while not stop.is_set():
+        payload.train()
+        peer.wait(peer.settings["step_s"])
+        outer.step(tokens=1)
+        ended.append(peer.clock.monotonic_s())
+    peer.tell("stopped", ended_s=ended, outer_steps=outer.outer_step, digest=outer.digest)

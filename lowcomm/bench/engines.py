@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,13 +23,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.settings import EngineBench
 from lowcomm.build import build_model
 from lowcomm.clock import SystemClock
 from lowcomm.config.load import load_config, to_toml
 from lowcomm.config.schema import Config
-from lowcomm.errors import LowcommError
+from lowcomm.launching.islands import LaunchPlan
+from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
-from lowcomm.processes import IslandProcess, LaunchPlan, start_islands
 from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.types import Json
 
@@ -44,42 +45,28 @@ SMALL_GPT = (
     "shared.model.ffn_dim=176", "shared.model.context=64", "shared.inner.name=adamw", "shared.inner.lr=0.003",
     "train.eval_windows=256", "train.threads=1", "train.device=cpu", "metrics.wandb=off",
 )  # fmt: skip
-POLL_S = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineBench:
-    """What is run.
-
-    Attributes:
-        outer_steps, inner_steps: how many, and H.
-        seeds: of weights and data; the unlike islands have the first one.
-    """
-
-    outer_steps: int = 20
-    inner_steps: int = 10
-    seeds: tuple[int, ...] = (0, 1, 2)
-
-    def config(self, seed: int) -> Config:
-        """Of a run, for islands of one rank."""
-        count, steps = len(UNLIKE), self.outer_steps * self.inner_steps
-        return load_config(
-            None,
-            [
-                *SMALL_GPT,
-                "shared.run_id=bench-engines",
-                f"shared.seed={seed}",
-                f"shared.data.shards={count}",
-                f"shared.schedule.inner_steps={self.inner_steps}",
-                f"shared.round.min_participants={count}",
-                "exchange.lease_s=30",
-                f"train.steps={steps}",
-                f"train.batch_size={BATCH}",
-                "train.eval_every=1",
-                "train.checkpoint_every=1",
-                f"train.keep_checkpoints={self.outer_steps}",
-            ],
-        )
+def bench_config(bench: EngineBench, seed: int) -> Config:
+    """Of a run, for islands of one rank."""
+    count, steps = len(UNLIKE), bench.outer_steps * bench.inner_steps
+    return load_config(
+        None,
+        [
+            *SMALL_GPT,
+            "shared.run_id=bench-engines",
+            f"shared.seed={seed}",
+            f"shared.data.shards={count}",
+            f"shared.schedule.inner_steps={bench.inner_steps}",
+            f"shared.round.min_participants={count}",
+            "exchange.lease_s=30",
+            f"train.steps={steps}",
+            f"train.batch_size={BATCH}",
+            "train.eval_every=1",
+            "train.checkpoint_every=1",
+            f"train.keep_checkpoints={bench.outer_steps}",
+        ],
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +109,7 @@ class Engines:
     @property
     def twin(self) -> EngineRun:
         """The plain islands with the data of the unlike ones."""
-        return self.plain[self.bench.seeds[0]]
+        return self.plain[0]
 
     @property
     def losses_apart(self) -> list[float]:
@@ -155,8 +142,8 @@ class Engines:
         """Plain values, for JSON."""
         return {
             "islands": [f"{engine} x{ranks}" for engine, ranks in UNLIKE],
-            "bench": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.bench).items()},
-            "codec": self.bench.config(self.bench.seeds[0]).shared.codec.name,
+            "bench": self.bench.to_dict(),
+            "codec": bench_config(self.bench, 0).shared.codec.name,
             "parameters": self.twin.start.numel(),
             "equal_digests": self.unlike.equal_digests,
             "digests": list(self.unlike.digests[0]),
@@ -168,21 +155,38 @@ class Engines:
         }
 
 
-def measure_engines(bench: EngineBench, *, on_run: Callable[[str, EngineRun], None]) -> Engines:
+def run(bench: EngineBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench engines`."""
+    result = measure_engines(bench, tell)
+    return Outcome(
+        log={"engines": result.to_dict()},
+        headings=Engines.HEADINGS,
+        rows=result.rows(),
+        notes=[
+            "digests equal on all islands after "
+            f"{result.unlike.equal_digests} of {bench.outer_steps} outer steps",
+            f"the last loss over {bench.seeds} seeds of plain islands: {result.spread:.1e} apart",
+        ],
+    )
+
+
+def measure_engines(bench: EngineBench, tell: Tell) -> Engines:
     """Train the unlike islands, then plain ones with each seed.
 
     Args:
-        on_run: told of each run as soon as it is over.
+        tell: of each run as soon as it is over.
 
     Raises:
         LowcommError: an island failed; it says what its log ends with.
     """
-    unlike = _run(bench, bench.seeds[0], UNLIKE)
-    on_run("unlike engines", unlike)
-    plain: dict[int, EngineRun] = {}
-    for seed in bench.seeds:
-        plain[seed] = _run(bench, seed, PLAIN)
-        on_run(f"plain, seed {seed}", plain[seed])
+
+    def train(name: str, seed: int, engines: Sequence[tuple[str, int]]) -> EngineRun:
+        done = _run(bench, seed, engines)
+        tell(f"{name}: loss {done.losses[-1]:.4f}, digests equal after {done.equal_digests} outer steps")
+        return done
+
+    unlike = train("unlike engines", 0, UNLIKE)
+    plain = {seed: train(f"plain, seed {seed}", seed, PLAIN) for seed in range(bench.seeds)}
     return Engines(bench=bench, unlike=unlike, plain=plain)
 
 
@@ -212,14 +216,14 @@ class _Plan(LaunchPlan):
 
 
 def _run(bench: EngineBench, seed: int, engines: Sequence[tuple[str, int]]) -> EngineRun:
-    config = bench.config(seed)
+    config = bench_config(bench, seed)
     with tempfile.TemporaryDirectory(prefix="lowcomm-engines-") as folder:
         recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
         recipe.write_text(to_toml(config), encoding="utf-8")
         plan = _Plan(
             recipe=recipe, config=config, overrides=(), out=out, islands=len(engines), engines=engines
         )
-        _train(plan)
+        train_together(plan, SystemClock())
         lines = [_lines(plan.folder(index)) for index in range(plan.islands)]
         return EngineRun(
             digests=tuple(
@@ -230,27 +234,6 @@ def _run(bench: EngineBench, seed: int, engines: Sequence[tuple[str, int]]) -> E
             anchors=tuple(_anchors(plan.folder(0), bench)),
             start=_flat(dict(build_model(config).named_parameters())),
         )
-
-
-def _train(plan: LaunchPlan) -> None:
-    """Run the islands to their end."""
-    islands: list[IslandProcess] = []
-    pause = threading.Event()
-
-    def tick() -> bool:
-        pause.wait(POLL_S)
-        return True
-
-    try:
-        start_islands(plan, SystemClock(), islands.append, tick)
-        while any(island.code is None for island in islands) and not any(island.code for island in islands):
-            tick()
-        for island in islands:
-            if island.code:
-                raise LowcommError(f"bench engines: {island.explain()}")
-    finally:
-        for island in islands:
-            island.kill()
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:

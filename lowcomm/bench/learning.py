@@ -11,13 +11,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import platform
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +25,15 @@ from blake3 import blake3
 
 from lowcomm import __version__
 from lowcomm.baseline import run_baseline
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.settings import LearningBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError
+from lowcomm.launching.islands import LaunchPlan
+from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
-from lowcomm.processes import die_with_parent
 from lowcomm.types import Json
 
 KINDS = ("islands", "data-parallel", "alone")
@@ -84,21 +84,21 @@ def load_study(path: Path) -> tuple[Path, list[Run]]:
     return recipe, runs
 
 
-def run_study(
-    path: Path,
-    log: Path,
-    *,
-    on_line: Callable[[dict[str, Json]], None],
-    jobs: int = 1,
-    clock: Clock | None = None,
-) -> list[dict[str, Json]]:
-    """Train whatever the log doesn't hold yet.
+def run(bench: LearningBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench learning`."""
+    lines = run_study(bench, tell)
+    return Outcome(
+        log={"runs": list(lines)},
+        headings=("run", "seed", "eval loss"),
+        rows=[(str(line["name"]), str(line["seed"]), f"{line['eval_loss']:.4f}") for line in lines],
+    )
+
+
+def run_study(bench: LearningBench, tell: Tell, clock: Clock | None = None) -> list[dict[str, Json]]:
+    """Train whatever the log doesn't hold yet; it is appended to as soon as a run is done.
 
     Args:
-        path: the study.
-        log: appended to as soon as a run is done.
-        on_line: told the line of each run, those of before included.
-        jobs: runs at a time, each in a process of its own; 1 = all in this one.
+        tell: of each run, those of before included.
 
     Returns:
         The lines of all runs of the study, in its order.
@@ -107,7 +107,12 @@ def run_study(
         ConfigError: the study or a setting is wrong, or the log was made from another base recipe.
         LowcommError: whatever stopped a run; the log holds the runs that were done before.
     """
-    recipe, runs = load_study(path)
+
+    def tell_line(line: dict[str, Any]) -> None:
+        tell(f"{line['name']}, seed {line['seed']}: eval loss {line['eval_loss']}")
+
+    log = bench.log
+    recipe, runs = load_study(bench.study)
     done = {str(line["key"]): line for line in read_log(log)}
     tasks = [_Task.of(run, seed, recipe) for run, seed in _by_seed(runs)]
     for task in tasks:
@@ -118,12 +123,13 @@ def run_study(
                 "expected a log of this recipe, give another --log"
             )
         if task.key in done:
-            on_line(done[task.key])
-    for line in _train_all([task for task in tasks if task.key not in done], jobs, clock or SystemClock()):
+            tell_line(done[task.key])
+    left = [task for task in tasks if task.key not in done]
+    for line in _train_all(left, bench.jobs, clock or SystemClock()):
         done[str(line["key"])] = line
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        on_line(line)
+        tell_line(line)
     return [done[task.key] for task in tasks]
 
 
@@ -202,7 +208,7 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
     began_s = clock.monotonic_s()
     facts: dict[str, Json]
     if run.kind == "islands":
-        summaries, curve = train_islands(config, run.islands)
+        summaries, curve = train_islands(config, run.islands, clock)
         first = summaries[0]
         facts = {name: first[name] for name in ("eval_loss", "outer_steps", "rounds_failed", "parameters")}
         facts |= {
@@ -218,30 +224,23 @@ def _train(run: Run, config: Config, clock: Clock) -> dict[str, Json]:
     return {**facts, "wall_s": round(clock.monotonic_s() - began_s, 1)}
 
 
-def train_islands(config: Config, islands: int) -> tuple[list[dict[str, Any]], list[Json]]:
-    """Train `islands` islands on this machine with `lowcomm launch`: a process each, the real swarm.
+def train_islands(config: Config, islands: int, clock: Clock) -> tuple[list[dict[str, Any]], list[Json]]:
+    """Train `islands` islands on this machine: a process each, the real swarm.
 
     Returns:
         Their summaries, and the curve: [tokens of all islands, mean training loss] at each log line.
 
     Raises:
-        LowcommError: an island failed, and it says what `launch` printed; or a signal stopped one.
+        LowcommError: an island failed, and it says what its log ends with; or a signal stopped one.
     """
     with tempfile.TemporaryDirectory(prefix="lowcomm-study-") as folder:
         recipe, out = Path(folder) / "recipe.toml", Path(folder) / "run"
         recipe.write_text(to_toml(config), encoding="utf-8")
-        command = [sys.executable, "-m", "lowcomm", "launch", str(recipe), "--islands", str(islands)]
-        command += ["--out", str(out), "--set", "metrics.wandb=off"]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            preexec_fn=die_with_parent(signal.SIGTERM),  # it ends its islands
+        plan = LaunchPlan(
+            recipe=recipe, config=config, overrides=("metrics.wandb=off",), out=out, islands=islands
         )
-        if done.returncode != 0:
-            raise LowcommError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2_000:]}")
-        folders = [out / f"island-{island}" for island in range(islands)]
+        train_together(plan, clock)
+        folders = [plan.folder(island) for island in range(islands)]
         summaries = [json.loads((one / "summary.json").read_text("utf-8")) for one in folders]
         for one, summary in zip(folders, summaries, strict=True):
             if summary["interrupted"]:

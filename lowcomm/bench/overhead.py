@@ -14,21 +14,25 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lowcomm import codecs, exchanges
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.settings import OverheadBench
 from lowcomm.build import build_island, build_model
 from lowcomm.clock import Clock, SystemClock, process_cpu_s, threads_cpu_s
-from lowcomm.config.schema import Config
+from lowcomm.config.schema import Config, IslandConfig
 from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
+from lowcomm.islands.group import process_group
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.types import Json
 
@@ -83,25 +87,61 @@ class Overhead:
     threads_s: float
     threads_percent: float
 
+    def rows(self) -> list[tuple[str, str]]:
+        """For the table."""
+        low, high = self.difference_interval_percent
+        near_low, near_high = self.neighbours_interval_percent
+        cpu_low, cpu_high = self.cpu_interval_percent
+        return [
+            ("engine, ranks", f"{self.engine}, {self.ranks}"),
+            ("parameters", f"{self.parameters:,}"),
+            ("bare inner step, median", f"{1e3 * self.step_s:.2f} ms"),
+            ("with OuterLoop.step, median", f"{1e3 * self.step_with_s:.2f} ms"),
+            (
+                f"difference, median of {self.blocks} pairs of blocks",
+                f"{self.difference_percent:.2f} % (95 % interval {low:.2f} to {high:.2f})",
+            ),
+            (
+                f"difference of neighbouring steps, median of {self.pairs} pairs",
+                f"{self.neighbours_percent:.2f} % (95 % interval {near_low:.2f} to {near_high:.2f})",
+            ),
+            (
+                f"the same in processor time, of {1e3 * self.cpu_s:.2f} ms",
+                f"{self.cpu_difference_percent:.2f} % (95 % interval {cpu_low:.2f} to {cpu_high:.2f})",
+            ),
+            (
+                "OuterLoop.step itself, median",
+                f"{1e6 * self.call_s:.0f} us = {self.call_percent:.3f} % of a step",
+            ),
+            (
+                "processor time of OuterLoop's own threads in a step",
+                f"{1e6 * self.threads_s:.0f} us = {self.threads_percent:.3f} %",
+            ),
+        ]
+
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON."""
         return {name: list(x) if isinstance(x, tuple) else x for name, x in vars(self).items()}
 
 
-def measure_overhead(
-    config: Config, *, exchange: str, blocks: int, steps: int, pairs: int, clock: Clock | None = None
-) -> Overhead:
+def run(bench: OverheadBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench overhead`, with an inner optimizer that every engine has."""
+    config = Config(island=IslandConfig(engine=bench.engine))
+    inner = replace(config.shared.inner, name="adamw", lr=config.shared.inner.adamw_lr)
+    config = replace(config, shared=replace(config.shared, inner=inner))
+    with contextlib.ExitStack() as stack:
+        if bench.engine != "plain" and "RANK" in os.environ:  # else the island says that it needs torchrun
+            stack.enter_context(process_group(torch.device("cpu")))
+        result = measure_overhead(config, bench)
+    return Outcome(log={"overhead": result.to_dict()}, headings=("", ""), rows=result.rows())
+
+
+def measure_overhead(config: Config, bench: OverheadBench, clock: Clock | None = None) -> Overhead:
     """Measure with the model, inner optimizer, engine and batch of `config`, on one thread.
 
     Under torchrun every rank calls it; each times itself, and the lead is the one with the exchange.
-
-    Args:
-        exchange: `loopback` or `swarm`; either way there is no other peer.
-        blocks: pairs of blocks.
-        steps: inner steps in each block.
-        pairs: of neighbouring steps.
     """
-    clock = clock or SystemClock()
+    clock, exchange, steps = clock or SystemClock(), bench.exchange, bench.steps
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -110,7 +150,7 @@ def measure_overhead(
             step(None)
         bare, around, calls, differences = [], [], [], []
         bare_cpu_s, cpu_differences, threads_s = [], [], []
-        for block in range(blocks):
+        for block in range(bench.blocks):
             pair = {}
             for with_loop in (False, True) if block % 2 == 0 else (True, False):
                 pair[with_loop] = _block(step, exchange if with_loop else None, steps)
@@ -124,20 +164,20 @@ def measure_overhead(
                 100 * (statistics.median(timed.steps_s) / statistics.median(without.steps_s) - 1)
             )
             cpu_differences.append(100 * (timed.cpu_s / without.cpu_s - 1))
-        neighbours = _neighbours(step, exchange, pairs)
+        neighbours = _neighbours(step, exchange, bench.pairs)
     finally:
         torch.set_num_threads(threads)
     step_s, call_s = statistics.median(bare), statistics.median(calls)
-    quartiles = statistics.quantiles(differences, n=4) if blocks > 1 else [differences[0]] * 3
+    quartiles = statistics.quantiles(differences, n=4) if bench.blocks > 1 else [differences[0]] * 3
     return Overhead(
         engine=config.island.engine,
         ranks=step.island.world_size,
         exchange=exchange,
         parameters=sum(spec.elements for spec in step.island.layout),
         threads=1,
-        blocks=blocks,
+        blocks=bench.blocks,
         steps=steps,
-        pairs=pairs,
+        pairs=bench.pairs,
         step_s=step_s,
         step_with_s=statistics.median(around),
         difference_percent=statistics.median(differences),

@@ -1,79 +1,77 @@
-"""One peer of `lowcomm bench round`: a process that takes part in rounds of a bare tensor.
+"""The peer of every bench that starts processes: `python -m lowcomm.bench.peer ROLE SETTINGS`.
 
-Run as a subprocess by the bench, with its settings as JSON; takes part in one round for each line of
-the standard input, or in `rounds` of them without waiting, and prints one JSON line per event.
-Everything from `OuterLoop` down is as in training.
+ROLE is the module of a bench, whose `take_part` says what the peer does; SETTINGS are JSON. It prints one
+JSON line per event, and ends when its standard input does. Everything from `OuterLoop` down is as in
+training.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from lowcomm import codecs, exchanges
-from lowcomm.algorithms.outer_optimizers import nesterov
-from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import SystemClock
-from lowcomm.islands import wrap_island
-from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
+if TYPE_CHECKING:
+    from lowcomm.outer.loop import OuterLoop
+    from lowcomm.recovery.joining import JoinReport
 
-def main() -> None:
-    """Join, take part in the rounds, print what each took."""
-    settings = json.loads(sys.argv[1])
-    torch.set_num_threads(1)
-    clock = SystemClock()
-    model = nn.ParameterDict(
-        {"payload": nn.Parameter(torch.zeros(settings["elements"], dtype=torch.float32, device="cpu"))}
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    exchange = exchanges.swarm(
-        run_id="bench", initial_peers=settings["initial_peers"], listen=[settings["listen"]], relay=False
-    )
-    outer = OuterLoop(
-        wrap_island(model, optimizer),
-        exchange,
-        schedule=Schedule(inner_steps=1),
-        codec=codecs.by_name(settings["codec"]),
-        outer_optimizer=nesterov(lr=1.0, momentum=0.0),
-        round_policy=RoundPolicy(min_participants=settings["peers"], deadline_s=settings["deadline_s"]),
-        expected_peers=settings["peers"],
-    )
-    generator = torch.Generator().manual_seed(settings["number"])
-    noise = torch.randn(settings["elements"], generator=generator, dtype=torch.float32, device="cpu")
-    try:
-        outer.connect(on_address=lambda address: tell(event="address", address=address))
-        outer.join()
-        for _ in range(settings["rounds"]) if "rounds" in settings else sys.stdin:
-            with torch.no_grad():
-                model["payload"].add_(noise)
-            began_s = clock.monotonic_s()
-            (report,) = outer.step(tokens=1)
-            wait_s = clock.monotonic_s() - began_s
-            tell(
-                event="round",
-                wait_s=wait_s,
-                committed=report.committed,
-                reason=report.reason,
-                participants=len(report.participants),
-                attempts=report.attempts,
-                form_s=report.form_s,
-                transfer_s=report.transfer_s,
-                bytes_sent=report.bytes_sent,
-                digest=report.digest,
-            )
-    finally:
-        outer.close()
+PROGRAM = "lowcomm.bench.peer"
+"""For `Peers`."""
 
 
-def tell(**event: Json) -> None:
-    """One line for the bench."""
-    print(json.dumps(event), flush=True)
+class Peer:
+    """This process.
+
+    Attributes:
+        settings: what the bench has said.
+        number: which peer this is, from 0 on.
+        clock: the one that all processes of a machine share.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings, self.number = settings, int(settings["number"])
+        self.clock = SystemClock()
+        self._never = threading.Event()
+
+    def tell(self, event: str, **fields: Json) -> None:
+        """One line for the bench; `at_s` is when."""
+        print(json.dumps({"event": event, "at_s": self.clock.monotonic_s(), **fields}), flush=True)
+
+    def hear(self) -> str:
+        """Wait for the next line of the bench; empty when it has gone."""
+        return sys.stdin.readline().strip()
+
+    def asked(self) -> threading.Event:
+        """Set as soon as the bench says anything, or has gone."""
+        event = threading.Event()
+
+        def listen() -> None:
+            self.hear()
+            event.set()
+
+        threading.Thread(target=listen, daemon=True).start()
+        return event
+
+    def wait(self, seconds: float) -> None:
+        """A timed wait, in place of computing."""
+        self._never.wait(max(0.0, seconds))
+
+    def join(self, outer: OuterLoop) -> JoinReport:
+        """Reach the others, and tell the address on the way."""
+        outer.connect(on_address=lambda address: self.tell("address", address=address))
+        return outer.join()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Take part in a bench."""
+    role, settings = sys.argv[1:] if arguments is None else arguments
+    importlib.import_module(f"lowcomm.bench.{role}").take_part(Peer(json.loads(settings)))
 
 
 if __name__ == "__main__":

@@ -2,54 +2,35 @@
 
 All peers are let go at once; a round counts with its slowest peer, from asking for it to holding the
 result. A number is sent in place of an empty payload, so that what remains is forming the round.
+With `run_id` it is one island among others on other hosts instead (`lowcomm.bench.site`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from lowcomm.bench.children import Children
+from lowcomm import codecs
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import LOOPBACK, Payload, bench_swarm
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import FLOAT_BYTES, RoundBench
+from lowcomm.bench.site import measure_site_rounds
 from lowcomm.errors import ExchangeError
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
-FLOAT_BYTES = 4
 MATCHMAKING_S = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Matchmaking times that are tried for stock hivemind, shortest first."""
 
 TRIAL_ROUNDS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """What to measure.
-
-    Attributes:
-        peers: processes, each a peer of its own.
-        payload_mb: megabytes (1e6) of fp32 numbers before encoding; 0 = a single number.
-        rounds: rounds that count.
-        warmup: rounds before them.
-        codec: name of the codec; stock hivemind always sends fp32.
-        listen: multiaddr to listen on; {number} is replaced by the peer's.
-        prefix: put before each peer's command, e.g. `ip netns exec lcw{number}`.
-        deadline_s: longest wait of and for a peer.
-    """
-
-    peers: int
-    payload_mb: float
-    rounds: int
-    warmup: int = 2
-    codec: str = "fp32"
-    listen: str = "/ip4/127.0.0.1/tcp/0"
-    prefix: tuple[str, ...] = ()
-    deadline_s: float = 120.0
-
-    @property
-    def elements(self) -> int:
-        """Numbers in the payload."""
-        return max(1, int(self.payload_mb * 1e6) // FLOAT_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,78 +98,107 @@ class Rounds:
         }
 
 
-def measure_rounds(bench: Bench | None = None, **settings: Any) -> Rounds:
-    """Rounds of `OuterLoop` over the swarm, as `bench` says, or a `Bench` of `settings`.
+def run(bench: RoundBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench round`; stock hivemind that fails is a result, too."""
+    if bench.run_id is not None:
+        return measure_site_rounds(bench)
+    results: list[Rounds] = []
+    failed: list[str] = []
+    for payload_mb in bench.payload_mb:
+        for peers in bench.peers:
+            what = f"{peers} peers, {payload_mb:g} MB"
+            results.append(measure_rounds(bench, peers, payload_mb))
+            tell(f"lowcomm, {what}: median {results[-1].median_s:.3f} s")
+            if not bench.stock:
+                continue
+            try:
+                results.append(measure_hivemind(bench, peers, payload_mb, tell))
+            except ExchangeError as error:
+                failed.append(f"hivemind, {what}: {error}")
+            else:
+                tell(f"hivemind, {what}: median {results[-1].median_s:.3f} s")
+    return Outcome(
+        log={"rounds": [result.to_dict() for result in results], "failed": [*failed]},
+        headings=Rounds.HEADINGS,
+        rows=[result.row() for result in results],
+        errors=failed,
+    )
+
+
+def measure_rounds(bench: RoundBench, peers: int, payload_mb: float) -> Rounds:
+    """Rounds of `OuterLoop` over the swarm.
 
     Raises:
         ExchangeError: a peer failed or stayed silent past the deadline.
     """
-    bench = bench or Bench(**settings)
-    return _measure(bench, "lowcomm.bench.peer", "lowcomm", {"codec": bench.codec}, bench.rounds)
+    return _measure(bench, peers, payload_mb, "rounds", {"codec": bench.codec}, bench.rounds)
 
 
-def measure_hivemind(bench: Bench, *, on_trial: Callable[[float, str], None]) -> Rounds:
+def measure_hivemind(bench: RoundBench, peers: int, payload_mb: float, tell: Tell) -> Rounds:
     """Rounds of stock hivemind, with the matchmaking time that suits it best.
 
     Longer times are tried until one forms whole groups in all rounds, and then for as long as rounds
     become shorter.
 
     Args:
-        on_trial: told (matchmaking time in seconds, what came of it) of each trial.
+        tell: of each trial.
 
     Raises:
         ExchangeError: no matchmaking time forms whole groups, or a peer failed with each or the best one.
     """
+
+    def measure(matchmaking_s: float, rounds: int) -> Rounds:
+        settings: dict[str, Json] = {"matchmaking_s": matchmaking_s}
+        return _measure(bench, peers, payload_mb, "stock_hivemind", settings, rounds)
+
     best: Rounds | None = None
     failure: ExchangeError | None = None
     for seconds in MATCHMAKING_S:
+        trial_of = f"trial of stock hivemind, matchmaking {seconds:g} s: "
         try:
-            trial = _measure_hivemind(bench, seconds, TRIAL_ROUNDS)
+            trial = measure(seconds, TRIAL_ROUNDS)
         except ExchangeError as error:
-            on_trial(seconds, str(error))
+            tell(f"{trial_of}{error}")
             failure = error
             continue
-        on_trial(seconds, f"{trial.complete} of {TRIAL_ROUNDS} rounds whole, median {trial.median_s:.3f} s")
+        tell(f"{trial_of}{trial.complete} of {TRIAL_ROUNDS} rounds whole, median {trial.median_s:.3f} s")
         if trial.complete == TRIAL_ROUNDS and (best is None or trial.median_s < best.median_s):
             best = trial
         elif best is not None:
             break
     if best is None or best.matchmaking_s is None:
         raise failure or ExchangeError(
-            f"stock hivemind formed no whole groups of {bench.peers} with any matchmaking time up to "
+            f"stock hivemind formed no whole groups of {peers} with any matchmaking time up to "
             f"{MATCHMAKING_S[-1]:g} s"
         )
-    return _measure_hivemind(bench, best.matchmaking_s, bench.rounds)
+    return measure(best.matchmaking_s, bench.rounds)
 
 
-def _measure_hivemind(bench: Bench, matchmaking_s: float, rounds: int) -> Rounds:
-    settings: dict[str, Json] = {"matchmaking_s": matchmaking_s}
-    return _measure(bench, "lowcomm.bench.stock_hivemind", "hivemind", settings, rounds)
-
-
-def _measure(bench: Bench, module: str, who: str, settings: dict[str, Json], rounds: int) -> Rounds:
+def _measure(
+    bench: RoundBench, count: int, payload_mb: float, role: str, settings: Mapping[str, Json], rounds: int
+) -> Rounds:
     addresses: list[Json] = []
     # a peer gives up by itself at the deadline, and must then be heard of
-    with Children(module, prefix=bench.prefix, deadline_s=2 * bench.deadline_s) as children:
-        for number in range(bench.peers):
-            children.start(
+    with Peers(PROGRAM, role, prefix=bench.prefix.split(), deadline_s=2 * bench.deadline_s) as peers:
+        for number in range(count):
+            peers.start(
                 {
                     **settings,
-                    "peers": bench.peers,
-                    "elements": bench.elements,
+                    "peers": count,
+                    "elements": max(1, int(payload_mb * 1e6) // FLOAT_BYTES),
                     "deadline_s": bench.deadline_s,
-                    "listen": bench.listen.replace("{number}", str(number)),
+                    "listen": (bench.listen or LOOPBACK).replace("{number}", str(number)),
                     "initial_peers": addresses,
                 }
             )
-            address = children.wait_for(number, "address")["address"]
+            address = peers.wait_for(number, "address")["address"]
             addresses = addresses or [address]
-        history = [children.round() for _ in range(bench.warmup + rounds)][bench.warmup :]
-    complete = [events for events in history if all(e["participants"] == bench.peers for e in events)]
+        history = [peers.round() for _ in range(bench.warmup + rounds)][bench.warmup :]
+    complete = [events for events in history if all(e["participants"] == count for e in events)]
     return Rounds(
-        who=who,
-        peers=bench.peers,
-        payload_mb=bench.payload_mb,
+        who="hivemind" if role == "stock_hivemind" else "lowcomm",
+        peers=count,
+        payload_mb=payload_mb,
         codec=str(settings.get("codec", "fp32")),
         seconds=tuple(max(event["wait_s"] for event in events) for events in history),
         form_s=_median_of_slowest(history, "form_s"),
@@ -217,3 +227,36 @@ def _median_bytes(history: Sequence[Sequence[dict[str, Any]]]) -> int | None:
 
 def _number(value: Json) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def take_part(peer: Peer) -> None:
+    """A round for each line."""
+    settings = peer.settings
+    payload = Payload(settings["elements"], seed=peer.number)
+    outer = OuterLoop(
+        payload.island(),
+        bench_swarm(settings),
+        schedule=Schedule(inner_steps=1),
+        codec=codecs.by_name(settings["codec"]),
+        outer_optimizer=nesterov(lr=1.0, momentum=0.0),
+        round_policy=RoundPolicy(min_participants=settings["peers"], deadline_s=settings["deadline_s"]),
+        expected_peers=settings["peers"],
+    )
+    with contextlib.closing(outer):
+        peer.join(outer)
+        while peer.hear():
+            payload.train()
+            began_s = peer.clock.monotonic_s()
+            (report,) = outer.step(tokens=1)
+            peer.tell(
+                "round",
+                wait_s=peer.clock.monotonic_s() - began_s,
+                committed=report.committed,
+                reason=report.reason,
+                participants=len(report.participants),
+                attempts=report.attempts,
+                form_s=report.form_s,
+                transfer_s=report.transfer_s,
+                bytes_sent=report.bytes_sent,
+                digest=report.digest,
+            )

@@ -1,58 +1,30 @@
 """One island of a benchmark that is started once on each host, on whatever network connects them.
 
 All islands are told how many they are and meet through the first one's address. From `OuterLoop` down
-everything is as in training; the parameters are a payload of the asked size, in as many tensors as
-there are fragments, so that fragments are equal to a few bytes.
+everything is as in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
-
 from lowcomm import codecs, exchanges
 from lowcomm.algorithms.outer_optimizers import nesterov
 from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome
+from lowcomm.bench.payload import Payload
+from lowcomm.bench.settings import FLOAT_BYTES, RoundBench, UtilisationBench
 from lowcomm.clock import SystemClock
 from lowcomm.errors import StorageError
 from lowcomm.garbage import exempt_from_collection
-from lowcomm.islands import wrap_island
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.types import Json
 
-FLOAT_BYTES = 4
-NOISE_SCALE = 1e-3
-"""Of one inner step; the pseudo-gradient is not zero, so that codecs have real work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Site:
-    """Where and with whom an island takes part.
-
-    Attributes:
-        run_id: name of the run; equal on all islands.
-        islands: how many take part; no round commits with fewer.
-        initial_peers: addresses to join through; none = this is the first island.
-        address_file: gets the string that the others join with, in one piece.
-        listen: multiaddr to listen on.
-        payload_mib: MiB (2^20) of fp32 parameters before encoding.
-        codec: its name.
-        deadline_s: longest wait of and for an island.
-    """
-
-    run_id: str
-    islands: int
-    initial_peers: tuple[str, ...]
-    address_file: Path | None
-    listen: str
-    payload_mib: float
-    codec: str
-    deadline_s: float
+ALL_INTERFACES = "/ip4/0.0.0.0/tcp/0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,47 +33,35 @@ class Member:
 
     Attributes:
         outer: the loop to call after each inner step.
-        parameters, noise: of equal shapes; fp32.
+        payload: what it trains.
         join_s: from the start of the network to holding the swarm's state, all islands present.
     """
 
     outer: OuterLoop
-    parameters: Sequence[nn.Parameter]
-    noise: Sequence[Tensor]
+    payload: Payload
     join_s: float
-
-    def train(self) -> None:
-        """One inner step: move the parameters a little, each island in a direction of its own."""
-        with torch.no_grad():
-            for parameter, noise in zip(self.parameters, self.noise, strict=True):
-                parameter.add_(noise, alpha=NOISE_SCALE)
 
 
 @contextmanager
-def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
-    """Join the others, and leave at the end.
+def joined(site: RoundBench | UtilisationBench, schedule: Schedule) -> Iterator[Member]:
+    """Join the others, and leave at the end; no round commits with fewer than all islands.
 
     Raises:
         ExchangeError: an address is wrong, nobody answers, or the swarm refuses this island.
         StorageError: the address can't be written.
     """
-    torch.set_num_threads(1)
+    assert site.run_id is not None
+    assert site.islands is not None
     clock = SystemClock()
-    elements = max(schedule.num_fragments, int(site.payload_mib * 2**20) // FLOAT_BYTES)
-    sizes = [
-        len(part)
-        for part in torch.empty(elements, dtype=torch.float32, device="cpu").tensor_split(
-            schedule.num_fragments
-        )
-    ]
-    model = nn.ParameterList(torch.zeros(n, dtype=torch.float32, device="cpu") for n in sizes)
-    generator = torch.Generator()
-    generator.seed()  # another one each: the islands' pseudo-gradients have to differ
-    noise = [torch.randn(n, generator=generator, dtype=torch.float32, device="cpu") for n in sizes]
+    elements = int(site.payload_mib * 2**20) // FLOAT_BYTES
+    payload = Payload(elements, seed=None, fragments=schedule.num_fragments)
     outer = OuterLoop(
-        wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.0)),
+        payload.island(),
         exchanges.swarm(
-            run_id=site.run_id, initial_peers=site.initial_peers, listen=[site.listen], relay=False
+            run_id=site.run_id,
+            initial_peers=site.initial_peers,
+            listen=[site.listen or ALL_INTERFACES],
+            relay=False,
         ),
         schedule=schedule,
         codec=codecs.by_name(site.codec),
@@ -115,10 +75,48 @@ def joined(site: Site, schedule: Schedule) -> Iterator[Member]:
         began_s = clock.monotonic_s()
         outer.connect(on_address=lambda address: _publish(site.address_file, address))
         outer.join()
-        join_s = clock.monotonic_s() - began_s
-        yield Member(outer=outer, parameters=list(model.parameters()), noise=noise, join_s=join_s)
+        yield Member(outer=outer, payload=payload, join_s=clock.monotonic_s() - began_s)
     finally:
         outer.close()
+
+
+def measure_site_rounds(bench: RoundBench) -> Outcome:
+    """Rounds, each asked for as soon as the one before has ended; the first is cold: fresh connections.
+
+    `join_s`, `heartbeat_round_trips_s` (over all links), and per round `seconds` (from asking for it to
+    holding its result, waiting for slower islands included), `bytes_sent`, `bytes_received` (sockets),
+    `committed`, `digest`.
+
+    Raises:
+        ExchangeError, StorageError: see `joined`.
+    """
+    clock = SystemClock()
+    done: list[dict[str, Json]] = []
+    with joined(bench, Schedule(inner_steps=1)) as member:
+        for _ in range(bench.rounds):
+            member.payload.train()
+            began_s = clock.monotonic_s()
+            (report,) = member.outer.step(tokens=1)
+            done.append(
+                {
+                    "seconds": clock.monotonic_s() - began_s,
+                    "bytes_sent": report.bytes_sent,
+                    "bytes_received": report.bytes_received,
+                    "committed": report.committed,
+                    "digest": report.digest,
+                    "form_s": report.form_s,
+                    "transfer_s": report.transfer_s,
+                    "reason": report.reason,
+                }
+            )
+        log: dict[str, Json] = {
+            "peer": member.outer.peer_id,
+            "join_s": member.join_s,
+            "heartbeat_round_trips_s": list(member.outer.round_trips_s),
+            "rounds": list(done),
+        }
+    keys = ("seconds", "bytes_sent", "bytes_received", "committed", "digest")
+    return Outcome(log=log, headings=keys, rows=[tuple(str(one[key]) for key in keys) for one in done])
 
 
 def _publish(file: Path | None, address: str) -> None:

@@ -8,50 +8,35 @@ gone through a socket, also if it was lost with the process that it was for.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from lowcomm.bench.children import Children
+from lowcomm import codecs
+from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.schedule import Schedule
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import Payload, bench_swarm
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import SnapshotBench
 from lowcomm.errors import ExchangeError
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
 
-BYTES_PER_PARAMETER = 8
-"""Of a state: anchor and momentum in fp32."""
 ROUNDS = 3
 """Of fp32 updates, each half a state: more than is kept, so that a joiner has to take a snapshot."""
+LOOK_S = 0.002
 
 Who = Literal["joiner", "donor"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SnapshotBench:
-    """What to measure.
-
-    Attributes:
-        payload_mib: MiB (2^20) of the state.
-        donors: islands that have it, at least 2.
-        cut: share of the state that has come when the joiner dies, or that the donors have sent.
-        mbit_s: upload rate of each donor; 0 = unlimited.
-        deadline_s: longest wait of and for a peer.
-    """
-
-    payload_mib: float = 400.0
-    donors: int = 2
-    cut: float = 0.5
-    mbit_s: float = 0.0
-    deadline_s: float = 120.0
-
-    @property
-    def elements(self) -> int:
-        """Parameters."""
-        return max(1, int(self.payload_mib * 2**20) // BYTES_PER_PARAMETER)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the state."""
-        return BYTES_PER_PARAMETER * self.elements
+VICTIMS: tuple[Who, ...] = ("joiner", "donor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +85,22 @@ class Cut:
         return {**asdict(self), "ratio": self.ratio}
 
 
+def run(bench: SnapshotBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench snapshot`."""
+    cuts: list[Cut] = []
+    for killed in VICTIMS:
+        cuts.append(measure_cut(bench, killed))
+        tell(f"{killed} killed: {cuts[-1].ratio:.3f} of the state were moved")
+    settings: dict[str, Json] = {"donors": bench.donors, "cut": bench.cut, "mbit_s": bench.mbit_s}
+    wrong = ["expected the joiner to have the donors' state, got another digest"]
+    return Outcome(
+        log={"snapshot": {**settings, "cuts": [cut.to_dict() for cut in cuts]}},
+        headings=Cut.HEADINGS,
+        rows=[cut.row() for cut in cuts],
+        errors=[] if all(cut.equal for cut in cuts) else wrong,
+    )
+
+
 def measure_cut(bench: SnapshotBench, killed: Who) -> Cut:
     """Cut one transfer and let it end.
 
@@ -108,41 +109,41 @@ def measure_cut(bench: SnapshotBench, killed: Who) -> Cut:
     """
     with (
         tempfile.TemporaryDirectory(prefix="lowcomm-bench-") as folder,
-        Children("lowcomm.bench.snapshot_peer", deadline_s=2 * bench.deadline_s) as children,
+        Peers(PROGRAM, "snapshots", deadline_s=2 * bench.deadline_s) as peers,
     ):
-        return _Scene(bench, Path(folder), children).cut(killed)
+        return _Scene(bench, Path(folder), peers).cut(killed)
 
 
 class _Scene:
-    def __init__(self, bench: SnapshotBench, folder: Path, children: Children) -> None:
-        self._bench, self._folder, self._children = bench, folder, children
+    def __init__(self, bench: SnapshotBench, folder: Path, peers: Peers) -> None:
+        self._bench, self._folder, self._peers = bench, folder, peers
         self._addresses: list[Json] = []
 
     def cut(self, killed: Who) -> Cut:
-        bench, children = self._bench, self._children
+        bench, peers = self._bench, self._peers
         cut_bytes = int(bench.cut * bench.size_bytes)
         donors = range(bench.donors)
         for number in donors:
             last = killed == "donor" and number == bench.donors - 1
             self._start(f"donor-{number}", rounds=ROUNDS, dies=cut_bytes // bench.donors if last else 0)
         for number in donors:
-            children.wait_for(number, "joined")
+            peers.wait_for(number, "joined")
             for _ in range(ROUNDS):
-                event = children.wait_for(number, "round")
+                event = peers.wait_for(number, "round")
                 if not event["committed"]:
                     raise ExchangeError(f"a round before the snapshot was not committed: {event['reason']}")
         sent, digest = self._sent(bench.donors)
         if killed == "donor":
             joiner = self._start("joiner")
-            joined = children.wait_for(joiner, "joined")
-            before_bytes = int(children.wait_for(bench.donors - 1, "dies")["moved_bytes"])
+            joined = peers.wait_for(joiner, "joined")
+            before_bytes = int(peers.wait_for(bench.donors - 1, "dies")["moved_bytes"])
             total_bytes = int(joined["received_bytes"])
         else:
             first = self._start("joiner", dies=cut_bytes)
-            before_bytes = int(children.wait_for(first, "dies")["moved_bytes"])
-            children.wait_for_end(first)
+            before_bytes = int(peers.wait_for(first, "dies")["moved_bytes"])
+            peers.wait_for_end(first)
             joiner = self._start("joiner")
-            joined = children.wait_for(joiner, "joined")
+            joined = peers.wait_for(joiner, "joined")
             total_bytes = self._sent(bench.donors)[0] - sent
         if joined["how"] != "snapshot":
             raise ExchangeError(f"expected the joiner to take a snapshot, it was {joined['how']}")
@@ -158,7 +159,7 @@ class _Scene:
     def _start(self, name: str, *, rounds: int = 0, dies: int = 0) -> int:
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
-        number = self._children.start(
+        number = self._peers.start(
             {
                 "elements": self._bench.elements,
                 "donors": self._bench.donors,
@@ -170,14 +171,69 @@ class _Scene:
                 "deadline_s": self._bench.deadline_s,
             }
         )
-        address = self._children.wait_for(number, "address")["address"]
+        address = self._peers.wait_for(number, "address")["address"]
         self._addresses = self._addresses or [address]
         return number
 
     def _sent(self, donors: int) -> tuple[int, str]:
         """Bytes that all donors have sent since they started, and the digest of their state."""
-        events = [self._children.ask(number, "traffic") for number in range(donors)]
+        events = [self._peers.ask(number, "traffic") for number in range(donors)]
         digests = {str(event["digest"]) for event in events}
         if len(digests) != 1:
             raise ExchangeError(f"expected one state at all donors, got {sorted(digests)}")
         return sum(int(event["sent_bytes"]) for event in events), digests.pop()
+
+
+def take_part(peer: Peer) -> None:
+    """A donor that has committed rounds, or the island that joins; with `dies_after_bytes` it ends itself by
+    SIGKILL in mid-transfer, as a machine that loses power would."""
+    settings = peer.settings
+    rounds, donors, dies_after = settings["rounds"], settings["donors"], settings["dies_after_bytes"]
+    payload = Payload(settings["elements"], seed=peer.number)
+    outer = OuterLoop(
+        payload.island(),
+        bench_swarm(settings),
+        schedule=Schedule(inner_steps=1),
+        codec=codecs.fp32(),
+        outer_optimizer=nesterov(lr=1.0, momentum=0.5),
+        round_policy=RoundPolicy(min_participants=donors, deadline_s=settings["deadline_s"]),
+        expected_peers=donors if rounds else 1,
+        gather_timeout_s=settings["deadline_s"],
+        folder=Path(settings["folder"]),
+        snapshot_mbit_s=settings["mbit_s"],
+    )
+    with contextlib.closing(outer):
+        began_s = peer.clock.monotonic_s()
+        outer.connect(on_address=lambda address: peer.tell("address", address=address))
+        if dies_after and not rounds:
+            _die_after(peer, dies_after, lambda: outer.traffic.received_bytes)
+        report = outer.join()
+        peer.tell(
+            "joined",
+            how=report.how,
+            snapshot_bytes=report.snapshot_bytes,
+            received_bytes=outer.traffic.received_bytes,
+            join_s=peer.clock.monotonic_s() - began_s,
+            digest=outer.digest,
+        )
+        for _ in range(rounds):
+            payload.train()
+            (done,) = outer.step(tokens=1)
+            peer.tell("round", committed=done.committed, reason=done.reason)
+        if dies_after and rounds:
+            _die_after(peer, dies_after, lambda: outer.traffic.sent_bytes)
+        while peer.hear():
+            peer.tell("traffic", sent_bytes=outer.traffic.sent_bytes, digest=outer.digest)
+
+
+def _die_after(peer: Peer, moved_bytes: int, count: Callable[[], int]) -> None:
+    """End this process without a word once it has moved so many bytes more; p2pd ends with it."""
+    start = count()
+
+    def watch() -> None:
+        while count() - start < moved_bytes:
+            peer.wait(LOOK_S)
+        peer.tell("dies", moved_bytes=count() - start)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

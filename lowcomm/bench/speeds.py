@@ -14,22 +14,40 @@ down in the middle of an interval.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
-from lowcomm.bench.children import Children
-from lowcomm.errors import ExchangeError
-from lowcomm.types import Json
+import torch
+from torch import Tensor
 
+from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.payload import LOOPBACK
+from lowcomm.bench.peer import PROGRAM, Peer
+from lowcomm.bench.settings import SpeedBench
+from lowcomm.build import build_exchange, build_island, build_model, build_outer_loop, build_text
+from lowcomm.config.load import load_config
+from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.shards import ShardedText
+from lowcomm.errors import ExchangeError
+from lowcomm.evaluation import mean_loss
+from lowcomm.islands.base import Island
+from lowcomm.launching.peers import Peers
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.types import Json, RoundReport
+
+CPU = torch.device("cpu")
 MODES = ("fixed", "matched")
-LISTEN = "/ip4/127.0.0.1/tcp/0"
-CONTEXT, BATCH = 64, 4
 SMALL_GPT = (
     "shared.model.dim=64", "shared.model.layers=2", "shared.model.heads=4", "shared.model.kv_heads=4",
-    "shared.model.ffn_dim=176", f"shared.model.context={CONTEXT}", f"train.batch_size={BATCH}",
-    "train.eval_windows=256", "shared.inner.final_lr_fraction=1.0",
+    "shared.model.ffn_dim=176", f"shared.model.context={SpeedBench.CONTEXT}",
+    f"train.batch_size={SpeedBench.BATCH}", "train.eval_windows=256", "shared.inner.final_lr_fraction=1.0",
 )  # fmt: skip
 """The learning rate stays where it is after the warm-up, so that no run is favoured by where it ends."""
 
@@ -38,47 +56,8 @@ FOLLOWED = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedBench:
-    """What is measured.
-
-    Attributes:
-        steps_s: seconds of an inner step of each island; the wait makes up what computing doesn't take.
-        inner_steps: H.
-        rounds: that `matched` takes; the other runs train the same tokens.
-        slow_rounds: of the run in which one slows down.
-        slow_island, slow_by: which one, and how many times.
-        deadline_s: longest wait of and for an island.
-    """
-
-    steps_s: tuple[float, ...] = (0.15, 0.3, 0.6)
-    inner_steps: int = 24
-    rounds: int = 64
-    slow_rounds: int = 12
-    slow_island: int = 0
-    slow_by: float = 4.0
-    seed: int = 0
-    deadline_s: float = 300.0
-
-    def interval(self, island: int, steps_s: Sequence[float]) -> float:
-        """Inner steps of an island in the time that the fastest takes for H."""
-        return self.inner_steps * min(steps_s) / steps_s[island]
-
-    @property
-    def tokens(self) -> int:
-        """Of a round in which all are due together."""
-        steps = sum(int(self.interval(island, self.steps_s) + 0.25) for island in range(len(self.steps_s)))
-        return steps * CONTEXT * BATCH
-
-    @property
-    def slowed_steps_s(self) -> tuple[float, ...]:
-        """`steps_s` after one has slowed down."""
-        factors = [self.slow_by if i == self.slow_island else 1.0 for i in range(len(self.steps_s))]
-        return tuple(step_s * factor for step_s, factor in zip(self.steps_s, factors, strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
 class SpeedRun:
-    """One run: what each island says (see `lowcomm.bench.speed_island`), by island."""
+    """One run: what each island says, by island."""
 
     mode: str
     islands: tuple[dict[str, Any], ...]
@@ -187,7 +166,7 @@ class Speeds:
         seconds, by_time = self.equal_time
         tokens, by_tokens = self.equal_tokens
         return {
-            "bench": {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.bench).items()},
+            "bench": self.bench.to_dict(),
             "idle_share": {name: list(run.idle) for name, run in self.runs.items()},
             "intervals": {name: [list(one) for one in run.intervals] for name, run in self.runs.items()},
             "equal_time": {"seconds": seconds, "loss": dict(by_time)},
@@ -204,11 +183,27 @@ class Speeds:
         }
 
 
-def measure_speeds(bench: SpeedBench, *, on_run: Callable[[str, SpeedRun], None]) -> Speeds:
+def run(bench: SpeedBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench speeds`."""
+    result = measure_speeds(bench, tell)
+    seconds, by_time = result.equal_time
+    tokens, by_tokens = result.equal_tokens
+    notes = []
+    for when, by_mode in ((f"{seconds:.0f} s", by_time), (f"{tokens:,} tokens", by_tokens)):
+        change = by_mode["matched"] / by_mode["fixed"] - 1
+        fixed, matched = (f"{by_mode[mode]:.4f}" for mode in MODES)
+        notes.append(f"loss after {when}: fixed {fixed}, matched {matched} ({change:+.2%})")
+    notes.append(f"rounds until a slowdown of {bench.slow_by:g}x is followed: {result.followed_after}")
+    return Outcome(
+        log={"speeds": result.to_dict()}, headings=Speeds.HEADINGS, rows=result.rows(), notes=notes
+    )
+
+
+def measure_speeds(bench: SpeedBench, tell: Tell) -> Speeds:
     """Run `matched`, `fixed` and `slowed`.
 
     Args:
-        on_run: told of each run as soon as it is over.
+        tell: of each run as soon as it is over.
 
     Raises:
         ExchangeError: an island failed, stayed silent past the deadline, or committed no round.
@@ -219,8 +214,10 @@ def measure_speeds(bench: SpeedBench, *, on_run: Callable[[str, SpeedRun], None]
         ("fixed", "fixed", bench.rounds),
         ("slowed", "matched", bench.slow_rounds),
     ):
-        runs[name] = _run(bench, name, mode, rounds)
-        on_run(name, runs[name])
+        run = runs[name] = _run(bench, name, mode, rounds)
+        tell(f"{name}: {run.wall_s:.0f} s, idle {', '.join(f'{share:.1%}' for share in run.idle)}")
+        for reason in run.failures:
+            tell(f"{name}: a round was not committed: {reason}")
     return Speeds(bench=bench, runs=runs)
 
 
@@ -236,16 +233,16 @@ def _run(bench: SpeedBench, name: str, mode: str, rounds: int) -> SpeedRun:
         f"shared.round.deadline_s={bench.deadline_s}",
         f"train.tokens={rounds * bench.tokens}",
         f"exchange.expected_peers={len(bench.steps_s)}",
-        f"exchange.listen=['{LISTEN}']",
+        f"exchange.listen=['{LOOPBACK}']",
         "exchange.lease_s=30",
     ]
     joined: list[str] = []
     run_s = rounds * bench.inner_steps * max(bench.steps_s) * bench.slow_by
-    with Children("lowcomm.bench.speed_island", deadline_s=bench.deadline_s + run_s) as children:
+    with Peers(PROGRAM, "speeds", deadline_s=bench.deadline_s + run_s) as peers:
         for number, step_s in enumerate(bench.steps_s):
             slows = name == "slowed" and number == bench.slow_island
             own: list[Json] = [*overrides, *joined, f"data.shard={number}"]
-            children.start(
+            peers.start(
                 {
                     "overrides": own,
                     "step_s": step_s,
@@ -254,11 +251,11 @@ def _run(bench: SpeedBench, name: str, mode: str, rounds: int) -> SpeedRun:
                     "slow_by": bench.slow_by,
                 }
             )
-            address = children.wait_for(number, "address")["address"]
+            address = peers.wait_for(number, "address")["address"]
             joined = joined or [f"exchange.initial_peers=['{address}']"]
         for number in range(len(bench.steps_s)):
-            children.wait_for(number, "joined")
-        run = SpeedRun(mode=mode, islands=tuple(children.round()))
+            peers.wait_for(number, "joined")
+        run = SpeedRun(mode=mode, islands=tuple(peers.round()))
     if not all(run.intervals):
         raise ExchangeError(f"bench speeds, {name}: an island has committed no round: {run.failures}")
     return run
@@ -273,3 +270,129 @@ def _series(steps: Sequence[int]) -> str:
         else:
             parts.append([value, 1])
     return ", ".join(f"{value} x {count}" if count > 1 else str(value) for value, count in parts)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one island has done.
+
+    Attributes:
+        trained_s: seconds in inner steps, the timed waits included.
+        slowed_after: outer steps that had been committed when it slowed down; -1 = it did not.
+        anchors: after each round that is evaluated, where this island does that.
+    """
+
+    steps: int = 0
+    trained_s: float = 0.0
+    slowed_after: int = -1
+    rounds: list[dict[str, Json]] = field(default_factory=list)
+    anchors: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def take_part(peer: Peer) -> None:
+    """Train a small GPT, slowed by a timed wait, from the bench's word on; evaluate its anchors then."""
+    settings = peer.settings
+    config = load_config(None, settings["overrides"])
+    torch.set_num_threads(1)
+    island = build_island(config, build_model(config), CPU)
+    text = build_text(config)
+    with tempfile.TemporaryDirectory(prefix="lowcomm-speeds-") as folder:
+        exchange = build_exchange(config, Path(folder) / "identity.key")
+        outer = build_outer_loop(config, island, exchange, folder=None, clock=peer.clock)
+        with contextlib.closing(outer):
+            peer.join(outer)
+            peer.tell("joined")
+            peer.hear()
+            work, wall_s = _train(peer, config, island, outer, text)
+            outer.finish()
+    losses = _evaluate(config, island, text, work.anchors)
+    peer.tell(
+        "round",
+        wall_s=wall_s,
+        trained_s=work.trained_s,
+        steps=work.steps,
+        slowed_after=work.slowed_after,
+        rounds=[{**one, "eval_loss": loss} for one, loss in zip(work.rounds, losses, strict=True)]
+        if losses
+        else list(work.rounds),
+        digest=outer.digest,
+    )
+
+
+def _train(
+    peer: Peer, config: Config, island: Island, outer: OuterLoop, text: ShardedText
+) -> tuple[_Work, float]:
+    """Until the swarm has trained `train.tokens`; what was done, and the seconds that it took."""
+    settings, clock, work = peer.settings, peer.clock, _Work()
+    inner, step_s = config.shared.inner, float(settings["step_s"])
+    loader = Loader(
+        text.shard(config.data.shard),
+        context=config.shared.model.context,
+        batch_size=config.train.batch_size,
+        seed=config.shared.seed,
+    )
+    began_s, in_interval = clock.monotonic_s(), 0
+    while outer.swarm_committed < config.train.tokens:
+        if _slows_now(settings, work, outer, in_interval):
+            step_s, work.slowed_after = step_s * settings["slow_by"], outer.outer_step
+        step_began_s = clock.monotonic_s()
+        done = outer.swarm_tokens + loader.batch_tokens - 1
+        factor = lr_factor(done, config.train.tokens, inner.warmup_fraction, inner.final_lr_fraction)
+        set_lr(island.optimizers, factor)
+        inputs, targets = loader.next_batch()
+        island.backward(island.model(inputs, targets))
+        island.update(inner.clip_norm)
+        peer.wait(step_began_s + step_s - clock.monotonic_s())
+        work.trained_s += clock.monotonic_s() - step_began_s
+        work.steps, in_interval = work.steps + 1, in_interval + 1
+        for report in outer.step(loader.batch_tokens):
+            in_interval = 0
+            work.rounds.append(_round(report, clock.monotonic_s() - began_s))
+            if settings["evaluates"]:
+                work.anchors.append(outer.anchor())  # by reference: an anchor is replaced, never changed
+    return work, clock.monotonic_s() - began_s
+
+
+def _slows_now(settings: Mapping[str, Any], work: _Work, outer: OuterLoop, in_interval: int) -> bool:
+    """In the middle of the interval after `slow_after` outer steps."""
+    if settings["slow_after"] == 0 or work.slowed_after >= 0 or outer.outer_step < settings["slow_after"]:
+        return False
+    return bool(work.rounds) and 2 * in_interval >= int(str(work.rounds[-1]["next_inner_steps"]))
+
+
+def _round(report: RoundReport, at_s: float) -> dict[str, Json]:
+    return {
+        "at_s": at_s,
+        "outer_step": report.outer_step,
+        "committed": report.committed,
+        "reason": report.reason,
+        "participants": len(report.participants),
+        "inner_steps": report.inner_steps,
+        "next_inner_steps": report.next_inner_steps,
+        "total_tokens": report.total_tokens,
+        "attempts": report.attempts,
+        "wait_s": report.wait_s,
+        "form_s": report.form_s,
+        "transfer_s": report.transfer_s,
+        "digest": report.digest,
+    }
+
+
+def _evaluate(
+    config: Config, island: Island, text: ShardedText, anchors: Sequence[dict[str, Tensor]]
+) -> list[float]:
+    """The loss of each anchor on held-out text."""
+    losses, parameters = [], dict(island.bare_model.named_parameters())
+    for anchor in anchors:
+        with torch.no_grad():
+            for name, values in anchor.items():
+                parameters[name].copy_(values)
+        batches = eval_batches(
+            text.holdout(),
+            context=config.shared.model.context,
+            num_windows=config.train.eval_windows,
+            batch_size=32,
+            name="the held-out text",
+        )
+        losses.append(mean_loss(island.bare_model, batches, CPU))
+    return losses

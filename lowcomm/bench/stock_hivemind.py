@@ -1,8 +1,6 @@
 """Stock hivemind averaging: the peer that `lowcomm bench round --stock` measures beside our own.
 
-Run as a subprocess by the bench, with its settings as JSON; takes part in one round for each line of
-the standard input, or in `rounds` of them without waiting, and prints one JSON line per event. It is
-the thing compared with, not a part of lowcomm, and so the one exception to the rule that hivemind is
+It is the thing compared with, not a part of lowcomm, and so the one exception to the rule that hivemind is
 imported in one module only: the layer test may exempt this file.
 
 The settings favour it: no compression, as many streams and parts as it likes by default, a target
@@ -12,8 +10,6 @@ the matchmaking time with which, by the bench's trials, all peers find each othe
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Any
 
 import hivemind
@@ -24,29 +20,24 @@ from hivemind.averaging import DecentralizedAverager
 from hivemind.compression import CompressionInfo, NoCompression, Uniform8BitQuantization
 from torch import Tensor
 
-from lowcomm.clock import SystemClock
-
-MATCHMAKING_S, STEP_TIMEOUT_S = 1.0, 60.0
-"""Where the settings say nothing else."""
+from lowcomm.bench.peer import Peer
 
 REQUEST_PART = 0.6
 """request_timeout as a part of min_matchmaking_time; hivemind wants it to be smaller."""
 
 
-def main() -> None:
-    """Join, average, print what each round took."""
-    settings = json.loads(sys.argv[1])
-    matchmaking_s = settings.get("matchmaking_s", MATCHMAKING_S)
+def take_part(peer: Peer) -> None:
+    """Join, average for each line, say what each round took."""
+    settings = peer.settings
+    matchmaking_s = settings["matchmaking_s"]
     torch.set_num_threads(1)
-    clock = SystemClock()
-    listen = settings.get("listen", "/ip4/127.0.0.1/tcp/0")
-    dht = hivemind.DHT(initial_peers=settings["initial_peers"], host_maddrs=[listen], start=True)
+    dht = hivemind.DHT(initial_peers=settings["initial_peers"], host_maddrs=[settings["listen"]], start=True)
     averager = None
     try:
         addresses = [str(address) for address in dht.get_visible_maddrs()]
         outside = [address for address in addresses if "/ip4/127." not in address]
-        tell(event="address", address=(outside or addresses)[0])
-        generator = torch.Generator().manual_seed(settings["number"])
+        peer.tell("address", address=(outside or addresses)[0])
+        generator = torch.Generator().manual_seed(peer.number)
         noise = torch.randn(settings["elements"], generator=generator)
         averager = DecentralizedAverager(
             [noise.clone()],
@@ -59,20 +50,20 @@ def main() -> None:
             request_timeout=REQUEST_PART * matchmaking_s,
             start=True,
         )
-        for _ in range(settings["rounds"]) if "rounds" in settings else sys.stdin:
+        while peer.hear():
             with averager.get_tensors() as (values,):
                 values.copy_(noise)
-            began_s = clock.monotonic_s()
+            began_s = peer.clock.monotonic_s()
             reason = ""
             try:
-                gathered = averager.step(timeout=settings.get("deadline_s", STEP_TIMEOUT_S))
+                gathered = averager.step(timeout=settings["deadline_s"])
             except Exception as error:  # whatever the peer under test raises belongs to its result
                 gathered, reason = None, repr(error)
-            wait_s = clock.monotonic_s() - began_s
+            wait_s = peer.clock.monotonic_s() - began_s
             with averager.get_tensors() as (values,):
                 digest = blake3(values.view(torch.uint8).numpy()).hexdigest()
-            tell(
-                event="round",
+            peer.tell(
+                "round",
                 wait_s=wait_s,
                 participants=len(gathered or ()),
                 reason=reason,
@@ -105,12 +96,3 @@ class Uniform8:
         quantised = np.frombuffer(message.buffer, offset=8 + codebook.nbytes, dtype=np.uint8)
         indices = torch.as_tensor(quantised, dtype=torch.int64).reshape(tuple(message.size))
         return torch.as_tensor(codebook)[indices]
-
-
-def tell(**event: object) -> None:
-    """One line for the bench."""
-    print(json.dumps(event), flush=True)
-
-
-if __name__ == "__main__":
-    main()

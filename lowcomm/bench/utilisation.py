@@ -15,31 +15,23 @@ and delay (arXiv:2501.18512).
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 from lowcomm import codecs
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.bench.site import FLOAT_BYTES, Site, joined
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.settings import FLOAT_BYTES, UtilisationBench
+from lowcomm.bench.site import joined
 from lowcomm.clock import SystemClock
 from lowcomm.types import Json, RoundReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """The steps that are waited through.
-
-    Attributes:
-        step_s: seconds of one inner step.
-        steps: how many.
-        schedule: when fragments are due.
-    """
-
-    step_s: float
-    steps: int
-    schedule: Schedule
+def run(bench: UtilisationBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench utilisation`."""
+    log = measure_utilisation(bench)
+    return Outcome(log=log, headings=("", ""), rows=[(key, str(value)) for key, value in log.items()])
 
 
-def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
+def measure_utilisation(bench: UtilisationBench) -> dict[str, Json]:
     """`utilisation`, `compute_s`, `wait_s` (= wall_s - compute_s), `wall_s`, `bytes_sent` (sockets).
 
     Also `link_mbit_s`, and `codec_for_link` with its `reason`; None where no round has committed.
@@ -47,16 +39,22 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
     Raises:
         ExchangeError, StorageError: see `joined`.
     """
+    streaming = bench.mode == "streaming"
+    schedule = Schedule(
+        inner_steps=bench.inner_steps,
+        num_fragments=bench.num_fragments if streaming else 1,
+        delay=("auto" if bench.delay == "auto" else int(bench.delay)) if streaming else 0,
+    )
     clock = SystemClock()
     never = threading.Event()
     reports: list[RoundReport] = []
-    with joined(site, work.schedule) as member:
+    with joined(bench, schedule) as member:
         traffic = member.outer.traffic
         sent_before, received_before = traffic.sent_bytes, traffic.received_bytes
         began_s = clock.monotonic_s()
-        for _ in range(work.steps):
-            until_s = clock.monotonic_s() + work.step_s
-            member.train()
+        for _ in range(bench.steps):
+            until_s = clock.monotonic_s() + bench.step_s
+            member.payload.train()
             never.wait(max(0.0, until_s - clock.monotonic_s()))
             reports += member.outer.step(tokens=1)
         wall_s = clock.monotonic_s() - began_s
@@ -67,7 +65,7 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
         blocked_s = sum(report.wait_s for report in reports)
         round_trips_s = member.outer.round_trips_s
         member.outer.finish()
-        compute_s = work.steps * work.step_s
+        compute_s = bench.steps * bench.step_s
         return {
             "peer": member.outer.peer_id,
             "utilisation": compute_s / wall_s,
@@ -82,17 +80,17 @@ def measure_utilisation(site: Site, work: Work) -> dict[str, Json]:
             "committed": sum(report.committed for report in reports),
             "slowest_round_s": max((report.round_s for report in reports), default=0.0),
             "link_mbit_s": link_mbit_s,
-            **_codec_for(link_mbit_s, site, work),
+            **_codec_for(link_mbit_s, bench),
         }
 
 
-def _codec_for(link_mbit_s: float | None, site: Site, work: Work) -> dict[str, Json]:
+def _codec_for(link_mbit_s: float | None, bench: UtilisationBench) -> dict[str, Json]:
     if link_mbit_s is None:
         return {"codec_for_link": None, "reason": None}
     choice = codecs.auto(
         link_mbit_s,
-        elements=max(1, round(site.payload_mib * 2**20 / FLOAT_BYTES)),
-        round_s=work.schedule.inner_steps * work.step_s,
-        islands=max(2, site.islands),
+        elements=max(1, round(bench.payload_mib * 2**20 / FLOAT_BYTES)),
+        round_s=bench.inner_steps * bench.step_s,
+        islands=bench.islands or 2,
     )
     return {"codec_for_link": choice.codec.name, "reason": choice.reason}

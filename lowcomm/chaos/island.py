@@ -9,9 +9,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from lowcomm.chaos.process_table import ProcessKey, children_of
 from lowcomm.chaos.records import METRICS, Ended, Line
-from lowcomm.processes import ADDRESS_FILE, IslandProcess
+from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess
+from lowcomm.launching.process_table import ProcessKey, children_of
 
 
 class Island:

@@ -16,12 +16,12 @@ from typing import Self
 
 from lowcomm.chaos.island import Island
 from lowcomm.chaos.network import Network
-from lowcomm.chaos.process_table import ProcessKey, alive, describe, with_variable
 from lowcomm.chaos.records import Commit, Line, Story, load_island
 from lowcomm.chaos.settings import NEWCOMERS, ChaosPlan
 from lowcomm.clock import Clock
 from lowcomm.errors import LowcommError
-from lowcomm.processes import ADDRESS_FILE, log_tail, start_process
+from lowcomm.launching.islands import ADDRESS_FILE, log_tail, start_process
+from lowcomm.launching.process_table import ProcessKey, alive, describe, with_variable
 from lowcomm.rounds.roster import leader_order
 from lowcomm.types import PeerId
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import signal
+import contextlib
 import sys
-import threading
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from lowcomm.cli.common import (
     EXIT_DONE,
@@ -27,35 +25,9 @@ from lowcomm.cli.common import (
 from lowcomm.cli.watch import IslandView, swarm_view
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import to_dict
-from lowcomm.interrupts import Asked, handling
+from lowcomm.launching.islands import IslandProcess, LaunchPlan
+from lowcomm.launching.session import LaunchResult, launch
 from lowcomm.metrics.factory import goal
-from lowcomm.processes import IslandProcess, IslandStartError, LaunchPlan, start_islands
-
-POLL_S = 0.2
-GRACE_S = 60.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchResult:
-    """How the islands ended.
-
-    Attributes:
-        codes: an exit code per island that was started; negative = ended by that signal.
-        failures: what to tell of those that failed.
-        interrupted: whether Ctrl-C ended the run.
-        wall_s: from the first start to the last end.
-    """
-
-    codes: tuple[int, ...]
-    failures: tuple[str, ...]
-    interrupted: bool
-    wall_s: float
-
-    @property
-    def exit_code(self) -> int:
-        if self.failures:
-            return EXIT_FAILED
-        return EXIT_INTERRUPTED if self.interrupted else EXIT_DONE
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -97,39 +69,27 @@ def run(args: argparse.Namespace) -> int:
         islands=args.islands,
         ranks=args.nproc,
     )
-    result = launch(plan, SystemClock())
+    result = launch_and_show(plan, SystemClock())
     tell_failures(result)
     if args.json:
         from lowcomm.report import load_run, run_figures
 
         write_json(args.json, {**run_figures(load_run(args.out)).to_dict(), "exit_codes": list(result.codes)})
-    return result.exit_code
+    return exit_code(result)
 
 
-def launch(plan: LaunchPlan, clock: Clock) -> LaunchResult:
-    """Run a plan to its end; a signal saves and stops all islands, a second Ctrl-C kills them.
+def launch_and_show(plan: LaunchPlan, clock: Clock) -> LaunchResult:
+    """Run a plan to its end and show it; see `lowcomm.launching.session.launch`."""
+    view = _View(plan, clock)
+    with contextlib.closing(view):
+        return launch(plan, clock, view)
 
-    An island that dies stops none of the others.
 
-    Raises:
-        ConfigError: the plan can't work.
-        StorageError: a run folder can't be made.
-    """
-    plan.check()
-    session = _Session(plan, clock)
-    began_s = clock.monotonic_s()
-    with handling(session.on_signal):
-        try:
-            session.start()
-            session.watch()
-        finally:
-            session.close()
-    return LaunchResult(
-        codes=tuple(island.code or 0 for island in session.islands),
-        failures=tuple(session.failures()),
-        interrupted=session.signals.to_leave,
-        wall_s=clock.monotonic_s() - began_s,
-    )
+def exit_code(result: LaunchResult) -> int:
+    """What the command ends with."""
+    if result.failures:
+        return EXIT_FAILED
+    return EXIT_INTERRUPTED if result.interrupted else EXIT_DONE
 
 
 def tell_failures(result: LaunchResult) -> None:
@@ -140,72 +100,27 @@ def tell_failures(result: LaunchResult) -> None:
         print(log, file=sys.stderr, flush=True)
 
 
-class _Session:
-    """The processes of one launch and the view of them."""
+class _View:
+    """Shows the islands of one launch."""
 
     def __init__(self, plan: LaunchPlan, clock: Clock) -> None:
-        self.islands: list[IslandProcess] = []
-        self.signals = Asked(clock)
-        self._plan, self._clock = plan, clock
-        self._start_failure = ""
-        self._asked = False
-        self._give_up_s = 0.0
-        self._pause = threading.Event()
-        self._views = [IslandView(plan.folder(index)) for index in range(plan.islands)]
+        self._islands = [IslandView(plan.folder(index)) for index in range(plan.islands)]
         total, key = goal(to_dict(plan.config))
         self._view = swarm_view(total, key, clock)
 
-    def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Count a signal; `tick` acts on it, outside of the handler."""
-        self.signals.take(number)
+    def show(self, islands: Sequence[IslandProcess]) -> None:
+        """See `Watcher`."""
+        for view in self._islands:
+            view.refresh()
+        for island in islands:
+            if (code := island.code) is not None:
+                self._islands[island.index].ended(code)
+        self._view.show(self._islands)
 
-    def start(self) -> None:
-        """Start all islands; if the first one can't be reached, ask it to end."""
-        try:
-            start_islands(self._plan, self._clock, self.islands.append, self.tick)
-        except IslandStartError as error:
-            self._start_failure = str(error)
-
-    def watch(self) -> None:
-        """Show the islands until all have ended."""
-        while any(island.code is None for island in self.islands):
-            self.tick()
-        self._show()
-
-    def tick(self) -> bool:
-        """Show, wait a moment, act on Ctrl-C; whether all goes on."""
-        self._show()
-        self._pause.wait(POLL_S)
-        ending = self.signals.to_leave or bool(self._start_failure)
-        if ending and not self._asked:
-            self._asked, self._give_up_s = True, self._clock.monotonic_s() + GRACE_S
-            for island in self.islands:
-                island.interrupt()
-            print("lowcomm: stopping: the islands save and leave; Ctrl-C again kills them", file=sys.stderr)
-        if self.signals.at_once or (ending and self._clock.monotonic_s() > self._give_up_s):
-            for island in self.islands:
-                island.kill()
-        return not ending
+    def stopping(self) -> None:
+        """See `Watcher`."""
+        print("lowcomm: stopping: the islands save and leave; Ctrl-C again kills them", file=sys.stderr)
 
     def close(self) -> None:
-        """End the view, and what still runs."""
+        """Give the terminal back."""
         self._view.close()
-        for island in self.islands:
-            island.kill()
-
-    def failures(self) -> list[str]:
-        """What to tell of the islands that failed."""
-        if self._start_failure:
-            return [self._start_failure]
-        fine = {EXIT_DONE, EXIT_INTERRUPTED}
-        if self.signals.to_leave:
-            fine.add(-signal.SIGTERM)  # asked before it could listen: there was nothing to save
-        return [island.explain() for island in self.islands if island.code not in fine]
-
-    def _show(self) -> None:
-        for view in self._views:
-            view.refresh()
-        for island in self.islands:
-            if (code := island.code) is not None:
-                self._views[island.index].ended(code)
-        self._view.show(self._views)

@@ -22,12 +22,13 @@ from lowcomm.cli.common import (
     print_table,
     write_json,
 )
-from lowcomm.cli.launch import LaunchResult, launch, tell_failures
+from lowcomm.cli.launch import exit_code, launch_and_show, tell_failures
 from lowcomm.clock import SystemClock
 from lowcomm.config.profiles import RECIPES
 from lowcomm.errors import ConfigError
+from lowcomm.launching.islands import LaunchPlan
+from lowcomm.launching.session import LaunchResult
 from lowcomm.metrics import METRICS_FILE
-from lowcomm.processes import LaunchPlan
 from lowcomm.types import Json
 
 RECIPE, BASELINE_RECIPE = RECIPES / "quickstart.toml", RECIPES / "baseline.toml"
@@ -87,13 +88,13 @@ def run(args: argparse.Namespace) -> int:
     plan = LaunchPlan(
         recipe=args.recipe, config=config, overrides=tuple(overrides), out=out, islands=args.islands
     )
-    result = launch(plan, SystemClock())
+    result = launch_and_show(plan, SystemClock())
     tell_failures(result)
     if result.interrupted:
         print_error(f"interrupted; go on with: lowcomm quickstart --islands {args.islands} --out {out}")
-        return result.exit_code
+        return exit_code(result)
     if result.failures and not any((plan.folder(i) / METRICS_FILE).exists() for i in range(plan.islands)):
-        return result.exit_code  # nothing has begun: there is nothing to report
+        return exit_code(result)  # nothing has begun: there is nothing to report
     baseline = _baseline(plan, afresh=args.baseline, save=args.save_baseline)
     return _conclude(plan, result, baseline, args.json)
 
@@ -173,7 +174,7 @@ def _conclude(
     if not result.failures and figures.islands > 1 and figures.digests_equal is not True:
         print_error("the islands ended with different outer states; see the digests in the report")
         return EXIT_FAILED
-    return result.exit_code
+    return exit_code(result)
 
 
 CONTRACT_KEYS: Sequence[str] = (

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lowcomm.clock import Clock
+from lowcomm.launching.islands import FINISHED, STOPPED
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.console import STEPS, human_bytes, position, time_split
 from lowcomm.phases import read_phase
@@ -73,9 +74,9 @@ class IslandView:
         self._begun = True
         if self.diverged:
             self.state = "DIVERGED"
-        elif code == 0:
+        elif code == FINISHED:
             self.state = "finished"
-        elif code == 130:
+        elif code == STOPPED:
             self.state = "stopped"
         else:
             self.state = f"failed ({code})"

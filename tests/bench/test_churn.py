@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from lowcomm.bench.churn_figures import (
-    ChurnBench,
     Life,
     all_stay,
     churn_figures,
     committed_rounds,
     joiners_waits,
 )
+from lowcomm.bench.settings import ChurnBench
 from lowcomm.cli.main import main
 
 TIMEOUT_S = 280.0

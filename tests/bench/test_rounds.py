@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SAYS = "lowcomm.bench.stock_hivemind: peer 0 ended early with exit code 3; its last message: no luck"
+SAYS = "stock_hivemind: peer 0 ended early with exit code 3; its last message: no luck"
 
 
 def measure(folder: Path, failing: str) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:

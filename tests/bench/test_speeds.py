@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.bench.speeds import SpeedBench, SpeedRun, Speeds
+from lowcomm.bench.settings import SpeedBench
+from lowcomm.bench.speeds import SpeedRun, Speeds
 
 TIMEOUT_S = 280.0
 

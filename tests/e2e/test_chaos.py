@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lowcomm.chaos.network import Network, NetworkError
-from lowcomm.chaos.process_table import with_variable
 from lowcomm.cli.main import main
+from lowcomm.launching.process_table import with_variable
 from tests.e2e.runs import DEADLINE_S, ROOT
 from tests.e2e.test_deaths import wait_for
 

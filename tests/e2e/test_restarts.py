@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.chaos.process_table import ProcessKey, alive, children_of, with_variable
+from lowcomm.launching.process_table import ProcessKey, alive, children_of, with_variable
 from tests.e2e.runs import DEADLINE_S, ROOT, SMALL, lines
 from tests.e2e.test_deaths import one_history, rounds, wait_for
 

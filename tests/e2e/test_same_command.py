@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.chaos.process_table import alive, children_of
+from lowcomm.launching.process_table import alive, children_of
 from tests.e2e.runs import DEADLINE_S, ROOT, lines
 from tests.e2e.test_deaths import LONG, one_history, rounds, wait_for
 

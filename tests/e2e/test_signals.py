@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.chaos.process_table import ProcessKey, alive, children_of
+from lowcomm.launching.process_table import ProcessKey, alive, children_of
 from tests.e2e.runs import DEADLINE_S, ROOT, SMALL
 from tests.e2e.test_deaths import RECIPE, rounds, wait_for
 

@@ -11,12 +11,12 @@ import pytest
 import torch.distributed as dist
 
 from lowcomm import exchanges
-from lowcomm.chaos.process_table import children_of, key_of
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges import Message
 from lowcomm.exchanges.base import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
 from lowcomm.exchanges.frames import decode_body
 from lowcomm.exchanges.process_group import ProcessGroupExchange
+from lowcomm.launching.process_table import children_of, key_of
 from lowcomm.types import PeerId
 from tests.exchanges.networks import KINDS, PATIENCE_S, RUN, Peer, Recorder, join_string, network
 

@@ -47,6 +47,20 @@ def children_of(pid: int) -> list[ProcessKey]:
     return found
 
 
+def session(leader: int) -> set[int]:
+    """The processes of the session that this one leads, itself included."""
+    found = set()
+    for entry in PROC.glob("[0-9]*"):
+        try:
+            # the command in brackets may hold spaces; after it: state, parent, group, session
+            number = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[3])
+        except (OSError, ValueError):
+            continue  # it has ended meanwhile
+        if number == leader:
+            found.add(int(entry.name))
+    return found
+
+
 def with_variable(name: str, value: str) -> list[ProcessKey]:
     """All processes but this one that have inherited an environment variable."""
     wanted = f"{name}={value}".encode()

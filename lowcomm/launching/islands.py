@@ -1,8 +1,7 @@
-"""Islands as processes of this machine: started in groups of their own, watched, ended."""
+"""Islands as processes of this machine: what is started for each, and how one is watched and ended."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -17,7 +16,8 @@ from pathlib import Path
 from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError, StorageError
-from lowcomm.interrupts import leaving_signals, signals_after_fork
+from lowcomm.interrupts import leaving_signals
+from lowcomm.launching.child import end_session, start_child
 from lowcomm.names import LONGEST_NAME
 from lowcomm.phases import JOINING, PHASE_FILE, VARIABLE, read_phase
 
@@ -26,7 +26,8 @@ ADDRESS_FILE = "address"
 LOG_LINES_SHOWN = 12
 SAVE_S = 50
 """How long torchrun waits for ranks that save, where its version can be told so; its own default is 30 s."""
-PR_SET_PDEATHSIG = 1
+FINISHED, STOPPED = 0, 130
+"""Exit codes of an island that trained to its end, and of one that was asked to leave."""
 
 
 class IslandStartError(LowcommError):
@@ -51,7 +52,7 @@ class IslandProcess:
         if self.process.returncode is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 return None
-            self.kill()  # of what it left behind; until it is reaped its group's number is not given away
+            self.kill()  # of what it left behind; until it is reaped its session's number is not given away
         return self.process.returncode
 
     def interrupt(self) -> None:
@@ -65,7 +66,7 @@ class IslandProcess:
     def kill(self) -> None:
         """End it and whatever it started, at once."""
         if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            end_session(self.process.pid)
             self.process.wait()
 
     def explain(self) -> str:
@@ -211,7 +212,7 @@ def start_process(
     threads: int,
     environment: Mapping[str, str] | None = None,
 ) -> IslandProcess:
-    """Start one island in a process group of its own; its output is added to `folder/log.txt`.
+    """Start one island in a session of its own; its output is added to `folder/log.txt`.
 
     It gets SIGTERM (save and leave) when this process dies.
 
@@ -226,35 +227,18 @@ def start_process(
     # torchrun's options, as it reads them from its environment: it would take what nohup ignores, too
     variables.setdefault("PET_SIGNALS_TO_HANDLE", ",".join(number.name for number in leaving_signals()))
     variables.setdefault("PET_SHUTDOWN_TIMEOUT", str(SAVE_S))
-    package_root = str(Path(__file__).parents[1])
+    package_root = str(Path(__file__).parents[2])
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, variables.get("PYTHONPATH"))))
-    with (folder / LOG_FILE).open("ab") as log, signals_after_fork():
-        process = subprocess.Popen(
+    with (folder / LOG_FILE).open("ab") as log:
+        process = start_child(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=variables,
-            start_new_session=True,  # the terminal's Ctrl-C must reach an island once, through us
-            preexec_fn=die_with_parent(signal.SIGTERM),  # it saves and leaves
+            environment=variables,
+            dies=signal.SIGTERM,  # it saves and leaves
         )
     return IslandProcess(index=index, folder=folder, process=process)
-
-
-def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before it starts: it gets this signal when this process dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    # looked up here, since between fork and exec nothing may be loaded
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def set_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return set_signal
 
 
 def _wait_for_address(

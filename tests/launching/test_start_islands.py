@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lowcomm.config.load import load_config
+from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess, IslandStartError, LaunchPlan, start_islands
 from lowcomm.phases import PHASE_FILE
-from lowcomm.processes import ADDRESS_FILE, IslandProcess, IslandStartError, LaunchPlan, start_islands
 from tests.clocks import HandClock
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"
 TIMEOUT_S = 5.0
 
 
