@@ -19,7 +19,7 @@ import lowcomm
 
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
-    {"errors", "types", "clock", "lines", "names", "locks", "phases", "host_memory"},
+    {"errors", "types", "clock", "in_order", "lines", "names", "locks", "phases", "host_memory"},
     {"arguments"},
     {"config", "algorithms", "codecs", "models"},
     {"islands", "exchanges", "data", "metrics", "storage"},

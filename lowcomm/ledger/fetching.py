@@ -259,6 +259,6 @@ async def fetch_bytes(
     Raises:
         PeerUnreachableError: they could not deliver it.
     """
-    target = InMemory(size_bytes)
+    target = await asyncio.get_running_loop().run_in_executor(pool, InMemory, size_bytes)
     await Fetch(blobs, name, size_bytes, donors, target, deadline_s, pool).run()
     return target.data

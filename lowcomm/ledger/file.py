@@ -27,14 +27,14 @@ class LedgerFile:
         self._path, self._keep_updates = path, keep_updates
         self._lines = LineFile(path, torn="cut")
 
-    def append(self, entry: Entry, update: Update) -> None:
+    def append(self, entry: Entry, update: Update | None) -> None:
         """Add a line, and the encoded mean where those are kept.
 
         Raises:
             OSError: the disk is full or the folder is gone; the line is kept and written with the next one.
         """
         self._write({**entry.to_json(), "hash": entry.hash})
-        if self._keep_updates:
+        if self._keep_updates and update is not None:
             file = update_path(self._path, entry.fragment, entry.outer_step)
             file.parent.mkdir(exist_ok=True)
             with file.open("wb") as target:

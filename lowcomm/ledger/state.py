@@ -192,8 +192,8 @@ class OuterState:
         """Where a fragment stands now, by reference."""
         return Position(self.states[fragment], self.residuals[fragment], self.chains[fragment].state_dict())
 
-    def load(self, fragment: int, saved: Mapping[str, Any]) -> None:
-        """Restore one fragment to what `saved_position` gave.
+    def read(self, fragment: int, saved: Mapping[str, Any]) -> Position:
+        """Check what `saved_position` gave, and make vectors of it. Hashes all of it; changes nothing.
 
         Raises:
             CheckpointError: it is of another size, or its tensors don't match its ledger position.
@@ -203,15 +203,21 @@ class OuterState:
             raise CheckpointError(
                 f"fragment {fragment}: expected {expected} elements, the checkpoint has {found}"
             )
-        restored, chain = self._hold(saved["anchor"], saved["momentum"]), self.chains[fragment]
+        state = self._hold(saved["anchor"], saved["momentum"])
+        chain = Chain(self.run_id, fragment, state.digest)
         chain.load_state_dict(saved["chain"])
-        if chain.last is not None and chain.last.state_digest != restored.digest:
+        if chain.last is not None and chain.last.state_digest != state.digest:
             raise CheckpointError(
                 f"fragment {fragment}: the checkpoint's tensors have digest "
-                f"{restored.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
+                f"{state.digest[:12]}, its ledger says {chain.last.state_digest[:12]}"
             )
-        self.states[fragment] = restored
-        self.residuals[fragment] = Residual.of(saved["residual"], self.vectors) if saved["residual"] else None
+        residual = Residual.of(saved["residual"], self.vectors) if saved["residual"] else None
+        return Position(state, residual, chain.state_dict())
+
+    def restore(self, fragment: int, position: Position) -> None:
+        """Put one fragment to where `read` found it."""
+        self.chains[fragment].load_state_dict(position.chain)
+        self.states[fragment], self.residuals[fragment] = position.state, position.residual
 
     def _hold(self, anchor: Tensor, momentum: Tensor) -> FragmentState:
         return FragmentState.of(self.vectors.hold(anchor), self.vectors.hold(momentum))

@@ -490,6 +490,8 @@ class OuterLoop(Views):
             fragments: with `fragment_state` of each under that name, all in this rank's memory; without
                 them whoever saves asks for one after the other.
         """
+        if self._node is not None and self._thread.running:
+            self._node.recorder.written().result()  # else the ledger file could lack what the state has
         state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
         state["pacing"] = self._pacing.state_dict()
         state["digests"] = dict(self._digests)

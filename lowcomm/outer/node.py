@@ -88,11 +88,11 @@ class Node:
         pool: Executor | None = None,
     ) -> None:
         self.exchange, self.state, self._policy = exchange, state, policy
-        self.recorder = Recorder(ledger_file)
-        self.remembered = RememberedPeers(folder, exchange.run_id)
+        self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
+        self.recorder = Recorder(ledger_file, self.pool)
+        self.remembered = RememberedPeers(folder, exchange.run_id, self.pool)
         self.folder = folder
         self.grace_s = REDIAL_LONGEST_S + lease_s
-        self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         state.keep_updates(folder, self.pool)
         self.changed = Notice()
         self.refusals: list[str] = []
@@ -187,6 +187,8 @@ class Node:
         await self.peers.stop()
         await self.blobs.close()
         await self.exchange.close()
+        for written in (self.recorder.written(), self.remembered.written()):
+            await asyncio.wrap_future(written)
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.state.updates.close()
         self._donor.close()
@@ -197,7 +199,7 @@ class Node:
         Raises:
             CheckpointError: it belongs to another model or is damaged.
         """
-        self.state.load(fragment, saved)
+        self.state.restore(fragment, await self.in_pool(self.state.read, fragment, saved))
         self.submissions.stand(fragment)
         self.rounds[fragment].restart()
 

@@ -104,7 +104,7 @@ class Submissions:
                         # what was sent in an earlier call has been committed after all
                         credited += own.tokens
                         arrived = accepted.sent(own)
-                        contribution = _remaining(contribution, own, arrived)
+                        contribution = await self._member.in_pool(_remaining, contribution, own, arrived)
                         before = Difference(before, arrived)
                     else:
                         missed = True

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from functools import partial
 from pathlib import Path
 
 from lowcomm.exchanges.swarm.addresses import shared_string
+from lowcomm.in_order import InOrder
 from lowcomm.storage.files import write_atomically
 from lowcomm.types import PeerId
 
@@ -26,9 +29,11 @@ class RememberedPeers:
 
     Args:
         folder: the run folder; None = nothing is kept.
+        pool: writes.
     """
 
-    def __init__(self, folder: Path | None, run_id: str) -> None:
+    def __init__(self, folder: Path | None, run_id: str, pool: Executor) -> None:
+        self._writing = InOrder(pool)
         self._path = folder / FILE if folder else None
         self._run_id = run_id
         self._before = self._read()
@@ -54,10 +59,17 @@ class RememberedPeers:
         if kept == self._kept:
             return
         self._kept = kept
+        self._writing.submit(partial(self._write, self._path, tuple(kept.values())))
+
+    def written(self) -> Future[None]:
+        """A future that is done when all that was noted so far is on the disk, or can't be."""
+        return self._writing.done()
+
+    def _write(self, path: Path, texts: Sequence[str]) -> None:
         try:
-            write_atomically(self._path, "".join(f"{text}\n" for text in kept.values()).encode())
+            write_atomically(path, "".join(f"{text}\n" for text in texts).encode())
         except OSError as error:
-            logger.warning("%s can't be written: %s; the run goes on", self._path, error.strerror or error)
+            logger.warning("%s can't be written: %s; the run goes on", path, error.strerror or error)
 
     def warn_alone(self) -> None:
         """Say what it means that this island goes on with none of those it knew."""

@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.fields import Fields
@@ -21,7 +20,7 @@ from lowcomm.recovery.donor import MAX_ENTRIES
 from lowcomm.recovery.member import Member
 from lowcomm.recovery.snapshots import Snapshots
 from lowcomm.rounds.roster import NO_BALLOT
-from lowcomm.types import Json, PeerId
+from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
 
@@ -113,56 +112,44 @@ class CatchingUp:
             ProtocolError: they are no chain, or lead to no head that anybody has.
             PeerUnreachableError: the donor doesn't answer.
         """
-        chain = self._member.state.chains[fragment]
+        member, chain = self._member, self._member.state.chains[fragment]
         outer_step, head = chain.outer_step, chain.head
-        left_bytes = self._member.state.states[fragment].size_bytes
+        left_bytes = member.state.states[fragment].size_bytes
         entries: list[Entry] = []
         while True:
             body: dict[str, Json] = {"outer_step": outer_step, "head": head}
-            reply = await self._member.requests.ask(donor, "entries", body, fragment)
-            page = self._parse_page(fragment, reply, first=not entries)
-            if page is None:
+            reply = await member.requests.ask(donor, "entries", body, fragment)
+            if not reply.has("entries"):
                 return None
-            entries += page
-            left_bytes -= sum(entry.update_bytes for entry in page)
+            page = await member.in_pool(_parse_page, reply, head)
+            if page and not entries:
+                # what this peer has voted for may be what the others have committed next; its own part in
+                # it is credited then, also where a snapshot skips the entry
+                member.rounds[fragment].commit_voted(page[0][1])
+            left_bytes -= sum(entry.update_bytes for entry, _ in page)
             if left_bytes < 0 and fragment not in self._taken:
                 return None
-            announced = self._announced(fragment, entries)
-            if announced or not page:
-                return announced
-            outer_step, head = page[-1].outer_step, page[-1].hash
+            known = self._announced(fragment, page)
+            if known or not page:
+                return [*entries, *(entry for entry, _ in page[:known])] if known else []
+            entries += [entry for entry, _ in page]
+            outer_step, head = page[-1][0].outer_step, page[-1][1]
 
-    def _parse_page(self, fragment: int, reply: Fields, *, first: bool) -> list[Entry] | None:
-        if not reply.has("entries"):
-            return None
-        items = reply.items("entries", MAX_ENTRIES)
-        entries = [parse_entry(Fields("entries.entry", item)) for item in items]
-        if entries and first:
-            # what this peer has voted for may be what the others have committed next; its own part in
-            # it is credited then, also where a snapshot skips the entry
-            self._member.rounds[fragment].commit_voted(entries[0].hash)
-        return entries
-
-    def _announced(self, fragment: int, entries: Sequence[Entry]) -> list[Entry]:
-        """The entries up to the last one that is some island's head: those before are covered by its hash.
-
-        Empty where none is, as long as more may follow.
+    def _announced(self, fragment: int, page: Sequence[tuple[Entry, Digest]]) -> int:
+        """How many entries there are up to the last one that is some island's head: its hash covers all.
 
         Raises:
-            ProtocolError: they are no chain, or lead to no head that anybody has.
+            ProtocolError: they lead to no head that anybody has.
         """
-        for entry, following in pairwise(entries):
-            if following.previous != entry.hash:
-                raise ProtocolError(f"entry {following.outer_step} does not follow entry {entry.outer_step}")
         states = [
             peer.state for peer in self._member.peers.live() if peer.state.standing(fragment) is not None
         ]
         heads = {state.heads[fragment] for state in states}
-        known = [index for index, entry in enumerate(entries) if entry.hash in heads]
+        known = [index for index, (_, head) in enumerate(page) if head in heads]
         furthest = max((state.outer_steps[fragment] for state in states), default=0)
-        if entries and not known and entries[-1].outer_step >= furthest:
+        if page and not known and page[-1][0].outer_step >= furthest:
             raise ProtocolError("the entries lead to a head that no live island has")
-        return list(entries[: known[-1] + 1]) if known else []
+        return known[-1] + 1 if known else 0
 
     async def _replay(self, fragment: int, entries: Sequence[Entry], donors: list[PeerId]) -> None:
         member = self._member
@@ -173,3 +160,19 @@ class CatchingUp:
             if member.state.chains[fragment].outer_step + 1 == entry.outer_step:
                 member.adopt(accepted)
                 self._moved_s = asyncio.get_running_loop().time()
+
+
+def _parse_page(reply: Fields, head: Digest) -> list[tuple[Entry, Digest]]:
+    """The entries of one reply with their hashes; the first follows `head`.
+
+    Raises:
+        ProtocolError: one is malformed, or they are no chain.
+    """
+    page = []
+    for item in reply.items("entries", MAX_ENTRIES):
+        entry = parse_entry(Fields("entries.entry", item))
+        if entry.previous != head:
+            raise ProtocolError(f"entry {entry.outer_step} does not follow entry {entry.outer_step - 1}")
+        head = entry.hash
+        page.append((entry, head))
+    return page

@@ -75,7 +75,7 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
     snapshots: list[tuple[int, int, Digest]] = field(default_factory=list)
 
-    def append(self, entry: Entry, update: Update) -> None:
+    def append(self, entry: Entry, update: Update | None) -> None:
         """See `LedgerFile`."""
         self.entries.append(entry)
 

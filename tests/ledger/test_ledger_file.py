@@ -1,9 +1,12 @@
 """What the ledger file keeps, and what a killed process leaves in it."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lowcomm.ledger.entry import Entry, hash_bytes
 from lowcomm.ledger.file import LedgerFile
+from lowcomm.ledger.recorder import MOST_WAITING, Recorder
 from lowcomm.ledger.update import Update
 from lowcomm.types import Digest, PeerId
 
@@ -43,3 +46,28 @@ def test_a_half_written_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     LedgerFile(path).append(entry(2), b"")
     assert [line[:1] + line[-1:] for line in path.read_text().splitlines()] == ["{}", "{}"]
     assert not (tmp_path / "updates").exists()
+
+
+def test_a_slow_disk_holds_few_updates_in_memory_and_no_entry_is_lost() -> None:
+    """Each update is as large as a quarter of a fragment; an entry is a line."""
+    stuck, given = threading.Event(), []
+
+    class Slow:
+        def append(self, entry: Entry, update: Update | None) -> None:
+            assert stuck.wait(20.0)
+            given.append((entry.outer_step, update is not None))
+
+        def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+            given.append((outer_step, False))
+
+    with ThreadPoolExecutor(2) as pool:
+        recorder = Recorder(Slow(), pool)
+        for outer_step in range(1, 9):
+            recorder.committed(entry(outer_step), Update([b"update"]))
+        recorder.snapshot(0, 9, Digest("0" * 64), Digest("0" * 64))
+        stuck.set()
+        recorder.written().result(timeout=20.0)
+        recorder.committed(entry(10), Update([b"update"]))
+        recorder.written().result(timeout=20.0)
+    assert [step for step, _ in given] == list(range(1, 11))
+    assert [step for step, kept in given if kept] == [*range(1, MOST_WAITING + 1), 10]

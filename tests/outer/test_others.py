@@ -16,11 +16,12 @@ from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
 from lowcomm.peers.remembered import FILE, MOST_KEPT, RememberedPeers
 from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
-from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
 from lowcomm.types import PeerId
 from tests.outer.swarm import make_model
 
 A, B = PeerId("12D3KooW" + 44 * "a"), PeerId("12D3KooW" + 44 * "b")
+POOL = InlineExecutor()
 STRINGS = {peer: f"run@/ip4/198.51.100.7/tcp/31337/p2p/{peer}" for peer in (A, B)}
 
 
@@ -37,16 +38,16 @@ def kept(folder):
 
 
 def test_who_was_here_is_named_after_a_restart(tmp_path, caplog):
-    RememberedPeers(tmp_path, "run").note(told(A, B), set())
+    RememberedPeers(tmp_path, "run", POOL).note(told(A, B), set())
     assert kept(tmp_path) == [STRINGS[A], STRINGS[B]]
     with caplog.at_level(logging.WARNING):
-        RememberedPeers(tmp_path, "run").warn_alone()
+        RememberedPeers(tmp_path, "run", POOL).warn_alone()
     assert all(string in caplog.text for string in STRINGS.values())
     assert "--join" in caplog.text
 
 
 def test_who_vanishes_is_kept_and_who_says_goodbye_is_not(tmp_path):
-    others = RememberedPeers(tmp_path, "run")
+    others = RememberedPeers(tmp_path, "run", POOL)
     others.note(told(A, B), set())
     others.note({}, {B})
     assert kept(tmp_path) == [STRINGS[A]]
@@ -58,7 +59,7 @@ def test_who_vanishes_is_kept_and_who_says_goodbye_is_not(tmp_path):
 def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
     if content is not None:
         (tmp_path / FILE).write_bytes(content)
-    others = RememberedPeers(tmp_path, "run")
+    others = RememberedPeers(tmp_path, "run", POOL)
     with caplog.at_level(logging.WARNING):
         others.warn_alone()
     assert caplog.text == ""
@@ -66,15 +67,15 @@ def test_an_island_that_knew_nobody_says_nothing(tmp_path, caplog, content):
 
 
 def test_without_a_folder_nothing_is_kept(caplog):
-    others = RememberedPeers(None, "run")
+    others = RememberedPeers(None, "run", POOL)
     others.note(told(A), set())
     others.warn_alone()
     assert caplog.text == ""
 
 
 def test_the_way_out_names_those_that_were_tried(tmp_path):
-    RememberedPeers(tmp_path, "run").note(told(A, B), set())
-    out = RememberedPeers(tmp_path, "run").way_out()
+    RememberedPeers(tmp_path, "run", POOL).note(told(A, B), set())
+    out = RememberedPeers(tmp_path, "run", POOL).way_out()
     assert all(string in out for string in STRINGS.values())
     assert "without --join and with --found" in out
 
@@ -84,21 +85,21 @@ def test_what_is_no_address_is_not_kept(tmp_path):
         A: ("", "nonsense", "/ip4/1.2.3.4/tcp/1/p2p/x\nrun@/ip4/6.6.6.6/tcp/1/p2p/y"),
         B: told(B)[B],
     }
-    RememberedPeers(tmp_path, "run").note(junk, set())
+    RememberedPeers(tmp_path, "run", POOL).note(junk, set())
     assert kept(tmp_path) == [STRINGS[B]]
 
 
 def test_the_file_stays_small_and_the_message_short(tmp_path, caplog):
     many = [PeerId(f"12D3KooW{number}") for number in range(2 * MOST_KEPT)]
-    RememberedPeers(tmp_path, "run").note(told(*many), set())
+    RememberedPeers(tmp_path, "run", POOL).note(told(*many), set())
     assert len(kept(tmp_path)) == MOST_KEPT
     with caplog.at_level(logging.WARNING):
-        RememberedPeers(tmp_path, "run").warn_alone()
+        RememberedPeers(tmp_path, "run", POOL).warn_alone()
     assert f"and {MOST_KEPT - 3} more, in {tmp_path / FILE}" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_is_said_and_survived(tmp_path, caplog):
-    others = RememberedPeers(tmp_path / "gone", "run")
+    others = RememberedPeers(tmp_path / "gone", "run", POOL)
     with caplog.at_level(logging.WARNING):
         others.note(told(A), set())
     assert "can't be written" in caplog.text
@@ -121,7 +122,7 @@ def island(folder, *, founder, found=False):
 @pytest.mark.parametrize("known", [True, False], ids=["with-others-before", "first-start"])
 def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, known):
     if known:
-        RememberedPeers(tmp_path, "run").note(told(A), set())
+        RememberedPeers(tmp_path, "run", POOL).note(told(A), set())
     with caplog.at_level(logging.WARNING), island(tmp_path, founder=True, found=known):
         pass
     assert ("starts alone" in caplog.text) == known
@@ -129,7 +130,7 @@ def test_a_founder_that_had_company_says_that_it_starts_alone(tmp_path, caplog, 
 
 
 def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_path, caplog):
-    RememberedPeers(tmp_path, "run").note(told(A), set())
+    RememberedPeers(tmp_path, "run", POOL).note(told(A), set())
     outer = island(tmp_path, founder=True)
     with caplog.at_level(logging.WARNING), contextlib.closing(outer):
         outer.connect()
@@ -138,7 +139,7 @@ def test_a_founder_with_nothing_left_to_train_warns_of_no_second_history(tmp_pat
 
 
 def test_an_island_that_reaches_nobody_names_the_others(tmp_path):
-    RememberedPeers(tmp_path, "run").note(told(A), set())
+    RememberedPeers(tmp_path, "run", POOL).note(told(A), set())
     with pytest.raises(PeerUnreachableError, match=f"nor did one that this island knew: {STRINGS[A]}. "):
         island(tmp_path, founder=False).start()
 
@@ -149,8 +150,8 @@ async def looked_for(tmp_path, known, comes_after_s):
     me = SimIsland(
         0, LoopbackExchange(hub, "run", PeerId("me"), founder=True), IslandSettings(), MemoryPromises()
     )
-    RememberedPeers(tmp_path, "run").note(told(*known), set())
-    me.node.remembered = RememberedPeers(tmp_path, "run")
+    RememberedPeers(tmp_path, "run", POOL).note(told(*known), set())
+    me.node.remembered = RememberedPeers(tmp_path, "run", POOL)
     await me.node.start()
     began_s = loop.time()
     looking = asyncio.ensure_future(me.node.joining.look_for_others())
