@@ -25,7 +25,7 @@ from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import ChurnBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.errors import ExchangeError
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
@@ -59,7 +59,7 @@ def measure_churn(bench: ChurnBench, tell: Tell) -> Churn:
     """
     with (
         tempfile.TemporaryDirectory(prefix="lowcomm-churn-") as folder,
-        Peers(PROGRAM, "churn", deadline_s=START_S, preload=PRELOAD) as peers,
+        Children(PROGRAM, "churn", deadline_s=START_S, preload=PRELOAD) as peers,
     ):
         scene = _Scene(bench, Path(folder), peers)
         scene.play(tell)
@@ -67,7 +67,7 @@ def measure_churn(bench: ChurnBench, tell: Tell) -> Churn:
 
 
 class _Scene:
-    def __init__(self, bench: ChurnBench, folder: Path, peers: Peers) -> None:
+    def __init__(self, bench: ChurnBench, folder: Path, peers: Children) -> None:
         self._bench, self._folder, self._peers = bench, folder, peers
         self._clock: Clock = SystemClock()
         self._random = random.Random(f"lowcomm churn {bench.seed}")

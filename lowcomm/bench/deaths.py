@@ -30,7 +30,7 @@ from lowcomm.bench.settings import FLOAT_BYTES, DeathBench, Part, Stop
 from lowcomm.errors import ExchangeError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.rounds.roster import leader_order
@@ -126,7 +126,7 @@ def measure_death(bench: DeathBench, part: Part, stop: Stop) -> Death:
     )
     with (
         tempfile.TemporaryDirectory(prefix="lowcomm-deaths-") as folder,
-        Peers(PROGRAM, "deaths", deadline_s=longest_s, dies=signal.SIGKILL) as islands,
+        Children(PROGRAM, "deaths", deadline_s=longest_s, dies=signal.SIGKILL) as islands,
     ):
         addresses: list[Json] = []
         for number in range(ISLANDS):

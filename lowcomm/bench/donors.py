@@ -24,7 +24,7 @@ from lowcomm.bench.payload import Payload, bench_swarm
 from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import DonorBench
 from lowcomm.errors import ExchangeError
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
@@ -106,7 +106,7 @@ def measure_donors(bench: DonorBench) -> Donors:
         "mbit_s": bench.mbit_s,
         "deadline_s": bench.deadline_s,
     }
-    with Peers(PROGRAM, "donors", deadline_s=2 * bench.deadline_s) as peers:
+    with Children(PROGRAM, "donors", deadline_s=2 * bench.deadline_s) as peers:
         addresses: list[Json] = []
         for number in range(bench.donors):
             peers.start({**settings, "initial_peers": list(addresses)})

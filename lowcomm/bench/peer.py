@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lowcomm.recovery.joining import JoinReport
 
 PROGRAM = "lowcomm.bench.peer"
-"""For `Peers`."""
+"""For `Children`."""
 
 
 class Peer:

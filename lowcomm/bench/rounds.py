@@ -22,7 +22,7 @@ from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import FLOAT_BYTES, RoundBench
 from lowcomm.bench.site import measure_site_rounds
 from lowcomm.errors import ExchangeError
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
@@ -179,7 +179,7 @@ def _measure(
 ) -> Rounds:
     addresses: list[Json] = []
     # a peer gives up by itself at the deadline, and must then be heard of
-    with Peers(PROGRAM, role, prefix=bench.prefix.split(), deadline_s=2 * bench.deadline_s) as peers:
+    with Children(PROGRAM, role, prefix=bench.prefix.split(), deadline_s=2 * bench.deadline_s) as peers:
         for number in range(count):
             peers.start(
                 {

@@ -26,7 +26,7 @@ from lowcomm.bench.payload import Payload, bench_swarm
 from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import SnapshotBench
 from lowcomm.errors import ExchangeError
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.types import Json
@@ -109,13 +109,13 @@ def measure_cut(bench: SnapshotBench, killed: Who) -> Cut:
     """
     with (
         tempfile.TemporaryDirectory(prefix="lowcomm-bench-") as folder,
-        Peers(PROGRAM, "snapshots", deadline_s=2 * bench.deadline_s) as peers,
+        Children(PROGRAM, "snapshots", deadline_s=2 * bench.deadline_s) as peers,
     ):
         return _Scene(bench, Path(folder), peers).cut(killed)
 
 
 class _Scene:
-    def __init__(self, bench: SnapshotBench, folder: Path, peers: Peers) -> None:
+    def __init__(self, bench: SnapshotBench, folder: Path, peers: Children) -> None:
         self._bench, self._folder, self._peers = bench, folder, peers
         self._addresses: list[Json] = []
 

@@ -38,7 +38,7 @@ from lowcomm.data.shards import ShardedText
 from lowcomm.errors import ExchangeError
 from lowcomm.evaluation import mean_loss
 from lowcomm.islands.base import Island
-from lowcomm.launching.peers import Peers
+from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.types import Json, RoundReport
 
@@ -238,7 +238,7 @@ def _run(bench: SpeedBench, name: str, mode: str, rounds: int) -> SpeedRun:
     ]
     joined: list[str] = []
     run_s = rounds * bench.inner_steps * max(bench.steps_s) * bench.slow_by
-    with Peers(PROGRAM, "speeds", deadline_s=bench.deadline_s + run_s) as peers:
+    with Children(PROGRAM, "speeds", deadline_s=bench.deadline_s + run_s) as peers:
         for number, step_s in enumerate(bench.steps_s):
             slows = name == "slowed" and number == bench.slow_island
             own: list[Json] = [*overrides, *joined, f"data.shard={number}"]

@@ -1,4 +1,4 @@
-"""A peer that says what it hears: see test_peers.py."""
+"""A peer that says what it hears: see test_children.py."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ LEAVE_S = 10.0
 
 
 @dataclass(kw_only=True)
-class _Peer:
+class _Child:
     """One of them.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Peer:
         self.events.put(None)
 
 
-class Peers:
+class Children:
     """Processes `python -m PROGRAM ROLE '{settings}'`, ended when the context is left.
 
     Args:
@@ -107,7 +107,7 @@ class Peers:
             self._context = multiprocessing.get_context("forkserver")
             self._context.set_forkserver_preload([program, *preload])
         self._folder = tempfile.TemporaryDirectory(prefix="lowcomm-peers-")
-        self._peers: list[_Peer] = []
+        self._peers: list[_Child] = []
         self._seen: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -230,7 +230,7 @@ class Peers:
 
     # -- how they start ----------------------------------------------------------------------------
 
-    def _spawn(self, words: Sequence[str], messages: Path, number: int) -> _Peer:
+    def _spawn(self, words: Sequence[str], messages: Path, number: int) -> _Child:
         prefix = [part.replace("{number}", str(number)) for part in self._prefix]
         with messages.open("ab") as file:
             process = start_child(
@@ -243,9 +243,9 @@ class Peers:
             )
         assert process.stdin is not None
         assert process.stdout is not None
-        return _Peer(process=process, stdin=process.stdin, stdout=process.stdout, messages=messages)
+        return _Child(process=process, stdin=process.stdin, stdout=process.stdout, messages=messages)
 
-    def _fork(self, words: Sequence[str], messages: Path) -> _Peer:
+    def _fork(self, words: Sequence[str], messages: Path) -> _Child:
         assert self._context is not None
         inputs, commands = self._context.Pipe(duplex=False)
         events, outputs = self._context.Pipe(duplex=False)
@@ -255,7 +255,7 @@ class Peers:
         process.start()
         inputs.close()
         outputs.close()
-        return _Peer(
+        return _Child(
             process=process,
             stdin=os.fdopen(os.dup(commands.fileno()), "wb", buffering=0),
             stdout=os.fdopen(os.dup(events.fileno()), "rb"),
