@@ -12,14 +12,19 @@ _EXPORTS = {
     "RoundPolicy": "lowcomm.rounds.decision",
     "JoinReport": "lowcomm.recovery.joining",
     "Schedule": "lowcomm.algorithms.schedule",
-    "nesterov": "lowcomm.algorithms.outer_optimizers",
+    "nesterov": "lowcomm.algorithms.outer_optimizers.nesterov",
     "RoundReport": "lowcomm.types",
     "wrap_island": "lowcomm.islands",
     "Trainer": "lowcomm.train",
     "load_config": "lowcomm.config.load",
     "LowcommError": "lowcomm.errors",
 }
-_MODULES = ("codecs", "exchanges", "errors")
+_MODULES = {
+    "codecs": "lowcomm.codecs",
+    "exchanges": "lowcomm.exchanges",
+    "errors": "lowcomm.errors",
+    "outer_optimizers": "lowcomm.algorithms.outer_optimizers",
+}
 
 __all__ = [
     "JoinReport",
@@ -35,12 +40,14 @@ __all__ = [
     "exchanges",
     "load_config",
     "nesterov",
+    "outer_optimizers",
     "wrap_island",
 ]
 
 if TYPE_CHECKING:
     from lowcomm import codecs, errors, exchanges
-    from lowcomm.algorithms.outer_optimizers import nesterov
+    from lowcomm.algorithms import outer_optimizers
+    from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
     from lowcomm.algorithms.schedule import Schedule
     from lowcomm.config.load import load_config
     from lowcomm.errors import LowcommError
@@ -55,7 +62,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import public names when they are first used, so that `import lowcomm` stays fast."""
     if name in _MODULES:
-        return importlib.import_module(f"lowcomm.{name}")
+        return importlib.import_module(_MODULES[name])
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'lowcomm' has no attribute {name!r}")

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from lowcomm import codecs, exchanges
-from lowcomm.algorithms import aggregation
+from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
@@ -98,7 +98,8 @@ def build_schedule(config: Config) -> Schedule:
 
 def build_outer_optimizer(config: Config) -> OuterOptimizer:
     """The outer optimizer of the recipe."""
-    return nesterov(lr=config.shared.outer.lr, momentum=config.shared.outer.momentum)
+    given = {name: value for name, value in _fields(config.shared.outer).items() if value != "auto"}
+    return outer_optimizers.by_name(**given)
 
 
 def build_aggregation(config: Config) -> Aggregation:

@@ -23,12 +23,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from lowcomm.build import autocast, build_island, build_model, model_shape
+from lowcomm.algorithms.outer_optimizers import slot_names
+from lowcomm.build import autocast, build_island, build_model, build_outer_optimizer, model_shape
 from lowcomm.config.schema import Config
 from lowcomm.errors import OutOfMemoryError, StorageError
 from lowcomm.host_memory import available_bytes, total_bytes
 from lowcomm.inner_step import inner_step
 from lowcomm.islands.base import Island
+from lowcomm.islands.vectors import FP32_BYTES
 from lowcomm.metrics.console import human_bytes
 from lowcomm.storage.files import io_reason, write_atomically
 from lowcomm.types import Json
@@ -136,7 +138,7 @@ def cut(config: Config, fit: Fit) -> Config:
 def check_host_memory(config: Config, device: torch.device, nodes: int = 1) -> None:
     """Refuse a model that this host can't hold, before the kernel ends the process for it without a word.
 
-    Counted is only what certainly comes: the outer parameters and their momentum in fp32, and the weights
+    Counted is only what certainly comes: the anchor and the outer optimizer's slots in fp32, and the weights
     where training is on the CPU.
 
     Args:
@@ -146,7 +148,8 @@ def check_host_memory(config: Config, device: torch.device, nodes: int = 1) -> N
         OutOfMemoryError: it needs more than this process can ever have.
     """
     parameters, most = model_shape(config).parameters, total_bytes()
-    needed = parameters * 8 // nodes + (parameters * 4 if device.type == "cpu" else 0)
+    state = FP32_BYTES * (1 + len(slot_names(build_outer_optimizer(config))))
+    needed = parameters * state // nodes + (parameters * 4 if device.type == "cpu" else 0)
     if most is not None and needed > most:
         raise OutOfMemoryError(
             f"a model of {parameters:,} parameters needs at least {human_bytes(needed)} of the host's memory"

@@ -21,8 +21,11 @@ ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
     {"errors", "types", "clock", "in_order", "lines", "names", "locks", "phases", "host_memory"},
     {"arguments"},
-    {"config", "algorithms", "codecs", "models"},
-    {"islands", "exchanges", "data", "metrics", "storage"},
+    {"methods"},
+    {"algorithms", "codecs", "models"},
+    {"islands", "exchanges", "data"},
+    {"config"},
+    {"metrics", "storage"},
     {"ledger"},
     {"peers"},
     {"rounds"},

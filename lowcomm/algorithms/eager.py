@@ -5,7 +5,7 @@ arXiv:2502.12996): over a long link the local parameters would wait many steps f
 the island takes it at once, with its own pseudo-gradient where the mean will be.
 
     sent    = anchor - g                         the local parameters when the round begins; g = own
-    ahead   = merge(outer(anchor, m, g), sent)   `merge` with `merge_alpha`, as at the end of the round
+    ahead   = merge(outer(anchor, g), sent)      `merge` with `merge_alpha`, as at the end of the round
     shift   = ahead - sent
     x       = ahead + inner steps                while the round is under way
     x      <- x - shift                          when it ends, and then as without the preview: merged
@@ -13,7 +13,7 @@ the island takes it at once, with its own pseudo-gradient where the mean will be
 
 The shift is taken back before anything else, so that anchor - local never has the outer step in it,
 and what is committed is what would be without the preview. Only local parameters move: the anchor and
-its momentum m stay as they are.
+the slots of the outer optimizer stay as they are.
 
 The paper, whose rounds take a whole period, mixes the own pseudo-gradient with the others' of the round
 before; here that one is in the anchor already when the next begins.
@@ -21,17 +21,19 @@ before; here that one is in the anchor already when the next begins.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from lowcomm.algorithms.merge import merge
-from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS, OuterOptimizer
+from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS, OuterOptimizer, blocks
 
 
 def run_ahead(
     optimizer: OuterOptimizer,
     anchor: Tensor,
-    momentum: Tensor,
+    slots: Mapping[str, Tensor],
     own: Tensor,
     merge_alpha: float,
     outer_step: int,
@@ -39,17 +41,17 @@ def run_ahead(
     """The local parameters that the round would end with if all islands had sent what this one has.
 
     Args:
-        anchor, momentum: 1-D fp32, as the round finds them; not changed.
+        anchor, slots: 1-D fp32, as the round finds them; not changed.
         own: 1-D fp32, this island's pseudo-gradient, anchor - local.
         merge_alpha: see `merge`.
         outer_step: the one that the round is for, counted from 1.
     """
     ahead = torch.empty_like(anchor)
-    scratch = anchor.new_empty(min(CACHED_ELEMENTS, anchor.numel()))
-    for start in range(0, anchor.numel(), CACHED_ELEMENTS):
-        part = slice(start, start + CACHED_ELEMENTS)
+    scratch = {name: anchor.new_empty(min(CACHED_ELEMENTS, anchor.numel())) for name in slots}
+    for part in blocks(anchor.numel()):
         stepped, sent = ahead[part], anchor[part] - own[part]
-        before, scratched = (anchor[part], momentum[part], own[part]), scratch[: stepped.numel()]
-        optimizer.step(*before, stepped, scratched, outer_step)
+        before = {name: slot[part] for name, slot in slots.items()}
+        scratched = {name: slot[: stepped.numel()] for name, slot in scratch.items()}
+        optimizer.step(anchor[part], before, own[part], stepped, scratched, outer_step)
         stepped.copy_(merge(stepped, sent, sent, merge_alpha))
     return ahead

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lowcomm import codecs
-from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.bench.churn_figures import Churn, Life, all_stay, churn_figures
 from lowcomm.bench.outcome import Outcome, Tell

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from lowcomm import codecs
-from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.payload import Payload, bench_swarm

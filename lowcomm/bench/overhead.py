@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lowcomm import codecs, exchanges
-from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.settings import OverheadBench

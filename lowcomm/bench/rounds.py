@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from lowcomm import codecs
-from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.payload import LOOPBACK, Payload, bench_swarm

@@ -135,7 +135,7 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
     if not found.valid:
         return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
-    count, wants = config.shared.schedule.num_fragments, ("chain", "anchor", "momentum")
+    count, wants = config.shared.schedule.num_fragments, ("chain", "anchor")
     saved = [
         (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count, wants))
         for step in checkpoints.steps()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 
+from lowcomm.algorithms import outer_optimizers
 from lowcomm.arguments import RUN_ID
-from lowcomm.config.schema import Config, ExchangeConfig
+from lowcomm.config.schema import Config, ExchangeConfig, OuterConfig
 from lowcomm.config.values import fail, show
 from lowcomm.names import NAME_RULE, is_name
 
@@ -32,6 +34,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _texts(config)
     yield from _model(config)
     yield from _shares(config)
+    yield from _outer(config.shared.outer)
     yield from _aggregation(config)
     yield from _codec(config)
     yield from _access(config)
@@ -182,6 +185,14 @@ def _island(config: Config) -> Iterator[tuple[str, str]]:
             "expected adamw with island.engine = deepspeed, got muon; ZeRO shards flat tensors, in which "
             "Muon finds no matrices",
         )
+
+
+def _outer(outer: OuterConfig) -> Iterator[tuple[str, str]]:
+    methods = outer_optimizers.METHODS
+    for field in dataclasses.fields(outer):
+        value = getattr(outer, field.name)
+        if field.name != "name" and value != "auto" and field.name not in methods.spec(outer.name).parameters:
+            yield f"shared.outer.{field.name}", methods.foreign(outer.name, value)
 
 
 def _exchange(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,8 @@ def _setting(field: dataclasses.Field[Any], annotation: Any, path: str) -> Setti
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):  # a number, or a word in its place
         plain, annotation = typing.get_args(annotation)
         number = kinds[plain]
-    choices = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+    words = typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+    choices = words or field.metadata["choices"] or ()
     return Setting(
         path=path,
         kind=number or ("text" if choices else kinds[annotation]),

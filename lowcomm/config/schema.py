@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lowcomm.algorithms import outer_optimizers
+
 
 def setting(
     default: Any,
@@ -69,17 +71,30 @@ class InnerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OuterConfig:
-    """The outer optimizer that steps on the mean pseudo-gradient."""
+    """The outer optimizer that steps on the mean pseudo-gradient; auto = as the chosen one has it by default,
+    and the only value of a parameter that it does not have.
+    """  # fmt: skip
 
-    name: Literal["nesterov"] = setting("nesterov", "outer optimizer", choices=("nesterov",))
+    name: str = setting("nesterov", "outer optimizer", choices=outer_optimizers.METHODS.names)
     lr: float | Literal["auto"] = setting(
-        "auto", "outer learning rate; auto = from 1 to 0.7 as the momentum grows", low=0.0, high=10.0
+        "auto",
+        "outer learning rate; auto = of nesterov from 1 to 0.7 as the momentum grows",
+        low=0.0,
+        high=10.0,
     )
     momentum: float | Literal["auto"] = setting(
         "auto",
         "outer Nesterov momentum; 0 = plain averaging; auto = from 0 to 0.9, half of it at outer step 51",
         low=0.0,
         high=0.9999,
+    )
+    beta1: float | Literal["auto"] = setting("auto", "Adam's first moment decay", low=0.0, high=0.9999)
+    beta2: float | Literal["auto"] = setting("auto", "Adam's second moment decay", low=0.0, high=0.999999)
+    eps: float | Literal["auto"] = setting(
+        "auto", "added to the root of Adam's second moment", low=1e-12, high=10.0
+    )
+    beta: float | Literal["auto"] = setting(
+        "auto", "Schedule-Free's weight of the average in the anchor", low=0.0, high=1.0
     )
 
 

@@ -12,7 +12,12 @@ from lowcomm.config.schema import Config
 from lowcomm.config.values import show
 from lowcomm.types import Digest, Json, SharedSettings
 
-_LATER: dict[str, Json] = {"shared.data.same": True}
+_LATER: dict[str, Json] = {
+    "shared.data.same": True,
+    **dict.fromkeys(
+        ("shared.outer.beta1", "shared.outer.beta2", "shared.outer.eps", "shared.outer.beta"), "auto"
+    ),
+}
 """Settings that came after the first run folders, with what held before: then the digest is as it was."""
 
 

@@ -3,7 +3,7 @@
 Always: every line's own hash, and that each entry follows one that stands before it (or the
 genesis, or a snapshot that the file names). A restart from an older checkpoint may rewind the
 chain; lines that were left behind stay in the file and are counted as such. Where checkpoints are
-there: the digest of anchor and momentum against the entry of their outer step. Where encoded
+there: the digest of anchor and slots against the entry of their outer step. Where encoded
 updates are there (`train.keep_updates`): the whole state after each entry, replayed from the
 genesis or a checkpoint, bit for bit.
 
@@ -21,10 +21,10 @@ from typing import Any
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import Fields
-from lowcomm.islands.vectors import HostVector
+from lowcomm.islands.vectors import HostVectors
 from lowcomm.ledger.entry import Entry, parse_entry, run_head
 from lowcomm.ledger.file import update_path
-from lowcomm.ledger.state import FragmentState, OuterState
+from lowcomm.ledger.state import FragmentState, OuterState, saved_state
 from lowcomm.ledger.update import Update
 from lowcomm.types import Digest, Json
 
@@ -231,7 +231,7 @@ class Auditor:
         for fragment, saved in enumerate(fragments):
             chain = saved["chain"]
             head, last = chain["head"], self._entries.get(chain["head"])
-            state = FragmentState.of(HostVector(saved["anchor"]), HostVector(saved["momentum"]))
+            state = saved_state(saved, HostVectors())
             if chain["outer_step"] and head not in self._steps.get(fragment, {}):
                 raise _BadLineError(
                     f"{name}: stands at outer step {chain['outer_step']} of fragment {fragment}, head "

@@ -48,7 +48,7 @@ class Entry:
         stops: the ends of the reducers' ranges, ascending; the last is the fragment's size.
         chunk_elements: how ranges were cut into separately encoded chunks.
         update_hash, update_bytes: of the encoded mean.
-        state_digest: of anchor and momentum after the update.
+        state_digest: of anchor and slots after the update.
         previous: hash of the entry before, or the genesis hash.
     """
 

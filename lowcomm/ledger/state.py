@@ -1,4 +1,4 @@
-"""The outer state of a run: anchor, outer momentum and residual of each fragment, and the chains.
+"""The outer state of a run: anchor, outer optimizer's slots and residual of each fragment, and the chains.
 
 Vectors in here are replaced, never changed in place: a donor that serves a snapshot, or the loop
 that reads an anchor, holds one consistent version for as long as it keeps the reference. Each rank of
@@ -10,19 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation import Aggregation, Mean
 from lowcomm.algorithms.fragments import Fragment
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer, slot_names
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, CodecError, IslandError, ProtocolError
-from lowcomm.islands.vectors import FP32_BYTES, HostVectors, Vector, Vectors, bytes_of, spans
+from lowcomm.islands.vectors import FP32_BYTES, Blank, HostVectors, Vector, Vectors, bytes_of, spans
 from lowcomm.ledger.chain import Chain
 from lowcomm.ledger.chunks import decode_mean, shares_of, take
 from lowcomm.ledger.entry import Entry, hash_value
@@ -31,6 +31,7 @@ from lowcomm.ledger.ranges import chunks_of
 from lowcomm.ledger.residual import Residual
 from lowcomm.ledger.store import UpdateStore
 from lowcomm.ledger.update import Update
+from lowcomm.storage.checkpoint import named_slots
 from lowcomm.types import Digest, Json
 
 logger = logging.getLogger(__name__)
@@ -38,22 +39,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FragmentState:
-    """Anchor and outer momentum of one fragment after some outer step; on the ranks' hosts.
+    """Anchor and slots of the outer optimizer of one fragment after some outer step; on the ranks' hosts.
 
     Attributes:
-        manifest: the hashes of the pieces of `anchor || momentum`.
+        slots: by name, in the order of `OuterOptimizer.init`, each as long as the anchor.
+        manifest: the hashes of the pieces of the anchor and then each slot, as one value.
         paced: serving it waits for the upload rate of snapshots.
     """
 
     anchor: Vector
-    momentum: Vector
+    slots: Mapping[str, Vector]
     manifest: bytes
     paced: bool = True
 
     @staticmethod
-    def of(anchor: Vector, momentum: Vector) -> FragmentState:
-        """Hash the two and hold them."""
-        return FragmentState(anchor, momentum, make_manifest(_parts_of(anchor, momentum)))
+    def of(anchor: Vector, slots: Mapping[str, Vector]) -> FragmentState:
+        """Hash them and hold them."""
+        return FragmentState(anchor, slots, make_manifest(_parts_of(anchor, *slots.values())))
+
+    @property
+    def vectors(self) -> tuple[Vector, ...]:
+        """The anchor and then each slot."""
+        return (self.anchor, *self.slots.values())
 
     @property
     def digest(self) -> Digest:
@@ -62,21 +69,24 @@ class FragmentState:
 
     @property
     def size_bytes(self) -> int:
-        return 2 * FP32_BYTES * self.anchor.elements
+        return FP32_BYTES * self.anchor.elements * len(self.vectors)
 
     def parts(self) -> Iterator[memoryview]:
-        """The bytes of `anchor || momentum`, in order.
+        """The bytes of the anchor and then each slot, in order.
 
         Raises:
             IslandError: a rank is gone.
         """
-        return _parts_of(self.anchor, self.momentum)
+        return _parts_of(*self.vectors)
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Part of `anchor || momentum`, for a peer that takes a snapshot; None if a rank is gone."""
-        half, end = FP32_BYTES * self.anchor.elements, offset + length
+        """Part of what `parts` gives, for a peer that takes a snapshot; None if a rank is gone."""
+        size, end = FP32_BYTES * self.anchor.elements, offset + length
         try:
-            return _cut(self.anchor, offset, end) + _cut(self.momentum, offset - half, end - half)
+            return b"".join(
+                _cut(vector, offset - number * size, end - number * size)
+                for number, vector in enumerate(self.vectors)
+            )
         except IslandError as error:
             logger.warning("a snapshot can't be served any more: %s", error)
             return None
@@ -96,6 +106,32 @@ def _cut(vector: Vector, start: int, end: int) -> bytes:
     view = bytes_of(vector.load(start // FP32_BYTES, -(-end // FP32_BYTES)))
     skipped = start % FP32_BYTES
     return bytes(view[skipped : skipped + end - start])
+
+
+class NextState:
+    """The state of a fragment after an outer step, made range by range.
+
+    Ranges that don't overlap may be stepped at the same time.
+    """
+
+    def __init__(self, before: FragmentState, optimizer: OuterOptimizer, vectors: Vectors) -> None:
+        self._before, self._optimizer = before, optimizer
+        elements = before.anchor.elements
+        self._anchor = vectors.empty(elements)
+        self._slots: dict[str, Blank] = {name: vectors.empty(elements) for name in before.slots}
+
+    def step(self, mean: Tensor, start: int, stop: int, outer_step: int) -> None:
+        """Step the range from `start` to `stop` along its mean pseudo-gradient."""
+        before = self._before
+        slots = {name: slot.load(start, stop) for name, slot in before.slots.items()}
+        with ExitStack() as filled:
+            anchor = filled.enter_context(self._anchor.filling(start, stop))
+            after = {n: filled.enter_context(slot.filling(start, stop)) for n, slot in self._slots.items()}
+            self._optimizer.step(before.anchor.load(start, stop), slots, mean, anchor, after, outer_step)
+
+    def finish(self) -> FragmentState:
+        """The state, once all of it has been stepped."""
+        return FragmentState.of(self._anchor, self._slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +167,14 @@ class OuterState:
         self.codec = codec
         self.aggregation = aggregation or Mean()
         self.vectors = vectors or HostVectors()
-        self.states = [self._hold(anchor, torch.zeros_like(anchor)) for anchor in anchors]
+        self.states = [self._genesis(anchor) for anchor in anchors]
         self.residuals: list[Residual | None] = [None] * len(self.fragments)
         self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
         self.updates = UpdateStore(self.size_bytes)
 
     @property
     def size_bytes(self) -> int:
-        """Of all anchors and momenta."""
+        """Of all anchors and slots."""
         return sum(state.size_bytes for state in self.states)
 
     def keep_updates(self, folder: Path | None, pool: Executor) -> None:
@@ -161,20 +197,17 @@ class OuterState:
             raise ProtocolError(
                 f"the update of outer step {entry.outer_step} has another hash than its entry"
             )
-        elements = state.anchor.elements
-        anchor, momentum = self.vectors.empty(elements), self.vectors.empty(elements)
+        made = NextState(state, self.optimizer, self.vectors)
         view = update.whole
         shares = shares_of([tokens for _, tokens in entry.participants])
         try:
             for _, start, stop in chunks_of(entry.stops, entry.chunk_elements):
                 payload, view = take(view)
                 mean = decode_mean(payload, stop - start, self.codec, self.aggregation, shares)
-                with anchor.filling(start, stop) as new_anchor, momentum.filling(start, stop) as new_momentum:
-                    before = state.anchor.load(start, stop), state.momentum.load(start, stop)
-                    self.optimizer.step(*before, mean, new_anchor, new_momentum, entry.outer_step)
+                made.step(mean, start, stop, entry.outer_step)
         except CodecError as error:
             raise ProtocolError(f"the update of outer step {entry.outer_step} is damaged: {error}") from error
-        after = FragmentState.of(anchor, momentum)
+        after = made.finish()
         if after.digest != entry.state_digest:
             raise ProtocolError(
                 f"fragment {entry.fragment}, outer step {entry.outer_step}: replay gives state "
@@ -203,7 +236,13 @@ class OuterState:
             raise CheckpointError(
                 f"fragment {fragment}: expected {expected} elements, the checkpoint has {found}"
             )
-        state = self._hold(saved["anchor"], saved["momentum"])
+        state = saved_state(saved, self.vectors)
+        wanted, named = tuple(self.states[fragment].slots), tuple(state.slots)
+        if named != wanted:
+            raise CheckpointError(
+                f"fragment {fragment}: expected {_listed(wanted)} of the outer optimizer, the checkpoint has "
+                f"{_listed(named)}; go on with the outer optimizer that wrote it"
+            )
         chain = Chain(self.run_id, fragment, state.digest)
         chain.load_state_dict(saved["chain"])
         if chain.last is not None and chain.last.state_digest != state.digest:
@@ -219,15 +258,32 @@ class OuterState:
         self.chains[fragment].load_state_dict(position.chain)
         self.states[fragment], self.residuals[fragment] = position.state, position.residual
 
-    def _hold(self, anchor: Tensor, momentum: Tensor) -> FragmentState:
-        return FragmentState.of(self.vectors.hold(anchor), self.vectors.hold(momentum))
+    def _genesis(self, anchor: Tensor) -> FragmentState:
+        """The state before the first outer step; slots are made range by range, none is whole anywhere."""
+        elements = anchor.numel()
+        slots = {name: self.vectors.empty(elements) for name in slot_names(self.optimizer)}
+        for start, stop in spans(elements):
+            for name, values in self.optimizer.init(anchor[start:stop]).items():
+                with slots[name].filling(start, stop) as slot:
+                    slot.copy_(values)
+        return FragmentState.of(self.vectors.hold(anchor), slots)
+
+
+def _listed(slots: Sequence[str]) -> str:
+    return f"the slots {', '.join(slots)}" if slots else "no slots"
+
+
+def saved_state(saved: Mapping[str, Any], vectors: Vectors) -> FragmentState:
+    """The state in what `saved_position` gave."""
+    slots = {name: vectors.hold(slot) for name, slot in named_slots(saved).items()}
+    return FragmentState.of(vectors.hold(saved["anchor"]), slots)
 
 
 def saved_position(position: Position) -> dict[str, Any]:
     """Of one fragment, for a checkpoint: tensors by reference where they lie here."""
     return {
         "anchor": position.state.anchor.load(),
-        "momentum": position.state.momentum.load(),
+        "slots": {name: slot.load() for name, slot in position.state.slots.items()},
         "residual": position.residual.state_dict() if position.residual else None,
         "chain": position.chain,
     }

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+
 from lowcomm import codecs
 from lowcomm.algorithms import aggregation as rules
+from lowcomm.algorithms import outer_optimizers
 from lowcomm.algorithms.aggregation import Aggregation, Mean
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer, nesterov
+from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.arguments import flag, number, path, show, whole
 from lowcomm.clock import Clock, SystemClock
@@ -117,6 +120,7 @@ class Arguments:
         )
 
 
+SLOTS = "OuterLoop: outer_optimizer: expected init(anchor) to give fp32 tensors of the anchor's shape by name"
 ALONE = "this island counts, so 1 waits for nobody"
 MAX_SHARDS = 1_000_000
 """As in recipes; an island that picks one looks at all of them."""
@@ -237,21 +241,35 @@ def _codec(given: object) -> Codec:
 
 
 def _outer_optimizer(given: object) -> OuterOptimizer:
-    if given == "nesterov":
-        return nesterov()
+    if isinstance(given, str):
+        return outer_optimizers.by_name(given)
     ours = isinstance(getattr(given, "settings", None), Mapping) and not isinstance(given, type)
-    if ours and _steps_anchors(getattr(given, "step", None)):
+    if ours and _steps_anchors(getattr(given, "step", None)) and callable(getattr(given, "init", None)):
+        _check_slots(given)
         return given  # type: ignore[return-value]
     why = _call(given)
     if hasattr(given, "param_groups"):
-        why = (
-            "; torch's optimizers step parameters of their own, nesterov(lr, momentum) is SGD with Nesterov "
-            "momentum on the anchor"
-        )
+        why = "; torch's optimizers step their own parameters, nesterov(lr, momentum) is SGD with momentum"
     raise ArgumentError(
-        "OuterLoop: outer_optimizer: expected nesterov(), or an object with `settings` and step(anchor, "
-        f"momentum, mean, new_anchor, new_momentum, outer_step), got {show(given)}{why}"
+        f"OuterLoop: outer_optimizer: expected one of {', '.join(outer_optimizers.METHODS.names)} as a "
+        "string, nesterov(), or an object with settings, init(anchor) and "
+        f"step(anchor, slots, mean, new_anchor, new_slots, outer_step), got {show(given)}{why}"
     )
+
+
+def _check_slots(given: Any) -> None:
+    anchor = torch.zeros(3, dtype=torch.float32, device="cpu")
+    slots = given.init(anchor)
+    if not isinstance(slots, Mapping):
+        raise ArgumentError(f"{SLOTS}, got {show(slots)}")
+    for name, slot in slots.items():
+        if not isinstance(name, str) or not isinstance(slot, torch.Tensor):
+            raise ArgumentError(f"{SLOTS}, got {show(name)}: {show(slot)}")
+        if slot.dtype != torch.float32 or slot.shape != anchor.shape or slot.device != anchor.device:
+            kind = f"{slot.dtype}, shape {tuple(slot.shape)}, on {slot.device}"
+            raise ConfigError(f"{SLOTS}, got {name!r} of {kind}, for an anchor of shape (3,) on the cpu")
+        if slot.data_ptr() == anchor.data_ptr():
+            raise ConfigError(f"{SLOTS}, got {name!r} that is the anchor itself; return anchor.clone()")
 
 
 def _steps_anchors(step: Any) -> bool:

@@ -137,8 +137,7 @@ class Flights:
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
-            momentum = self._node.submissions.standing[fragment.index].state.momentum if self._node else None
-            flight.shift = self._run_ahead(fragment, base, momentum, values)
+            flight.shift = self._run_ahead(fragment, base, values)
 
     def _warn_of_standstill(self, fragment: Fragment, tokens: int) -> None:
         """Say once that training leaves no trace; to the others this island looks as if it had converged."""
@@ -152,18 +151,17 @@ class Flights:
                 tokens,
             )
 
-    def _run_ahead(
-        self, fragment: Fragment, anchor: Vector | None, momentum: Vector | None, values: Tensor
-    ) -> Tensor:
+    def _run_ahead(self, fragment: Fragment, anchor: Vector | None, values: Tensor) -> Tensor:
         """Go on from a preview of the outer step; what it has added, on the lead."""
         ahead = None
-        if self._node is not None and anchor is not None and momentum is not None:
+        if self._node is not None and anchor is not None:
+            slots = self._node.submissions.standing[fragment.index].state.slots
             ahead = torch.empty_like(values)
             for start, stop in spans(fragment.elements):
                 ahead[start:stop] = run_ahead(
                     self._node.state.optimizer,
                     anchor.load(start, stop),
-                    momentum.load(start, stop),
+                    {name: slot.load(start, stop) for name, slot in slots.items()},
                     values[start:stop],
                     self._schedule.merge_alpha,
                     self._progress.outer_steps[fragment.index] + 1,
@@ -282,7 +280,7 @@ class Flights:
         moved, credited, outer_step, committed, out_of_step, swarm_step = facts[:6]
         total_tokens, next_steps, next_us, late_steps, whole = facts[6:]
         if self._node is not None and outcome is not None:
-            # first, as it frees the momentum before
+            # first, as it frees the slots before
             self._node.submissions.standing[fragment.index] = outcome.position
         if moved or flight.shift is not None:
             stood_still = self._progress.inner_step == flight.contribution.inner_step

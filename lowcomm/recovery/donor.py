@@ -63,7 +63,7 @@ class SpooledState:
         self._reading = threading.Lock()
 
     def read(self, offset: int, length: int) -> bytes | None:
-        """Bytes of `anchor || momentum`."""
+        """Bytes of the anchor and then each slot."""
         with self._reading:  # a number of a closed file may be that of another one
             return None if self._file.closed else os.pread(self._file.fileno(), length, offset)
 

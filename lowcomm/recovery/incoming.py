@@ -39,7 +39,7 @@ class Incoming:
     """A fragment's state, as far as it has come; a `Target` of `Fetch`.
 
     Args:
-        elements: of the fragment.
+        like: any state of the fragment: how long it is, and its slots.
         folder: the run folder; None = in memory only.
         vectors: where the state is made.
         before: the one that this one takes the place of, if any.
@@ -49,15 +49,17 @@ class Incoming:
         self,
         fragment: int,
         digest: Digest,
-        elements: int,
+        like: FragmentState,
         folder: Path | None,
         vectors: Vectors,
         before: Incoming | None = None,
     ) -> None:
-        self.fragment, self.digest, self.size_bytes = fragment, digest, 2 * FP32_BYTES * elements
+        self.fragment, self.digest, self.size_bytes = fragment, digest, like.size_bytes
         self.have: set[int] = set()
         self.manifest: bytes | None = None
-        self._anchor, self._momentum = vectors.empty(elements), vectors.empty(elements)
+        elements = like.anchor.elements
+        self._anchor = vectors.empty(elements)
+        self._slots = {name: vectors.empty(elements) for name in like.slots}
         self._file: IO[bytes] | None = None
         self._earlier = before._as_earlier() if before else []
         self._path = folder / "incoming" / f"{fragment}-{digest}.state" if folder else None
@@ -94,7 +96,7 @@ class Incoming:
             return []  # it is found there, and need not stay in memory
         if self.manifest is None:
             return self._earlier  # nothing of it has come
-        came = FragmentState(self._anchor, self._momentum, self.manifest)
+        came = FragmentState(self._anchor, self._slots, self.manifest)
 
         def read(offset: int, length: int) -> bytes | None:
             return came.read(offset, length) if offset // PIECE_BYTES in self.have else None
@@ -153,16 +155,14 @@ class Incoming:
                 self._give_up_file(error)
 
     def _place(self, start: int, piece: bytes) -> None:
-        """Copy a piece of `anchor || momentum` to where it belongs."""
-        half = self.size_bytes // 2
-        first = max(0, min(len(piece), half - start))
-        for vector, at, part in (
-            (self._anchor, start, piece[:first]),
-            (self._momentum, start + first - half, piece[first:]),
-        ):
-            if part:
-                with vector.filling(at // FP32_BYTES, (at + len(part)) // FP32_BYTES) as values:
-                    bytes_of(values)[:] = part
+        """Copy a piece of the anchor and then each slot, as one value, to where it belongs."""
+        size, stop = FP32_BYTES * self._anchor.elements, start + len(piece)
+        for number, vector in enumerate((self._anchor, *self._slots.values())):
+            first, last = max(start, number * size), min(stop, (number + 1) * size)
+            if first < last:
+                at = first - number * size
+                with vector.filling(at // FP32_BYTES, (at + last - first) // FP32_BYTES) as values:
+                    bytes_of(values)[:] = piece[first - start : last - start]
 
     def _give_up_file(self, error: OSError) -> None:
         logger.warning(
@@ -173,7 +173,7 @@ class Incoming:
     def finish(self) -> FragmentState:
         """The state; every piece of it fits the digest."""
         assert self.manifest is not None
-        return FragmentState(self._anchor, self._momentum, self.manifest)
+        return FragmentState(self._anchor, self._slots, self.manifest)
 
     def discard(self) -> None:
         """Delete what is on disk."""

@@ -204,9 +204,9 @@ class Snapshots:
         if begun is not None and begun.digest == digest:
             incoming = begun
         else:
-            member, elements = self._member, self._member.state.fragments[fragment].elements
+            member, like = self._member, self._member.state.states[fragment]
             incoming = await member.in_pool(
-                Incoming, fragment, digest, elements, member.folder, member.state.vectors, begun
+                Incoming, fragment, digest, like, member.folder, member.state.vectors, begun
             )
         if incoming.have:
             logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))

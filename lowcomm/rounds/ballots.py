@@ -28,7 +28,7 @@ REDUCER_PATIENCE = 1.5
 """Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
 MAX_VOTED_BALLOTS = 64
 MAX_VOTED_UPDATES = 2
-"""Each holds an anchor and a momentum."""
+"""Each holds a whole state of the fragment."""
 
 
 class Ballots:

@@ -36,7 +36,7 @@ from lowcomm.islands.vectors import Vector, Vectors
 from lowcomm.ledger.chunks import decode_mean, join_payloads, shares_of, with_length
 from lowcomm.ledger.ranges import chunks_of, range_of
 from lowcomm.ledger.residual import Residual
-from lowcomm.ledger.state import FragmentState
+from lowcomm.ledger.state import FragmentState, NextState
 from lowcomm.ledger.update import Update
 from lowcomm.rounds.claims import ClaimJudge
 from lowcomm.rounds.rates import Rates
@@ -94,7 +94,7 @@ class Transfer:
     Args:
         values: this peer's pseudo-gradient, 1-D fp32.
         residual: what encodings of means lost here; None without error feedback, or before the first round.
-        before: anchor and momentum that the mean will step.
+        before: what the mean will step.
         vectors: where those after it are made.
         on_progress: called whenever something arrived.
         rates: told how fast the others' parts came.
@@ -117,10 +117,9 @@ class Transfer:
         on_progress: Callable[[], None],
         rates: Rates,
     ) -> None:
-        self._exchange, self._roster, self._codec, self._optimizer = exchange, roster, codec, optimizer
+        self._exchange, self._roster, self._codec = exchange, roster, codec
         self._aggregation = aggregation
         self._pool, self._on_progress, self._rates = pool, on_progress, rates
-        self._before = before
         self._values, self._before_lost = values, residual
         self._unsent = vectors.empty(values.numel()) if codec.error_feedback else None
         self._gathers = codec.topology == "all_gather"
@@ -139,7 +138,7 @@ class Transfer:
             peer: asyncio.Queue() for peer in roster.peers if peer != exchange.peer_id
         }
         self._staged = 0
-        self._anchor, self._momentum = vectors.empty(values.numel()), vectors.empty(values.numel())
+        self._after = NextState(before, optimizer, vectors)
         self._mean_square = 0.0
         self._began_s = asyncio.get_running_loop().time()
         self._owed = dict.fromkeys(roster.peers, len(self._own_chunks(self._place)))
@@ -358,9 +357,7 @@ class Transfer:
 
     def _step(self, payload: Buffer, start: int, stop: int) -> float:
         mean = decode_mean(payload, stop - start, self._codec, self._aggregation, self._shares)
-        before = self._before.anchor.load(start, stop), self._before.momentum.load(start, stop)
-        with self._anchor.filling(start, stop) as anchor, self._momentum.filling(start, stop) as momentum:
-            self._optimizer.step(*before, mean, anchor, momentum, self._roster.outer_step)
+        self._after.step(mean, start, stop, self._roster.outer_step)
         return float(torch.dot(mean, mean))
 
     def _finish(self) -> Staged:
@@ -368,9 +365,10 @@ class Transfer:
         for mean in self._means:
             assert mean is not None
             pieces += with_length(mean)
-        after = FragmentState.of(self._anchor, self._momentum)
         update = Update(pieces)
-        return Staged(update, update.digest, after, self._lost, self._unsent, self._mean_square**0.5)
+        return Staged(
+            update, update.digest, self._after.finish(), self._lost, self._unsent, self._mean_square**0.5
+        )
 
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body = {**self._address(chunk), "sum": checksum(kind, self._address(chunk), payload)}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from lowcomm.algorithms.fragments import make_fragments
-from lowcomm.algorithms.outer_optimizers import nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange

@@ -190,6 +190,14 @@ def fragment_part(index: int) -> str:
     return f"fragment-{index}"
 
 
+def named_slots(saved: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """What the outer optimizer keeps of a fragment, by name; before slots had names, it was one momentum."""
+    slots: Mapping[str, torch.Tensor] = (
+        saved["slots"] if "momentum" not in saved else {"momentum": saved["momentum"]}
+    )
+    return slots
+
+
 def saved_fragments(
     checkpoints: Checkpoints, step: int, num_fragments: int, wants: Collection[str] = ()
 ) -> Iterator[dict[str, Any]]:
@@ -207,6 +215,7 @@ def saved_fragments(
             saved = checkpoints.load(step, only=(name,))[name]
             for key in wants:
                 saved[key]  # a KeyError names what another version has not saved
+            named_slots(saved)
         yield saved
 
 

@@ -1,88 +1,17 @@
-"""The outer maths against torch's own optimizer and against the formulas of the papers."""
+"""Schedules, fragments and merges against the formulas of the papers."""
 
 from __future__ import annotations
-
-import itertools
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lowcomm.algorithms.eager import run_ahead
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.merge import merge, movement_, rebase_
-from lowcomm.algorithms.outer_optimizers import WARM_UP, OuterOptimizer, nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.errors import ConfigError
 from lowcomm.types import TensorSpec
-
-
-def step(
-    optimizer: OuterOptimizer, *state: torch.Tensor, outer_step: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The anchor and momentum after (anchor, momentum, mean)."""
-    after = torch.empty_like(state[0]), torch.empty_like(state[0])
-    optimizer.step(*state, *after, outer_step)
-    return after
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
-def test_nesterov_is_that_of_torch(momentum: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    anchor, state = torch.randn(40_000, generator=generator), torch.zeros(40_000)
-    parameter = torch.nn.Parameter(anchor.clone())
-    reference = torch.optim.SGD([parameter], lr=0.7, momentum=momentum, nesterov=momentum > 0)
-    ours = nesterov(lr=0.7, momentum=momentum)
-    for _ in range(10):
-        mean = torch.randn(40_000, generator=generator)
-        before = anchor.clone(), state.clone()
-        arguments = anchor, state
-        anchor, state = step(ours, *arguments, mean)
-        assert all(torch.equal(a, b) for a, b in zip(arguments, before, strict=True))
-        parameter.grad = mean
-        reference.step()
-    assert torch.allclose(anchor, parameter, rtol=1e-5, atol=1e-5)
-
-
-def test_nesterov_rounds_every_operation_by_itself() -> None:
-    """Each product rounded before it is added (no fused multiply-add), and no denormal special case."""
-    import numpy as np
-
-    generator = torch.Generator().manual_seed(1)
-    anchor, state, mean = (torch.randn(70_003, generator=generator) for _ in range(3))
-    lr, momentum = np.float32(0.7), np.float32(0.9)
-    m = state.numpy() * momentum + mean.numpy()
-    expected = anchor.numpy() - (m * momentum + mean.numpy()) * lr
-    got_anchor, got_state = step(nesterov(lr=0.7, momentum=0.9), anchor, state, mean)
-    assert np.array_equal(got_state.numpy(), m)
-    assert np.array_equal(got_anchor.numpy(), expected)
-
-
-def test_outer_step_of_one_is_plain_averaging() -> None:
-    anchor, local = torch.zeros(4), torch.tensor([1.0, -2.0, 0.5, 3.0])
-    after, _ = step(nesterov(lr=1.0, momentum=0.0), anchor, torch.zeros(4), anchor - local)
-    assert torch.equal(after, local)
-
-
-@pytest.mark.parametrize(
-    ("lr", "momentum"),
-    [(-0.1, 0.9), (0.7, 1.0), (0.7, -0.1), (float("nan"), 0.9), ("fast", 0.9), (0.7, "none"), (None, 0.9)],
-)
-def test_nesterov_refuses_bad_settings(lr: Any, momentum: Any) -> None:
-    with pytest.raises(ConfigError, match="expected"):
-        nesterov(lr=lr, momentum=momentum)
-
-
-def test_auto_begins_as_plain_averaging_and_ends_as_the_paper() -> None:
-    settings = [nesterov().at(outer_step) for outer_step in range(1, 20_000)]
-    assert settings[0] == (1.0, 0.0)
-    assert settings[WARM_UP][1] == 0.45
-    assert settings[-1] == pytest.approx((0.7, 0.9), abs=0.01)
-    assert all(a[0] > b[0] and a[1] < b[1] for a, b in itertools.pairwise(settings))
-    assert nesterov(momentum=0.9).at(1) == (pytest.approx(0.7), 0.9)  # what is given stays
-    assert nesterov(lr=0.5).at(1) == (0.5, 0.0)
 
 
 def test_merge_and_rebase() -> None:
@@ -104,20 +33,6 @@ def test_local_parameters_and_the_movement_are_the_merge(elements: int, alpha: f
     )
     moved = movement_(torch.empty(elements), new, old, own, alpha)
     assert torch.equal(local + moved, merge(new, local, old - own, alpha))
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("elements", [0, 7, 70_003])
-def test_a_preview_is_the_end_of_a_round_of_ones_own(elements: int, alpha: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    anchor, momentum, own = (torch.randn(elements, generator=generator) for _ in range(3))
-    before = [tensor.clone() for tensor in (anchor, momentum, own)]
-    optimizer = nesterov(lr=0.7, momentum=0.9)
-    ahead = run_ahead(optimizer, anchor, momentum, own, alpha, 7)
-    after, _ = step(optimizer, anchor, momentum, own, outer_step=7)
-    sent = anchor - own
-    assert torch.equal(ahead, merge(after, sent, sent, alpha))
-    assert all(torch.equal(a, b) for a, b in zip((anchor, momentum, own), before, strict=True))
 
 
 sizes = st.lists(st.integers(0, 500), min_size=1, max_size=30)

@@ -7,12 +7,13 @@ import dataclasses
 import importlib
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 
 import lowcomm
 from lowcomm import codecs, errors, exchanges
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer
+from lowcomm.algorithms.outer_optimizers import METHODS, OuterOptimizer
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.outer.loop import OuterLoop
@@ -37,7 +38,10 @@ OF_SECTION = {
     # where bare names of a section of api.md are looked for
     "OuterLoop": (OuterLoop, RoundReport, JoinReport),
     "Schedule": (lowcomm.Schedule, OuterLoop),
-    "nesterov": (OuterOptimizer,),
+    "Outer optimizers": (
+        OuterOptimizer,
+        SimpleNamespace(**{name: METHODS.spec(name).make for name in METHODS.names}),
+    ),
     "wrap_island": (),
     "codecs": (codecs,),
     "exchanges": (exchanges,),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, nesterov
 from lowcomm.errors import JoinRefusedError, LossError
@@ -271,6 +272,9 @@ class _Misrounding:
     @property
     def settings(self) -> dict[str, float | str]:
         return self._inner.settings
+
+    def init(self, anchor: Tensor) -> dict[str, Tensor]:
+        return self._inner.init(anchor)
 
     def step(self, *arguments: Any) -> None:
         self._inner.step(*arguments)

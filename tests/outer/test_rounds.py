@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lowcomm import Schedule, codecs, nesterov
-from lowcomm.algorithms.outer_optimizers import Nesterov
+from lowcomm.algorithms.outer_optimizers.nesterov import Nesterov
 from tests.outer.swarm import Swarm, batch, in_parallel, make_model, plain_diloco, train_step
 
 

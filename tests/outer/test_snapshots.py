@@ -25,8 +25,9 @@ from lowcomm.recovery.incoming import Incoming, unfinished
 from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
 from lowcomm.types import PeerId
 
-ELEMENTS = 3 * PIECE_BYTES // 2 + 77  # 13 pieces, one of them on both sides of the border, the last one short
-STATE = FragmentState.of(HostVector(torch.randn(ELEMENTS)), HostVector(torch.randn(ELEMENTS)))
+ELEMENTS = PIECE_BYTES + 51  # 13 pieces with two slots, two of them across a border, the last one short
+SLOTS = {"first": HostVector(torch.randn(ELEMENTS)), "second": HostVector(torch.randn(ELEMENTS))}
+STATE = FragmentState.of(HostVector(torch.randn(ELEMENTS)), SLOTS)
 PIECES = count_pieces(STATE.size_bytes)
 DEADLINE_S = 30.0
 DONORS = [PeerId("ann"), PeerId("bob"), PeerId("cyd")]
@@ -124,14 +125,15 @@ class Scene:
 
 
 def incoming(folder: Path | None = None) -> Incoming:
-    return Incoming(0, STATE.digest, ELEMENTS, folder, HostVectors())
+    return Incoming(0, STATE.digest, STATE, folder, HostVectors())
 
 
 def assert_whole(target: Incoming) -> None:
     state = target.finish()
     target.discard()
     assert torch.equal(state.anchor.load(), STATE.anchor.load())
-    assert torch.equal(state.momentum.load(), STATE.momentum.load())
+    assert list(state.slots) == list(SLOTS)
+    assert all(torch.equal(state.slots[name].load(), slot.load()) for name, slot in SLOTS.items())
     assert state.digest == STATE.digest
 
 
@@ -241,10 +243,8 @@ def test_pieces_that_are_equal_in_another_state_are_not_fetched_again(tmp_path: 
         before.have.add(index)
     anchor = STATE.anchor.load().clone()
     anchor[PIECE_BYTES // 4 + 3] += 1.0  # in the second piece
-    other = FragmentState.of(HostVector(anchor), STATE.momentum)
-    target = Incoming(
-        0, other.digest, ELEMENTS, folder, HostVectors(), None if "restarted" in where else before
-    )
+    other = FragmentState.of(HostVector(anchor), SLOTS)
+    target = Incoming(0, other.digest, STATE, folder, HostVectors(), None if "restarted" in where else before)
     assert not target.have
     target.begin(other.manifest)
     assert target.have == {0, 2, 3, 4}

@@ -66,6 +66,15 @@ def test_a_checkpoint_from_before_versions_were_noted_is_read(run):
     finished([resume(run)])
 
 
+def test_a_checkpoint_from_before_slots_had_names_is_read(run, capsys):
+    def unnamed(saved):
+        return {**without("slots")(saved), "momentum": saved["slots"]["momentum"]}
+
+    rewrite(run, "fragment-0", unnamed)
+    assert main(["ledger", "verify", str(run / "island-0")]) == 0, capsys.readouterr().err
+    finished([resume(run)])
+
+
 def drop_file(name):
     def change(run):
         rewrite_manifest(run, lambda manifest: manifest["files"].pop(name))
@@ -124,7 +133,7 @@ def test_settings_that_another_version_names_otherwise_are_said_to_be_so(run):
 
 
 def test_export_and_audit_name_a_checkpoint_of_another_version(run, capsys):
-    rewrite(run, "fragment-0", lambda saved: without("tensors")(without("momentum")(saved)))
+    rewrite(run, "fragment-0", lambda saved: without("tensors")(without("slots")(saved)))
     island = run / "island-0"
     for command in (["ledger", "verify", str(island)], ["export", str(island), "--out", str(run / "out")]):
         assert main(command) == 1

@@ -1,13 +1,10 @@
-"""Outer optimizers: they step the anchor along the mean pseudo-gradient.
-
-Nesterov momentum as in `torch.optim.SGD(nesterov=True)`, which DiLoCo (arXiv:2311.08105) uses:
+"""Nesterov momentum as in `torch.optim.SGD(nesterov=True)`, which DiLoCo (arXiv:2311.08105) uses:
 
     m <- mu * m + g
     x <- x - lr * (g + mu * m)          g = mean pseudo-gradient = mean(anchor - local)
 
-The sign: a pseudo-gradient points *against* the progress, as a gradient does, so it is subtracted.
-The maths is elementwise fp32 with multiply and add apart (no fused multiply-add, which rounds once
-instead of twice), so that every machine gets the same bits (guarantee G1).
+The sign: a pseudo-gradient points *against* the progress, as a gradient does, so it is subtracted. One slot,
+`momentum`: m.
 
 Pseudo-gradients that point the same way add up to lr / (1 - mu) of one: 7 with the paper's 0.7 and 0.9,
 which was tuned for hundreds of outer steps. The first ones of a run point the same way, so a run of a few
@@ -22,49 +19,22 @@ Outer step t is counted from 1, so the length of the run need not be known.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
+from lowcomm.algorithms.outer_optimizers.base import blocks
 from lowcomm.arguments import plain
 from lowcomm.errors import ConfigError
+from lowcomm.methods import Spec
 
-CACHED_ELEMENTS = 1 << 16
-"""Five arrays of so many numbers stay in a core's cache from one pass to the next."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LR, MOMENTUM = 0.7, 0.9
 """DiLoCo's, which `auto` approaches."""
 WARM_UP = 50
 """Outer steps after which the momentum has come half of the way."""
-
-
-class OuterOptimizer(Protocol):
-    """A deterministic step of the anchor; its state is one fp32 number per element."""
-
-    @property
-    def settings(self) -> dict[str, float | str]:
-        """Name and hyper-parameters; must be equal on all peers."""
-        ...
-
-    def step(
-        self,
-        anchor: Tensor,
-        momentum: Tensor,
-        mean: Tensor,
-        new_anchor: Tensor,
-        new_momentum: Tensor,
-        outer_step: int,
-    ) -> None:
-        """Write the new anchor and momentum into the last two tensors; the others stay as they are.
-
-        All 1-D fp32 of the same length. The step is elementwise, so it may be taken slice by slice.
-
-        Args:
-            outer_step: the one that this step leads to, counted from 1.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -84,18 +54,23 @@ class Nesterov:
         momentum = MOMENTUM * warm if self.momentum == "auto" else self.momentum
         return 1.0 - (1.0 - LR) * momentum / MOMENTUM if self.lr == "auto" else self.lr, momentum
 
+    def init(self, anchor: Tensor) -> dict[str, Tensor]:
+        return {"momentum": anchor.new_zeros(anchor.shape)}
+
     def step(
         self,
         anchor: Tensor,
-        momentum: Tensor,
+        slots: Mapping[str, Tensor],
         mean: Tensor,
         new_anchor: Tensor,
-        new_momentum: Tensor,
+        new_slots: Mapping[str, Tensor],
         outer_step: int,
     ) -> None:
+        import torch
+
         lr, decay = self.at(outer_step)
-        for start in range(0, anchor.numel(), CACHED_ELEMENTS):
-            part = slice(start, start + CACHED_ELEMENTS)
+        momentum, new_momentum = slots["momentum"], new_slots["momentum"]
+        for part in blocks(anchor.numel()):
             torch.mul(momentum[part], decay, out=new_momentum[part]).add_(mean[part])
             update = torch.mul(new_momentum[part], decay, out=new_anchor[part])
             update.add_(mean[part]).mul_(lr)
@@ -125,3 +100,6 @@ def _is_auto_or_in(value: object, stop: float) -> bool:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return 0.0 <= value < stop
     return value == "auto"
+
+
+SPEC = Spec(name="nesterov", make=nesterov, about="SGD with Nesterov momentum, DiLoCo's")
