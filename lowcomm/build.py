@@ -135,27 +135,26 @@ def build_gate(config: Config) -> Gate | None:
 def build_exchange(config: Config, identity_path: Path) -> Exchange:
     """The exchange of the recipe; `identity_path` holds the peer's key unless the recipe names one."""
     settings = config.exchange
-    if settings.kind == "process_group":
-        return exchanges.process_group(
-            run_id=config.shared.run_id,
-            rank=settings.group_rank,
-            world_size=settings.group_size,
-            master=settings.group_address,
-            host=settings.group_listen,
-            join_timeout_s=settings.gather_timeout_s,
-        )
-    return exchanges.swarm(
-        run_id=config.shared.run_id,
-        initial_peers=settings.initial_peers,
-        listen=settings.listen,
-        announce=settings.announce,
-        identity_path=Path(settings.identity) if settings.identity else identity_path,
-        streams=settings.streams,
-        relay=settings.relay,
-        auto_relay=settings.relay,
-        nat_port_map=settings.nat_port_map,
-        gate=build_gate(config),
-    )
+    offered = {
+        "run_id": config.shared.run_id,
+        "initial_peers": settings.initial_peers,
+        "listen": settings.listen,
+        "announce": settings.announce,
+        "identity_path": Path(settings.identity) if settings.identity else identity_path,
+        "streams": settings.streams,
+        "relay": settings.relay,
+        "auto_relay": settings.relay,
+        "nat_port_map": settings.nat_port_map,
+        "gate": build_gate(config),
+        "rank": settings.group_rank,
+        "world_size": settings.group_size,
+        "master": settings.group_address,
+        "host": settings.group_listen,
+        "join_timeout_s": settings.gather_timeout_s,
+    }
+    methods = exchanges.METHODS
+    wanted = methods.spec(settings.kind).parameters
+    return methods.make(settings.kind, {name: offered[name] for name in wanted if name in offered})
 
 
 def build_outer_loop(

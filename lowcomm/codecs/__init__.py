@@ -1,87 +1,58 @@
 """Codecs: how pseudo-gradients become bytes. Each is one file; `by_name` is what recipes use.
 
-- `codecs.fp32()`: 32 bits per parameter, exact
-- `codecs.bf16()`: 16
-- `codecs.int8()`, `codecs.int4()`: 8.125 and 4.25, blockwise integers
-- `codecs.e3m0()`: 4.25, blockwise powers of two
-- `codecs.two_bit()`: 2.125, blockwise, levels from each block's statistics; error feedback by default
-- `codecs.topk()`: 0.157, 64 of every 4096 numbers; error feedback by default
-
+`codecs.int8()` and its like make one; what they need (torch, numba) is imported when they are first used.
 `codecs.auto(link_mbit_s, ...)` picks one for a link and says why.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lowcomm.arguments import flag, number, show
-from lowcomm.errors import ArgumentError, ConfigError
+from lowcomm.arguments import number
+from lowcomm.methods import Methods
 
 if TYPE_CHECKING:
     from lowcomm.codecs.base import Codec
+    from lowcomm.codecs.bf16_rounded import bf16
+    from lowcomm.codecs.blockwise_e3m0 import e3m0
+    from lowcomm.codecs.blockwise_int4 import int4
+    from lowcomm.codecs.blockwise_int8 import int8
     from lowcomm.codecs.choice import Choice
+    from lowcomm.codecs.fp32_raw import fp32
+    from lowcomm.codecs.sparse import topk
+    from lowcomm.codecs.statistical import two_bit
 
-NAMES = ("fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk")
+METHODS: Methods[Codec] = Methods(
+    __name__,
+    "shared.codec",
+    {
+        "fp32": "fp32_raw",
+        "bf16": "bf16_rounded",
+        "int8": "blockwise_int8",
+        "int4": "blockwise_int4",
+        "e3m0": "blockwise_e3m0",
+        "2bit": "statistical",
+        "topk": "sparse",
+    },
+)
+NAMES = METHODS.names
+_SPOKEN = {"two_bit": "2bit"}
+"""A factory whose codec has a name that none can have in Python."""
 
-__all__ = ["NAMES", "auto", "bf16", "by_name", "e3m0", "fp32", "int4", "int8", "topk", "two_bit"]
-
-
-def fp32() -> Codec:
-    """The numbers as they are."""
-    from lowcomm.codecs.dense import Fp32
-
-    return Fp32()
-
-
-def bf16(error_feedback: bool = False, decay: float = 1.0) -> Codec:
-    """Rounded to the nearest bfloat16, ties to even."""
-    from lowcomm.codecs.dense import Bf16
-
-    return Bf16(*_feedback(error_feedback, decay))
-
-
-def int8(error_feedback: bool = False, decay: float = 1.0) -> Codec:
-    """Signed 8-bit integers with one fp32 scale for every 256 of them."""
-    from lowcomm.codecs.blockwise import Blockwise
-    from lowcomm.codecs.blockwise_int8 import FORMAT
-
-    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
+__all__ = ["METHODS", "NAMES", "auto", "bf16", "by_name", "e3m0", "fp32", "int4", "int8", "topk", "two_bit"]
 
 
-def int4(error_feedback: bool = False, decay: float = 1.0) -> Codec:
-    """Signed 4-bit integers with one fp32 scale for every 128 of them."""
-    from lowcomm.codecs.blockwise import Blockwise
-    from lowcomm.codecs.blockwise_int4 import FORMAT
-
-    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
-
-
-def e3m0(error_feedback: bool = False, decay: float = 1.0) -> Codec:
-    """Signed powers of two in 4 bits, relative to the largest of every 128 numbers."""
-    from lowcomm.codecs.blockwise import Blockwise
-    from lowcomm.codecs.blockwise_e3m0 import FORMAT
-
-    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
+def __getattr__(name: str) -> Callable[..., Codec]:
+    """`codecs.int8` and its like: the factory of each method."""
+    method = _SPOKEN.get(name, name)
+    if method in NAMES:
+        return METHODS.spec(method).make
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def two_bit(error_feedback: bool = True, decay: float = 1.0) -> Codec:
-    """Sign and size in 2 bits, the sizes from the statistics of every 256 numbers."""
-    from lowcomm.codecs.blockwise import Blockwise
-    from lowcomm.codecs.statistical import FORMAT
-
-    _warn_without(error_feedback, FORMAT.name)
-    return Blockwise(FORMAT, *_feedback(error_feedback, decay))
-
-
-def topk(error_feedback: bool = True, decay: float = 0.95) -> Codec:
-    """The 64 largest of every 4096 numbers, in 2 bits, with entropy-coded indices."""
-    from lowcomm.codecs.sparse import TopK
-
-    codec = TopK(*_feedback(error_feedback, decay))
-    _warn_without(error_feedback, codec.name)
-    return codec
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def by_name(name: str, error_feedback: bool | None = None, decay: float | None = None) -> Codec:
@@ -95,30 +66,15 @@ def by_name(name: str, error_feedback: bool | None = None, decay: float | None =
     Raises:
         ConfigError: there is no such codec, or error feedback is asked of one that loses nothing.
     """
-    if not isinstance(name, str):
-        raise ArgumentError(
-            f"codecs.by_name: expected one of {', '.join(NAMES)} as a string, got {show(name)}"
-        )
-    if name == "fp32":
-        if error_feedback:
-            raise ConfigError(
-                "shared.codec.error_feedback: expected off with codec fp32, which loses nothing, got on"
-            )
-        return fp32()
-    factories: dict[str, Callable[..., Codec]] = {
-        "bf16": bf16,
-        "int8": int8,
-        "int4": int4,
-        "e3m0": e3m0,
-        "2bit": two_bit,
-        "topk": topk,
-    }
-    if name not in factories:
-        raise ConfigError(f"shared.codec.name: expected one of {', '.join(NAMES)}, got {name!r}")
+    given: dict[str, Any] = {}
+    parameters = METHODS.spec(name).parameters
+    if error_feedback or (error_feedback is not None and "error_feedback" in parameters):
+        given["error_feedback"] = error_feedback
     if decay is not None:
-        decay = number("shared.codec.error_feedback_decay", decay, least=0, most=1)
-    asked = {"error_feedback": error_feedback, "decay": decay}
-    return factories[name](**{key: value for key, value in asked.items() if value is not None})
+        number("shared.codec.error_feedback_decay", decay, least=0, most=1)
+        if "decay" in parameters:
+            given["decay"] = decay
+    return METHODS.make(name, given)
 
 
 def auto(link_mbit_s: float, *, elements: int, round_s: float, islands: int = 2) -> Choice:
@@ -126,22 +82,3 @@ def auto(link_mbit_s: float, *, elements: int, round_s: float, islands: int = 2)
     from lowcomm.codecs.choice import choose
 
     return choose(link_mbit_s, elements=elements, round_s=round_s, islands=islands)
-
-
-def _feedback(error_feedback: object, decay: object) -> tuple[bool, float]:
-    """The two options that all codecs but fp32 have.
-
-    Raises:
-        ConfigError: one is of another type, or out of range.
-    """
-    return flag("codec: error_feedback", error_feedback), number("codec: decay", decay, least=0, most=1)
-
-
-def _warn_without(error_feedback: bool, name: str) -> None:
-    if not error_feedback:
-        warnings.warn(
-            f"codec {name} without error feedback loses what it can't send and learns clearly worse; "
-            'set shared.codec.error_feedback = "on"',
-            UserWarning,
-            stacklevel=3,
-        )

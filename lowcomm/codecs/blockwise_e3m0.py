@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowcomm.codecs.blockwise import Codes, Floats, Format, Headers, refused_scales
+from lowcomm.codecs.base import Codec
+from lowcomm.codecs.blockwise import Blockwise, Codes, Floats, Format, Headers, refused_scales
 from lowcomm.codecs.kernels import (
     BOOL,
     BYTES,
@@ -33,6 +34,8 @@ from lowcomm.codecs.kernels import (
     VOID,
     kernel,
 )
+from lowcomm.codecs.options import feedback
+from lowcomm.methods import Spec
 
 BLOCK, ROW = 128, 64
 SIGN = 8
@@ -146,3 +149,11 @@ FORMAT = Format(
     refused=refused_scales(0x0400_0000, 0x7F7F_FFFF),
     rule=f"scales of 0 or at least {MIN_SCALE:.3g}",
 )
+
+
+def e3m0(error_feedback: bool = False, decay: float = 1.0) -> Codec:
+    """Signed powers of two in 4 bits, relative to the largest of every 128 numbers."""
+    return Blockwise(FORMAT, *feedback(error_feedback, decay))
+
+
+SPEC = Spec(name="e3m0", make=e3m0, about="4.25 bits per parameter, blockwise powers of two")

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowcomm.codecs.blockwise import Codes, Floats, Format, Headers, refused_scales
+from lowcomm.codecs.base import Codec
+from lowcomm.codecs.blockwise import Blockwise, Codes, Floats, Format, Headers, refused_scales
 from lowcomm.codecs.kernels import (
     BOOL,
     BYTES,
@@ -33,6 +34,8 @@ from lowcomm.codecs.kernels import (
     VOID,
     kernel,
 )
+from lowcomm.codecs.options import feedback
+from lowcomm.methods import Spec
 
 BLOCK, ROW = 128, 64
 LEVELS, OFFSET = np.float32(7), 8
@@ -123,3 +126,11 @@ FORMAT = Format(
     refused=refused_scales(0x0080_0000, 0x7DFF_FFFF),
     rule=f"scales of 0 or {MIN_SCALE:.3g}..{MAX_SCALE:.3g}",
 )
+
+
+def int4(error_feedback: bool = False, decay: float = 1.0) -> Codec:
+    """Signed 4-bit integers with one fp32 scale for every 128 of them."""
+    return Blockwise(FORMAT, *feedback(error_feedback, decay))
+
+
+SPEC = Spec(name="int4", make=int4, about="4.25 bits per parameter, blockwise integers")

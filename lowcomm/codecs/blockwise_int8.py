@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowcomm.codecs.blockwise import Codes, Floats, Format, Headers, refused_scales
+from lowcomm.codecs.base import Codec
+from lowcomm.codecs.blockwise import Blockwise, Codes, Floats, Format, Headers, refused_scales
 from lowcomm.codecs.kernels import (
     BOOL,
     BYTES,
@@ -32,6 +33,8 @@ from lowcomm.codecs.kernels import (
     VOID,
     kernel,
 )
+from lowcomm.codecs.options import feedback
+from lowcomm.methods import Spec
 
 BLOCK = 256
 LEVELS = np.float32(127)  # -128 is never sent: the levels are symmetric
@@ -114,3 +117,11 @@ FORMAT = Format(
     refused=refused_scales(0x0080_0000, 0x7BFF_FFFF),
     rule=f"scales of 0 or {MIN_SCALE:.3g}..{MAX_SCALE:.3g}",
 )
+
+
+def int8(error_feedback: bool = False, decay: float = 1.0) -> Codec:
+    """Signed 8-bit integers with one fp32 scale for every 256 of them."""
+    return Blockwise(FORMAT, *feedback(error_feedback, decay))
+
+
+SPEC = Spec(name="int8", make=int8, about="8.125 bits per parameter, blockwise integers")

@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lowcomm.codecs.base import Codec
 from lowcomm.codecs.buffers import Buffer, checked_out, checked_values, refuse_non_finite
 from lowcomm.codecs.kernels import (
     BOOL,
@@ -46,6 +47,7 @@ from lowcomm.codecs.kernels import (
     VOID,
     kernel,
 )
+from lowcomm.codecs.options import feedback, warn_without
 from lowcomm.codecs.rice import (
     BEYOND,
     CHUNK,
@@ -60,6 +62,7 @@ from lowcomm.codecs.rice import (
     write_indices,
 )
 from lowcomm.errors import CodecError
+from lowcomm.methods import Spec
 
 DECAY = 0.95
 GROUPS = 256
@@ -387,3 +390,12 @@ def levels_eager(headers: Words, fields: Codes, indices: Words) -> tuple[Tensor,
     levels = torch.from_numpy(headers.astype(np.int32) << 16).view(torch.float32)
     numbers = levels[2 * chunk + (sides & LARGE)]
     return places, torch.where(sides & NEGATIVE > 0, -numbers, numbers)
+
+
+def topk(error_feedback: bool = True, decay: float = DECAY) -> Codec:
+    """The 64 largest of every 4096 numbers, in 2 bits, with entropy-coded indices."""
+    warn_without(error_feedback, "topk")
+    return TopK(*feedback(error_feedback, decay))
+
+
+SPEC = Spec(name="topk", make=topk, about="0.157 bits per parameter, 64 of every 4096 numbers")

@@ -24,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowcomm.codecs.blockwise import Codes, Floats, Format, Headers
+from lowcomm.codecs.base import Codec
+from lowcomm.codecs.blockwise import Blockwise, Codes, Floats, Format, Headers
 from lowcomm.codecs.kernels import (
     BOOL,
     BYTES,
@@ -38,6 +39,8 @@ from lowcomm.codecs.kernels import (
     VOID,
     kernel,
 )
+from lowcomm.codecs.options import feedback, warn_without
+from lowcomm.methods import Spec
 
 BLOCK, HALF, ROW = 256, 128, 64
 FIRST_THRESHOLD = np.float32(1.23)  # times mean|x|; 0.9816 sigma for Gaussian numbers
@@ -197,3 +200,12 @@ FORMAT = Format(
     refused=_refused,
     rule="two bfloat16 that are 0 or positive, normal and finite",
 )
+
+
+def two_bit(error_feedback: bool = True, decay: float = 1.0) -> Codec:
+    """Sign and size in 2 bits, the sizes from the statistics of every 256 numbers."""
+    warn_without(error_feedback, "2bit")
+    return Blockwise(FORMAT, *feedback(error_feedback, decay))
+
+
+SPEC = Spec(name="2bit", make=two_bit, about="2.125 bits per parameter, levels from statistics of blocks")

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
+from lowcomm import codecs
+from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.config.fields import Setting, sections, settings
 from lowcomm.config.values import bounds, show
+from lowcomm.methods import Methods
 
+METHODS: dict[str, Methods[Any]] = {
+    "shared.outer": outer_optimizers.METHODS,
+    "shared.codec": codecs.METHODS,
+    "shared.aggregation": aggregation.METHODS,
+}
+"""Of the sections whose `name` chooses one. (Of exchanges the settings are those of their section.)"""
 _INTRODUCTION = """\
 # Configuration
 
@@ -45,6 +55,20 @@ def _sections() -> Iterator[str]:
             yield "|---|---|---|---|"
             yield from (_row(setting) for setting in inside)
             yield ""
+        if section in METHODS:
+            yield from _methods(section, METHODS[section])
+
+
+def _methods(section: str, methods: Methods[Any]) -> Iterator[str]:
+    """What can be chosen, as the files of the methods have it."""
+    yield "| choice | what | parameters |"
+    yield "|---|---|---|"
+    for name in methods.names:
+        spec = methods.spec(name)
+        known = [name for name in spec.parameters if f"{section}.{name}" in settings()]
+        parameters = ", ".join(f"`{parameter}`" for parameter in known)
+        yield f"| `{name}` | {spec.about} | {parameters} |"
+    yield ""
 
 
 def _row(setting: Setting) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowcomm.algorithms import outer_optimizers
+from lowcomm import codecs, exchanges
+from lowcomm.algorithms import aggregation, outer_optimizers
 
 
 def setting(
@@ -133,9 +134,7 @@ class ScheduleConfig:
 class CodecConfig:
     """How pseudo-gradients are compressed."""
 
-    name: Literal["fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk"] = setting(
-        "int8", "codec", choices=("fp32", "bf16", "int8", "int4", "e3m0", "2bit", "topk")
-    )
+    name: str = setting("int8", "codec", choices=codecs.NAMES)
     error_feedback: Literal["auto", "on", "off"] = setting(
         "auto",
         "add to the next round what the encoding lost in this one; auto = on for 2bit and topk",
@@ -150,10 +149,10 @@ class CodecConfig:
 class AggregationConfig:
     """What a reducer makes of the contributions to its part."""
 
-    name: Literal["mean", "norm_preserving", "trimmed_mean", "median", "krum"] = setting(
+    name: str = setting(
         "mean",
         "mean = weighted by tokens; norm_preserving for 8 islands and more; the others against liars",
-        choices=("mean", "norm_preserving", "trimmed_mean", "median", "krum"),
+        choices=aggregation.NAMES,
     )
     faulty: int = setting(1, "liars that trimmed_mean and krum tolerate", low=1, high=1_000)
     norm_limit: float = setting(
@@ -318,10 +317,8 @@ class DataConfig:
 class ExchangeConfig:
     """How this island reaches the others."""
 
-    kind: Literal["swarm", "process_group"] = setting(
-        "swarm",
-        "swarm = hivemind over a WAN; process_group = gloo on a LAN",
-        choices=("swarm", "process_group"),
+    kind: str = setting(
+        "swarm", "swarm = hivemind over a WAN; process_group = gloo on a LAN", choices=exchanges.METHODS.names
     )
     initial_peers: tuple[str, ...] = setting((), "addresses to join through (multiaddr or RUN_ID@multiaddr)")
     listen: tuple[str, ...] = setting(

@@ -16,9 +16,12 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
-from lowcomm.errors import ExchangeError, PeerUnreachableError
+from lowcomm.arguments import flag, show, text
+from lowcomm.arguments import run_id as name_of_run
+from lowcomm.errors import ArgumentError, ExchangeError, PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.frames import HEADER_BYTES, decode_body, encode_frame
+from lowcomm.methods import Spec
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -414,3 +417,24 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
+
+
+def hub() -> LoopbackHub:
+    """A new hub, for `loopback`."""
+    return LoopbackHub()
+
+
+def loopback(hub: LoopbackHub, *, run_id: str, peer_id: str, founder: bool) -> LoopbackExchange:
+    """An exchange between peers of this process.
+
+    Raises:
+        ConfigError: an argument is of another type, or out of range.
+    """
+    if not isinstance(hub, LoopbackHub):
+        raise ArgumentError(f"exchanges.loopback: expected what exchanges.hub() gives, got {show(hub)}")
+    run_id = name_of_run("exchanges.loopback: run_id", run_id)
+    peer = PeerId(text("exchanges.loopback: peer_id", peer_id))
+    return LoopbackExchange(hub, run_id, peer, founder=flag("exchanges.loopback: founder", founder))
+
+
+SPEC = Spec(name="loopback", make=loopback, about="threads of one process: tests, trying things out")

@@ -25,6 +25,8 @@ import msgpack
 import torch
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from lowcomm.arguments import number, text, whole
+from lowcomm.arguments import run_id as name_of_run
 from lowcomm.clock import SystemClock
 from lowcomm.errors import (
     ExchangeError,
@@ -34,7 +36,9 @@ from lowcomm.errors import (
 )
 from lowcomm.exchanges.base import Message, Receiver, Traffic
 from lowcomm.exchanges.frames import HEADER_BYTES, decode_body, decode_header, encode_frame
-from lowcomm.exchanges.meeting import Meeting
+from lowcomm.exchanges.meeting import Meeting, open_store
+from lowcomm.exchanges.own_address import split_address
+from lowcomm.methods import Spec
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -470,3 +474,41 @@ class ProcessGroupExchange:
 
     async def _in_thread(self, call: Callable[..., Any], *args: object) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+
+
+def process_group(
+    *,
+    run_id: str,
+    rank: int,
+    world_size: int,
+    master: str = "127.0.0.1:29400",
+    host: str = "",
+    join_timeout_s: float = 60.0,
+) -> ProcessGroupExchange:
+    """An exchange between a fixed set of peers on a LAN.
+
+    `master` is HOST:PORT, where rank 0 opens the store that all ranks meet in; `host` the address that
+    the others reach this machine by, by default the one on the way to `master`.
+
+    Raises:
+        AddressError: `master` is not HOST:PORT.
+        ConfigError: an argument is of another type, or out of range.
+    """
+
+    run_id = name_of_run("exchanges.process_group: run_id", run_id)
+    world_size = whole("exchanges.process_group: world_size", world_size, least=1)
+    rank = whole("exchanges.process_group: rank", rank, least=0, most=world_size - 1)
+    join_timeout_s = number("exchanges.process_group: join_timeout_s", join_timeout_s, above=0)
+    split_address(text("exchanges.process_group: master", master))
+    return ProcessGroupExchange(
+        run_id,
+        store=lambda: open_store(master, rank, join_timeout_s),
+        rank=rank,
+        world_size=world_size,
+        master=master,
+        host=host,
+        join_timeout_s=join_timeout_s,
+    )
+
+
+SPEC = Spec(name="process_group", make=process_group, about="a fixed set of islands on a LAN, gloo")

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lowcomm.algorithms.aggregation import Aggregation, Mean
+from lowcomm.algorithms.aggregation import Aggregation
+from lowcomm.algorithms.aggregation.mean import Mean
 from lowcomm.algorithms.fragments import Fragment
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer, slot_names
 from lowcomm.codecs.base import Codec

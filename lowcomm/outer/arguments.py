@@ -14,7 +14,8 @@ import torch
 from lowcomm import codecs
 from lowcomm.algorithms import aggregation as rules
 from lowcomm.algorithms import outer_optimizers
-from lowcomm.algorithms.aggregation import Aggregation, Mean
+from lowcomm.algorithms.aggregation import Aggregation
+from lowcomm.algorithms.aggregation.mean import Mean
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.arguments import flag, number, path, show, whole

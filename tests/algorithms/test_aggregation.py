@@ -11,7 +11,10 @@ from torch import Tensor
 
 from lowcomm import RoundPolicy, Schedule, codecs
 from lowcomm.algorithms import aggregation
-from lowcomm.algorithms.aggregation import Aggregation, Krum, NormPreservingMean, TrimmedMean
+from lowcomm.algorithms.aggregation import Aggregation
+from lowcomm.algorithms.aggregation.krum import Krum
+from lowcomm.algorithms.aggregation.norm_preserving import NormPreservingMean
+from lowcomm.algorithms.aggregation.trimmed_mean import TrimmedMean
 from lowcomm.errors import ConfigError
 from tests.outer.swarm import Swarm
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lowcomm import codecs
 from lowcomm.codecs import blockwise_e3m0, blockwise_int4, blockwise_int8, rice, sparse, statistical
+from lowcomm.codecs.bf16_rounded import bf16_reference
 from lowcomm.codecs.blockwise import Blockwise, Format, decode_eager, encode_eager
-from lowcomm.codecs.dense import bf16_reference
 from lowcomm.errors import CodecError
 
 MAGNITUDES = [1e-45, 1e-40, 1.4e-36, 1e-30, 1e-3, 1.0, 1e30, 3.4e38]

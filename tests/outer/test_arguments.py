@@ -19,7 +19,7 @@ from lowcomm import (
     nesterov,
     wrap_island,
 )
-from lowcomm.algorithms.aggregation import CoordinateMedian
+from lowcomm.algorithms.aggregation.median import CoordinateMedian
 from lowcomm.errors import ArgumentError, ConfigError, LowcommError
 from lowcomm.rounds.claims import Limits
 from tests.outer.swarm import make_model

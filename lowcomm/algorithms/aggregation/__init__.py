@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from lowcomm.algorithms.aggregation.base import Aggregation
-from lowcomm.algorithms.aggregation.krum import Krum
-from lowcomm.algorithms.aggregation.mean import Mean, weighted_mean
-from lowcomm.algorithms.aggregation.median import CoordinateMedian
-from lowcomm.algorithms.aggregation.norm_preserving import NormPreservingMean
-from lowcomm.algorithms.aggregation.trimmed_mean import TrimmedMean
-from lowcomm.errors import ConfigError
+from lowcomm.methods import Methods
 
-NAMES = ("mean", "norm_preserving", "trimmed_mean", "median", "krum")
+METHODS: Methods[Aggregation] = Methods(
+    __name__,
+    "shared.aggregation",
+    {
+        "mean": "mean",
+        "norm_preserving": "norm_preserving",
+        "trimmed_mean": "trimmed_mean",
+        "median": "median",
+        "krum": "krum",
+    },
+)
+NAMES = METHODS.names
 
-__all__ = [
-    "NAMES",
-    "Aggregation",
-    "CoordinateMedian",
-    "Krum",
-    "Mean",
-    "NormPreservingMean",
-    "TrimmedMean",
-    "by_name",
-    "weighted_mean",
-]
+__all__ = ["METHODS", "NAMES", "Aggregation", "by_name"]
 
 
 def by_name(name: str, *, faulty: int = 1) -> Aggregation:
@@ -35,14 +31,5 @@ def by_name(name: str, *, faulty: int = 1) -> Aggregation:
     Raises:
         ConfigError: there is no such rule.
     """
-    if name == "mean":
-        return Mean()
-    if name == "norm_preserving":
-        return NormPreservingMean()
-    if name == "trimmed_mean":
-        return TrimmedMean(faulty)
-    if name == "median":
-        return CoordinateMedian()
-    if name == "krum":
-        return Krum(faulty)
-    raise ConfigError(f"aggregation: expected one of {', '.join(NAMES)}, got {name!r}")
+    given = {"faulty": faulty} if "faulty" in METHODS.spec(name).parameters else {}
+    return METHODS.make(name, given)

@@ -10,9 +10,10 @@ the chunk: the seam gives no statistics of whole vectors (docs/design/0002-robus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Aggregation(Protocol):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lowcomm.algorithms.aggregation.base import check_count
 from lowcomm.algorithms.aggregation.mean import weighted_mean
+from lowcomm.methods import Spec
 
 
 @dataclass(frozen=True)
@@ -60,3 +61,6 @@ class Krum:
         nearest = count - self.faulty - 2
         scores = [sum(sorted(row[:i] + row[i + 1 :])[:nearest]) for i, row in enumerate(squares)]
         return sorted(sorted(range(count), key=lambda i: (scores[i], i))[: count - self.faulty])
+
+
+SPEC = Spec(name="krum", make=Krum, about="the contribution nearest to the others, against liars")

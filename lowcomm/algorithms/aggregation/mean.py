@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowcomm.methods import Spec
+
 
 def weighted_mean(parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     """Sum of share * part in the given order, fp32, multiply and add apart (no fused rounding).
@@ -38,3 +40,6 @@ class Mean:
 
     def combine(self, parts: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         return weighted_mean(parts, shares)
+
+
+SPEC = Spec(name="mean", make=Mean, about="weighted by tokens")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lowcomm.algorithms.aggregation.base import check_count
 from lowcomm.algorithms.aggregation.trimmed_mean import BLOCK_ELEMENTS
+from lowcomm.methods import Spec
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,6 @@ class CoordinateMedian:
             rows = torch.stack([part[start : start + BLOCK_ELEMENTS] for part in parts]).sort(dim=0).values
             out[start : start + BLOCK_ELEMENTS] = rows[low].double().add_(rows[high]).mul_(0.5)
         return out
+
+
+SPEC = Spec(name="median", make=CoordinateMedian, about="the median of each number, against liars")

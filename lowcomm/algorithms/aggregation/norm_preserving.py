@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation.mean import weighted_mean
+from lowcomm.methods import Spec
 
 CANCELLED = 1e-3
 """A mean of unit vectors shorter than this has lost its direction to rounding."""
@@ -52,3 +53,10 @@ class NormPreservingMean:
         if length < CANCELLED:
             return weighted_mean(parts, shares)
         return direction.mul_(radius / length).float()
+
+
+SPEC = Spec(
+    name="norm_preserving",
+    make=NormPreservingMean,
+    about="the mean, of their own norm; for 8 islands and more",
+)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lowcomm.algorithms.aggregation.base import check_count
+from lowcomm.methods import Spec
 
 BLOCK_ELEMENTS = 1 << 15
 """Elements sorted at a time, so that n rows of them stay in the cache."""
@@ -49,3 +50,6 @@ class TrimmedMean:
             # fp32 sums of values near the largest float would overflow
             out[start : start + BLOCK_ELEMENTS] = kept.double().mean(dim=0)
         return out
+
+
+SPEC = Spec(name="trimmed_mean", make=TrimmedMean, about="without the extremes, against liars")

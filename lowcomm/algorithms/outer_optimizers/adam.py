@@ -68,7 +68,7 @@ class Adam:
             torch.sub(anchor[part], update, out=update)
 
 
-def adam(lr: float = 0.01, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-3) -> Adam:
+def adam(lr: float = 0.03, beta1: float = 0.9, beta2: float = 0.99, eps: float = 1e-3) -> Adam:
     """Outer Adam.
 
     Args:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lowcomm.arguments import flag, number, path, texts, whole
+from lowcomm.arguments import run_id as name_of_run
 from lowcomm.clock import SystemClock
 from lowcomm.errors import AddressError, ExchangeError, JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Message, Receiver, Traffic
@@ -23,6 +25,7 @@ from lowcomm.exchanges.swarm.host import Host
 from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, IdentityFile, verify
 from lowcomm.exchanges.swarm.links import Links, somebody_listens
 from lowcomm.exchanges.swarm.namesakes import Namesakes
+from lowcomm.methods import Spec
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,7 @@ _DIRECTORY_TIMEOUT_S = 15.0
 _SELF_TIMEOUT_S = 5.0
 _REDIAL_S, _REDIAL_LONGEST_S = 1.0, 60.0
 _DOMAIN = "message"
+MOST_STREAMS = 16
 
 T = TypeVar("T")
 
@@ -441,3 +445,42 @@ class SwarmExchange:
 
 async def _nothing(node: HivemindNode) -> None:
     """A p2pd that only asks has nothing to bring back."""
+
+
+def swarm(
+    *,
+    run_id: str,
+    initial_peers: Sequence[str] | str = (),
+    listen: Sequence[str] | str = ("/ip4/127.0.0.1/tcp/0",),
+    announce: Sequence[str] | str = (),
+    identity_path: Path | str | None = None,
+    connect_timeout_s: float = 20.0,
+    streams: int = 4,
+    relay: bool = True,
+    auto_relay: bool = False,
+    nat_port_map: bool = False,
+    gate: Gatekeeper | None = None,
+) -> SwarmExchange:
+    """An exchange over the Internet; see `SwarmExchange`.
+
+    A single address may stand for a list of one.
+
+    Raises:
+        ConfigError: an argument is of another type, or out of range.
+    """
+    return SwarmExchange(
+        name_of_run("exchanges.swarm: run_id", run_id),
+        initial_peers=texts("exchanges.swarm: initial_peers", initial_peers, "my-run@/ip4/.../p2p/..."),
+        listen=texts("exchanges.swarm: listen", listen, "/ip4/0.0.0.0/tcp/31337"),
+        announce=texts("exchanges.swarm: announce", announce, "/ip4/203.0.113.5/tcp/31337"),
+        identity_path=path("exchanges.swarm: identity_path", identity_path),
+        connect_timeout_s=number("exchanges.swarm: connect_timeout_s", connect_timeout_s, above=0),
+        streams=whole("exchanges.swarm: streams", streams, least=1, most=MOST_STREAMS),
+        relay=flag("exchanges.swarm: relay", relay),
+        auto_relay=flag("exchanges.swarm: auto_relay", auto_relay),
+        nat_port_map=flag("exchanges.swarm: nat_port_map", nat_port_map),
+        gate=gate,
+    )
+
+
+SPEC = Spec(name="swarm", make=swarm, about="over the Internet")
