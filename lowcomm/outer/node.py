@@ -133,6 +133,8 @@ class Node:
             "ping": self.peers.on_ping,
             "pong": self.peers.on_pong,
             "refuse": self.peers.on_refuse,
+            "terms?": self.peers.on_terms_request,
+            "terms": self.peers.on_terms,
             "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,
             "entries?": self._donor.on_entries_request,

@@ -141,6 +141,8 @@ class Peer:
         introduced: it has told which peers it knows, which it does once it has our hello.
         settled: set when it has greeted, or is gone.
         pulse, silent: its messages; whether it has been silent for longer than it ever is.
+        explains: it was asked in what it differs.
+        pages_told: pages of what this peer trains with that it has asked for.
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         round_trip_s: what the newest heartbeat took to it and back.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
@@ -156,6 +158,8 @@ class Peer:
     silence: AdaptiveTimeout | None = None
     progress: AdaptiveTimeout | None = None
     silent: bool = False
+    explains: bool = False
+    pages_told: int = 0
     unfit: bool = False
     stalled: bool = False
     allowance: float = BURST_MESSAGES

@@ -79,7 +79,8 @@ class Requests:
 
     def on_reply(self, peer: PeerId, fields: Fields) -> None:
         """An answer; dropped where nobody has asked."""
-        future = self._open.get((peer, fields.kind, fields.integer("fragment", -1)))
+        fragment = fields.integer("fragment", -1) if fields.has("fragment") else -1
+        future = self._open.get((peer, fields.kind, fragment))
         if future is not None and not future.done():
             future.set_result(fields)
 

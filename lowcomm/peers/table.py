@@ -1,9 +1,9 @@
 """Who is in the swarm: greetings, signs of life, leases, and finding those not met yet.
 
-Every pair of peers greets with `hello` (shared settings, layout) when their link comes up; peers
-that disagree refuse each other and say which keys differ. Then each sends `state` at every
-heartbeat and at every change. A peer silent for longer than its lease is dropped. Peers are found
-through the initial ones, through what peers tell of each other, and through the DHT.
+Every pair of peers greets with `hello` (digests of shared settings and layout) when their link comes up;
+peers that disagree tell each other these lists, and refuse each other with what differs. Then each sends
+`state` at every heartbeat and at every change. A peer silent for longer than its lease is dropped. Peers are
+found through the initial ones, through what peers tell of each other, and through the DHT.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import msgpack
 from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.exchanges.fields import Fields, checked_text
-from lowcomm.ledger.entry import hash_value
 from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
-from lowcomm.peers.agreement import FROZEN_DIGEST, differences
 from lowcomm.peers.bans import BAN_S, Bans
 from lowcomm.peers.failure_detector import AdaptiveTimeout
-from lowcomm.peers.peer import BURST_MESSAGES, MAX_FRAGMENTS, MAX_LINKS, MAX_PUT_OUT, Peer, State, parse_state
+from lowcomm.peers.peer import BURST_MESSAGES, MAX_LINKS, MAX_PUT_OUT, Peer, State, parse_state
+from lowcomm.peers.requests import Requests
+from lowcomm.peers.terms import LAYOUT, SHARED, Differences, Terms
 from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 7
+PROTOCOL = 8
 RECORD_TTL_S = 60.0
-REFUSED_KEYS_SHOWN = 8
 ROUND_TRIPS_KEPT = 1_000
 LOOKS = 4
 """A heartbeat is so many looks at who is silent."""
@@ -41,14 +40,12 @@ SILENT_BEATS = 2.5
 STALLED_BEATS = 5.0
 """Nobody counts as stalled sooner."""
 LEAST_ACCUSERS = 2
+STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
+EXPLAIN_S = 20.0
+"""Whoever doesn't fit has so long for each page of what it trains with."""
 MESSAGES_PER_S = 1_000.0
 """Control messages of one peer, after a burst; the busiest honest one, which takes a snapshot, sends
 hundreds."""
-
-
-def layout_json(layout: Layout) -> list[Json]:
-    """A layout as it travels in `hello`."""
-    return [[spec.name, list(spec.shape)] for spec in layout]
 
 
 class Peers:
@@ -85,8 +82,8 @@ class Peers:
         ban_s: float = BAN_S,
     ) -> None:
         self._exchange = exchange
-        self._shared = dict(shared)
-        self._layout = layout_json(layout)
+        self._terms = Terms(shared, layout)
+        self._requests = Requests(exchange, lambda: EXPLAIN_S)
         self.state = state
         self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
@@ -242,8 +239,7 @@ class Peers:
         )
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
-            "shared": self._shared,
-            "layout": self._layout,
+            **self._terms.digests,
             "addresses": list(self._exchange.addresses),
         }
         self.post(peer, Message("hello", {**body, "state": self._own_state()}))
@@ -274,7 +270,7 @@ class Peers:
         entry = self.linked.get(peer)
         if entry is None:
             return  # the link has just gone
-        if not entry.greeted and kind not in ("hello", "refuse", "dropped"):
+        if not entry.greeted and kind not in STRANGERS_SAY:
             raise ProtocolError(f"{kind:.60}: expected hello first")
         now = asyncio.get_running_loop().time()
         entry.allowance = min(BURST_MESSAGES, entry.allowance + (now - entry.counted_at_s) * MESSAGES_PER_S)
@@ -319,18 +315,27 @@ class Peers:
         entry = self.linked.pop(peer, None)
         if entry is not None:
             entry.settled.set()
+            self._requests.on_peer_down(peer)
             self.known.lost(peer)
             self._on_change()
 
     def on_hello(self, peer: PeerId, fields: Fields) -> None:
-        """Compare settings; then the peer counts, and the peers it knows are dialled."""
+        """Compare digests; if they are equal the peer counts, and the peers it knows are dialled."""
         entry = self.linked.get(peer)
-        if entry is None:
+        if entry is None or entry.explains:
             return
-        reasons = self._mismatch(fields)
-        if reasons:
-            self.post(peer, Message("refuse", {"reasons": list(reasons)}))
-            self._drop(peer, reasons)
+        protocol = fields.integer("protocol")
+        if protocol != PROTOCOL:
+            advice = "use the same version of lowcomm"
+            here = f"protocol: here {PROTOCOL}, there {protocol}; {advice}"
+            there = f"protocol: here {protocol}, there {PROTOCOL}; {advice}"
+            self._refuse(peer, Differences((here,), (there,)))
+            return
+        theirs = {name: fields.digest(name) for name in (SHARED, LAYOUT)}
+        islands = self.state.role == "island" == parse_state(fields.inner("state")).role
+        if islands and theirs != self._terms.digests:
+            entry.explains = True
+            self._spawn(self._explain(entry, theirs))
             return
         addresses, state = fields.texts("addresses", 64, 512), parse_state(fields.inner("state"))
         entry.seen_at_s = asyncio.get_running_loop().time()
@@ -388,35 +393,51 @@ class Peers:
             self.departed.discard(peer)
         self._on_change()
 
+    async def _explain(self, entry: Peer, theirs: Mapping[str, Digest]) -> None:
+        """Find out in what a peer differs, and refuse it."""
+
+        async def ask(name: str, page: int) -> Fields:
+            return await self._requests.ask(entry.id, "terms", {"list": name, "page": page})
+
+        try:
+            found = await self._terms.compare(theirs, ask)
+        except (ProtocolError, PeerUnreachableError) as error:
+            reason = f"settings or model differ, and it doesn't say in what: {error}"[:1_000]
+            found = Differences((reason,), ("settings or model differ, and this island didn't say in what",))
+        if self.linked.get(entry.id) is entry and not entry.unfit:
+            self._refuse(entry.id, found)
+
+    def on_terms_request(self, peer: PeerId, fields: Fields) -> None:
+        """`terms?`: a page of what this peer trains with.
+
+        Raises:
+            ProtocolError: it asks for more than there is.
+        """
+        entry = self.linked.get(peer)
+        if entry is None:
+            return
+        entry.pages_told += 1
+        if entry.pages_told > self._terms.page_count:
+            raise ProtocolError("terms?: it was told all")
+        self.post(peer, Message("terms", self._terms.page(fields)))
+
+    def on_terms(self, peer: PeerId, fields: Fields) -> None:
+        """`terms`: a page that was asked for."""
+        self._requests.on_reply(peer, fields)
+
+    def _refuse(self, peer: PeerId, found: Differences) -> None:
+        self.post(peer, Message("refuse", {"reasons": list(found.there)}))
+        self._drop(peer, list(found.here))
+
     def on_refuse(self, peer: PeerId, fields: Fields) -> None:
-        """The other side found that we don't fit together; its "here" is our "there"."""
-        theirs = fields.texts("reasons", 64, 1_000)
-        swapped = [
-            r.replace("here ", "\0").replace("there ", "here ").replace("\0", "there ") for r in theirs
-        ]
-        self._drop(peer, swapped)
+        """The other side found that we don't fit together, and says it in this one's words."""
+        self._drop(peer, list(fields.texts("reasons", 64, 1_000)))
 
     def _drop(self, peer: PeerId, reasons: list[str]) -> None:
         if (entry := self.linked.get(peer)) is not None:
             entry.unfit = True
         if self.known.put_off(peer):
             self._on_refused(peer, reasons)
-
-    def _mismatch(self, fields: Fields) -> list[str]:
-        protocol = fields.integer("protocol")
-        if protocol != PROTOCOL:
-            return [f"protocol: here {PROTOCOL}, there {protocol}; use the same version of lowcomm"]
-        shared = fields.mapping("shared")
-        role = parse_state(fields.inner("state")).role
-        if role != "island" or self.state.role != "island":
-            return []
-        reasons = differences(self._shared, shared)[:REFUSED_KEYS_SHOWN]
-        layout = fields.items("layout", MAX_FRAGMENTS)
-        if layout != self._layout and all(reason.startswith(FROZEN_DIGEST) for reason in reasons):
-            pairs = zip([*self._layout, None], [*layout, None], strict=False)
-            here, there = next((a, b) for a, b in pairs if a != b)
-            reasons = [f"model: here tensor {here!r}, there {there!r}"]
-        return [reason[:1_000] for reason in reasons]
 
     def on_ping(self, peer: PeerId, fields: Fields) -> None:
         """A heartbeat that is timed: give the peer its stamp back."""
@@ -491,8 +512,3 @@ class Peers:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def shared_digest(shared: Mapping[str, Json]) -> Digest:
-    """A short name for a set of shared settings."""
-    return hash_value([[key, shared[key]] for key in sorted(shared)])

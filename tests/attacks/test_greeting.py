@@ -11,6 +11,7 @@ from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.peers.acquaintances import MAX_DIALS, MAX_KNOWN
 from lowcomm.peers.peer import BURST_MESSAGES, State
 from lowcomm.peers.table import PROTOCOL, Peers
+from lowcomm.peers.terms import Terms
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
@@ -31,13 +32,13 @@ def member(exchange: LoopbackExchange | None = None) -> Peers:
 
 
 def hello(**changes: object) -> Fields:
-    body = {"protocol": PROTOCOL, "shared": {"shared.seed": 1}, "layout": [], "addresses": []}
+    digests = Terms({"shared.seed": 1}, ()).digests
     state = State(phase="training").to_json()
-    return Fields("hello", {**body, "state": state, **changes})
+    return Fields("hello", {"protocol": PROTOCOL, **digests, "addresses": [], "state": state, **changes})
 
 
 @pytest.mark.parametrize(
-    "kind", ["state", "ready", "roster", "vote", "abort", "blob?", "snapshot?", "entries?"]
+    "kind", ["peers", "ping", "state", "ready", "roster", "vote", "abort", "blob?", "snapshot?", "entries?"]
 )
 def test_nothing_is_heard_before_hello(kind: str) -> None:
     async def scenario() -> None:
@@ -59,7 +60,7 @@ def test_an_island_without_settings_is_refused() -> None:
     async def scenario() -> None:
         peers = member()
         peers.on_peer_up(STRANGER)
-        peers.on_hello(STRANGER, hello(shared={}))
+        peers.on_hello(STRANGER, hello(shared=Terms({}, ()).digests["shared"]))
         assert peers.live() == []
         await peers.stop()
 

@@ -43,6 +43,7 @@ from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.peers.acquaintances import record_addresses
 from lowcomm.peers.peer import Peer, State, parse_state
 from lowcomm.peers.table import PROTOCOL, Peers
+from lowcomm.peers.terms import Terms
 from lowcomm.recovery.donor import MAX_ENTRIES
 from lowcomm.recovery.snapshots import _follows, parse_offer
 from lowcomm.rounds.decision import Ready, parse_ready
@@ -189,7 +190,7 @@ STRANGER = PeerId("stranger")
 LINKS = Links(None, "run", None, Traffic(), 1, lambda peer: None)  # type: ignore[arg-type]  # only judges
 OPENING: dict[str, Json] = {"run": "other", "channel": -1, "token": "t", "answer": "", "pass": SHOWN}
 HELLO: dict[str, Json] = {
-    "protocol": PROTOCOL, "shared": SHARED, "layout": [["a", [2]]],
+    "protocol": PROTOCOL, "shared": HASH, "layout": HASH,
     "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"],
     "state": {**STATE.to_json(), "role": "seed"},
 }  # fmt: skip
@@ -239,6 +240,17 @@ def read_entries(fields: Fields) -> None:
     _follows(fields, HASH)
 
 
+def compare_terms(fields: Fields) -> None:
+    """The other side's settings, told in one page; the next one is its end."""
+    own = Terms({"a": 1}, ())
+    end = Fields("terms", {"list": "shared", "page": 1, "items": []})
+
+    async def ask(name: str, page: int) -> Fields:
+        return end if page else fields
+
+    asyncio.run(own.compare({**own.digests, "shared": HASH}, ask))
+
+
 OFFER: dict[str, Json] = {
     "digest": ENTRY.state_digest, "outer_step": 3, "head": ENTRY.hash, "last": ENTRY.to_json(),
 }  # fmt: skip
@@ -255,6 +267,11 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "manifest": (lambda data: check_manifest(data, name_of(MANIFEST), 3 << 20), MANIFEST),
     "link.open": (read_opening, pack(OPENING)),
     "hello": (of_body(greet(lambda peers, fields: peers.on_hello(STRANGER, fields))), pack(HELLO)),
+    "terms?": (
+        of_body(greet(lambda peers, fields: peers.on_terms_request(STRANGER, fields))),
+        pack({"list": "layout", "page": 0}),
+    ),
+    "terms": (of_body(compare_terms), pack({"list": "shared", "page": 0, "items": [["a", 1], ["b", [2]]]})),
     "peers": (of_body(greet(lambda peers, fields: peers.on_peers(STRANGER, fields))), pack(PEERS)),
     "ping": (of_body(greet(lambda peers, fields: peers.on_ping(STRANGER, fields))), pack({"sent_s": 12.5})),
     "pong": (of_body(greet(lambda peers, fields: peers.on_pong(STRANGER, fields))), pack({"sent_s": 0.0})),

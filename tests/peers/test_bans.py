@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.fields import Fields
 from lowcomm.peers.bans import Bans
+from lowcomm.peers.terms import Terms
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.decision import RoundPolicy
 from lowcomm.sim.island import IslandSettings
@@ -175,8 +177,13 @@ def test_peers_that_did_not_fit_ask_again() -> None:
 
     def links(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
         now_s = asyncio.get_running_loop().time()
-        if message.kind == "hello" and {sender, receiver} == unlike and 4.0 < now_s < 16.0:
-            return Message("hello", {**message.body, "layout": [["other", [3]]]}, message.payload)
+        if not ({sender, receiver} == unlike and 4.0 < now_s < 16.0):
+            return True
+        other = Terms({}, (TensorSpec("other", (3,)),))
+        if message.kind == "hello":
+            return Message("hello", {**message.body, "layout": other.digests["layout"]})
+        if message.kind == "terms":
+            return Message("terms", other.page(Fields("terms?", message.body)))
         return True
 
     swarm._hub.filter = links
