@@ -216,7 +216,7 @@ class StoppingExchange(SwarmExchange):
     _sent_bytes = 0
 
     async def send_bulk(self, peer: PeerId, message: Message) -> None:
-        """See `Exchange`."""
+        """See `Links`."""
         await super().send_bulk(peer, message)
         if message.kind == "part" and self.peer and message.body["outer_step"] == self.fatal_step:
             self._sent_bytes += len(message.payload)

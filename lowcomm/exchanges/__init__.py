@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lowcomm.exchanges.base import Exchange, Message, Receiver, Traffic
+from lowcomm.exchanges.base import Directory, Exchange, Links, Message, Receiver, Signer, Traffic
 from lowcomm.methods import Methods
 
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ METHODS: Methods[Exchange] = Methods(
 """What a recipe can choose; `loopback` works in one process only."""
 
 __all__ = [
+    "Directory",
     "Exchange",
+    "Links",
     "Message",
     "Receiver",
+    "Signer",
     "Traffic",
     "hub",
     "loopback",

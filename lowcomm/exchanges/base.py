@@ -1,6 +1,8 @@
-"""The seam between the round and the network: authenticated messages between the peers of a run.
+"""The seam between the round and the network: messages between the peers of a run, and who is who.
 
-An exchange knows nothing of rounds, ledgers or training. It gives each peer two channels to each
+An exchange knows nothing of rounds, ledgers or training. It is three things, and whoever needs one of them
+takes that one: `Links` to the other peers, the `Directory` of the run, and the `Signer` of this peer's
+words. Links give each peer two channels to each
 other peer: *control* (small, never behind bulk data) and *bulk* (large payloads, with
 back-pressure). Messages of one channel between two peers may overtake each other on bulk (it may
 be striped); control keeps its order. Everything runs in one asyncio loop, that of `start`.
@@ -11,6 +13,7 @@ tests/exchanges/test_contract.py holds for all three.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -87,34 +90,11 @@ class Receiver(Protocol):
         ...
 
 
-class Exchange(Protocol):
-    """Authenticated messages between the peers of one run."""
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def peer_id(self) -> PeerId:
-        """This peer's name; known after `start`."""
-        ...
-
-    @property
-    def addresses(self) -> Sequence[str]:
-        """How others reach this peer; empty where an address means nothing."""
-        ...
-
-    @property
-    def join_string(self) -> str:
-        """What another site needs to join: run id and the address it most likely reaches; or empty."""
-        ...
+class Links(Protocol):
+    """Authenticated messages to and from the peers of a run."""
 
     @property
     def traffic(self) -> Traffic: ...
-
-    @property
-    def founder(self) -> bool:
-        """True where no peer was named to join through, so that this one may found the run."""
-        ...
 
     async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
         """Open for messages and reach the initial peers.
@@ -172,12 +152,47 @@ class Exchange(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Leave: end all links, children, sockets and tasks. Idempotent."""
+        ...
+
+
+class Directory(Protocol):
+    """How the peers of a run find each other, and this one."""
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """How others reach this peer; empty where an address means nothing."""
+        ...
+
+    @property
+    def join_string(self) -> str:
+        """What another site needs to join: run id and the address it most likely reaches; or empty."""
+        ...
+
+    @property
+    def founder(self) -> bool:
+        """True where no peer was named to join through, so that this one may found the run."""
+        ...
+
     async def publish(self, record: bytes, ttl_s: float) -> None:
         """Put this peer's own signed record into the run's directory for `ttl_s` seconds."""
         ...
 
     async def discover(self) -> Mapping[PeerId, bytes]:
         """The valid records of the directory, this peer's own included."""
+        ...
+
+
+class Signer(Protocol):
+    """Who this peer is, and whose words are whose."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This peer's name; known once its links are started."""
         ...
 
     def sign(self, data: bytes) -> bytes:
@@ -188,6 +203,16 @@ class Exchange(Protocol):
         """Whether `signature` over `data` is `peer`'s."""
         ...
 
-    async def close(self) -> None:
-        """Leave: end all links, children, sockets and tasks. Idempotent."""
-        ...
+
+class Exchange(Links, Directory, Signer, Protocol):
+    """All three, as one object: what `OuterLoop` takes, and hands on in parts."""
+
+
+def lacks(given: object) -> list[str]:
+    """What an object would still need to be an exchange."""
+    return [
+        name
+        for part in (Links, Directory, Signer)
+        for name in vars(part)
+        if not name.startswith("_") and inspect.getattr_static(given, name, None) is None
+    ]

@@ -302,7 +302,7 @@ class LoopbackExchange:
         return frozenset(self._ends)
 
     def admit(self, peer: PeerId) -> None:
-        """See `Exchange`; bulk is read from the start here."""
+        """See `Links`; bulk is read from the start here."""
 
     async def disconnect(self, peer: PeerId) -> None:
         """Drop the link; both sides hear of it."""

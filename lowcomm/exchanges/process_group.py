@@ -253,7 +253,7 @@ class ProcessGroupExchange:
         return frozenset(self._up)
 
     def admit(self, peer: PeerId) -> None:
-        """See `Exchange`; bulk is read from the start here."""
+        """See `Links`; bulk is read from the start here."""
 
     async def disconnect(self, peer: PeerId) -> None:
         """Drop the link on both sides; the connections stay, for `connect`."""

@@ -22,6 +22,9 @@ MAX_HELD_BULK = 8
 APART_S = 1e-6
 """Between two messages in order."""
 
+LINGER_S = 2.0
+"""So long does closing wait for control messages that are on their way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fate:
@@ -77,7 +80,8 @@ class ShapedExchange:
         self._inner, self._shaper, self._mbit_s = inner, shaper, mbit_s
         self._busy_until_s: dict[PeerId, float] = {}
         self._last_s: dict[tuple[PeerId, bool], float] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._control: set[asyncio.Task[None]] = set()
+        self._bulk: set[asyncio.Task[None]] = set()
         self._windows: dict[PeerId, asyncio.Semaphore] = {}
 
     @property
@@ -105,33 +109,35 @@ class ShapedExchange:
         return self._inner.founder
 
     async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
-        """See `Exchange`."""
+        """See `Links`."""
         await self._inner.start(receiver, met)
 
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
-        """See `Exchange`."""
+        """See `Links`."""
         await self._inner.connect(peer, addresses)
 
     def connected(self) -> frozenset[PeerId]:
-        """See `Exchange`."""
+        """See `Links`."""
         return self._inner.connected()
 
     def admit(self, peer: PeerId) -> None:
-        """See `Exchange`."""
+        """See `Links`."""
         self._inner.admit(peer)
 
     async def disconnect(self, peer: PeerId) -> None:
-        """See `Exchange`."""
+        """See `Links`."""
         await self._inner.disconnect(peer)
 
     async def send(self, peer: PeerId, message: Message) -> None:
         """Send on the control channel; what is late or lost is so without a word."""
+        encode_frame(message)  # what can't be sent is refused here, not on its way
         if peer not in self._inner.connected():
             raise PeerUnreachableError(f"{peer}: there is no link to it; connect first")
         self._dispatch(peer, message, bulk=False)
 
     async def send_bulk(self, peer: PeerId, message: Message) -> None:
         """Send on the bulk channel; waits while `MAX_HELD_BULK` messages are on their way."""
+        encode_frame(message)
         if peer not in self._inner.connected():
             raise PeerUnreachableError(f"{peer}: there is no link to it; connect first")
         window = self._windows.setdefault(peer, asyncio.Semaphore(MAX_HELD_BULK))
@@ -143,24 +149,28 @@ class ShapedExchange:
                 await asyncio.wait(copies)
 
     async def publish(self, record: bytes, ttl_s: float) -> None:
-        """See `Exchange`."""
+        """See `Directory`."""
         await self._inner.publish(record, ttl_s)
 
     async def discover(self) -> Mapping[PeerId, bytes]:
-        """See `Exchange`."""
+        """See `Directory`."""
         return await self._inner.discover()
 
     def sign(self, data: bytes) -> bytes:
-        """See `Exchange`."""
+        """See `Signer`."""
         return self._inner.sign(data)
 
     def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
-        """See `Exchange`."""
+        """See `Signer`."""
         return self._inner.verify(peer, data, signature)
 
     async def close(self) -> None:
-        """Drop what is on its way, and close the inner exchange."""
-        tasks = list(self._tasks)
+        """Let control messages arrive that are on their way, goodbyes among them, as a wire does; leave."""
+        for task in self._bulk:
+            task.cancel()
+        if self._control:
+            await asyncio.wait(self._control, timeout=LINGER_S)
+        tasks = [*self._control, *self._bulk]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -175,7 +185,7 @@ class ShapedExchange:
                 message = damaged(message, fate.flip)
             except ProtocolError:
                 # a stream that holds garbage is closed by whoever reads it
-                return [self._spawn(self._inner.disconnect(peer))]
+                return [self._spawn(self._inner.disconnect(peer), self._control)]
         sent_s = self._serialise(peer, message, now_s)
         copies = []
         for delay_s in fate.delays_s:
@@ -184,7 +194,8 @@ class ShapedExchange:
                 # apart, as timers of the same moment go off in any order
                 arrives_s = max(arrives_s, self._last_s.get((peer, bulk), 0.0) + APART_S)
                 self._last_s[peer, bulk] = arrives_s
-            copies.append(self._spawn(self._carry(peer, message, arrives_s, bulk=bulk)))
+            kept = self._bulk if bulk else self._control
+            copies.append(self._spawn(self._carry(peer, message, arrives_s, bulk=bulk), kept))
         return copies
 
     def _serialise(self, peer: PeerId, message: Message, now_s: float) -> float:
@@ -206,8 +217,10 @@ class ShapedExchange:
         except PeerUnreachableError:
             return  # the link broke meanwhile; both ends have heard of it
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _spawn(
+        self, coroutine: Coroutine[Any, Any, None], kept: set[asyncio.Task[None]]
+    ) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        kept.add(task)
+        task.add_done_callback(kept.discard)
         return task

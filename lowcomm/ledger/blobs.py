@@ -14,7 +14,7 @@ from concurrent.futures import Executor
 from typing import Protocol
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
-from lowcomm.exchanges.base import MAX_PAYLOAD_BYTES, Exchange, Message
+from lowcomm.exchanges.base import MAX_PAYLOAD_BYTES, Links, Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.pieces import PIECE_BYTES
 from lowcomm.ledger.upload_rate import UploadRate
@@ -56,12 +56,12 @@ class Blobs:
 
     def __init__(
         self,
-        exchange: Exchange,
+        links: Links,
         find: Callable[[Digest], Blob | None],
         pool: Executor,
         upload_rate: UploadRate,
     ) -> None:
-        self._exchange, self._find, self._pool, self._upload_rate = exchange, find, pool, upload_rate
+        self._links, self._find, self._pool, self._upload_rate = links, find, pool, upload_rate
         self._waiting: dict[tuple[PeerId, Digest, int], asyncio.Future[bytes | None]] = {}
         self._heard_s: dict[PeerId, float] = {}
         self._replies: set[asyncio.Task[None]] = set()
@@ -89,7 +89,7 @@ class Blobs:
         try:
             piece = await self._piece(name, offset, length)
             body: dict[str, Json] = {"hash": name, "offset": offset, "found": int(piece is not None)}
-            await self._exchange.send_bulk(peer, Message("blob", body, piece or b""))
+            await self._links.send_bulk(peer, Message("blob", body, piece or b""))
         except PeerUnreachableError:
             return  # who asked is gone
         finally:
@@ -136,7 +136,7 @@ class Blobs:
         asked_s = loop.time()
         try:
             request = Message("blob?", {"hash": name, "offset": offset, "length": length})
-            await self._exchange.send(donor, request)
+            await self._links.send(donor, request)
             while not future.done():
                 heard_s = max(asked_s, self._heard_s.get(donor, 0.0))
                 left_s = heard_s + deadline_s - loop.time()

@@ -22,7 +22,7 @@ from lowcomm.arguments import flag, number, path, show, whole
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import ArgumentError, ConfigError, UsageError
-from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.base import Exchange, lacks
 from lowcomm.islands.base import Island
 from lowcomm.names import NAME_RULE, host_name, is_name
 from lowcomm.rounds.decision import RoundPolicy
@@ -192,8 +192,9 @@ def _island(given: object) -> Island:
 
 def _exchange(given: object, island: Island) -> Exchange | None:
     expected = "expected what exchanges.swarm(run_id=..., initial_peers=[...]) gives"
-    if given is not None and not _has(given, "start", "send_bulk", "discover"):
-        raise ArgumentError(f"OuterLoop: exchange: {expected}, got {show(given)}{_call(given)}")
+    if given is not None and (missing := lacks(given)):
+        which = f", which has no `{missing[0]}`" if _has(given, "send") else _call(given)
+        raise ArgumentError(f"OuterLoop: exchange: {expected}, got {show(given)}{which}")
     if given is None and island.is_lead:
         raise ConfigError(f"OuterLoop: exchange: {expected} on the island's lead rank, got None")
     if given is not None and not island.is_lead:

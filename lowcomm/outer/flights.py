@@ -255,7 +255,7 @@ class Flights:
             outcome = flight.outcome.result()
             moved, credited = int(outcome.moves), outcome.tokens
             outer_step = outcome.outer_step
-            interval = self._pacing.plan(outcome.speeds, self._node.exchange.peer_id)
+            interval = self._pacing.plan(outcome.speeds, self._node.signer.peer_id)
             if interval is not None:
                 step_s = flight.contribution.speed.step_s
                 late_steps = self._pacing.late_steps(fragment.index, outcome.late_s, step_s)

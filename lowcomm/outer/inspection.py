@@ -130,7 +130,7 @@ class Views:
     @property
     def peer_id(self) -> PeerId:
         """This island's name in the swarm. Lead only."""
-        return self._lead.exchange.peer_id
+        return self._lead.signer.peer_id
 
     @property
     def name(self) -> str:
@@ -145,7 +145,7 @@ class Views:
     @property
     def address(self) -> str:
         """The shared string (run id and address) that others join with; empty if there is none."""
-        return self._lead.exchange.join_string
+        return self._lead.directory.join_string
 
     @property
     def shard(self) -> int:
@@ -155,7 +155,7 @@ class Views:
     @property
     def traffic(self) -> Traffic:
         """Bytes on this island's sockets so far. Lead only."""
-        return self._lead.exchange.traffic
+        return self._lead.links.traffic
 
     @property
     def round_trips_s(self) -> tuple[float, ...]:

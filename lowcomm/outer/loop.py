@@ -271,7 +271,7 @@ class OuterLoop(Views):
             report = self._thread.call(
                 node.joining.join(
                     fresh=not self._restart.loaded,
-                    alone_ok=node.exchange.founder or self._restart.loaded,
+                    alone_ok=node.directory.founder or self._restart.loaded,
                     num_shards=self._given.num_shards,
                     timeout_s=self._given.gather_timeout_s,
                     over=over,

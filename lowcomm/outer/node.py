@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
 from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError, ProtocolError
-from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.base import Directory, Exchange, Links, Message, Signer
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob, Blobs
 from lowcomm.ledger.entry import Entry
@@ -87,7 +87,10 @@ class Node:
         promises: Promises | None = None,
         pool: Executor | None = None,
     ) -> None:
-        self.exchange, self.state, self._policy = exchange, state, policy
+        self.links: Links = exchange
+        self.directory: Directory = exchange
+        self.signer: Signer = exchange
+        self.state, self._policy = state, policy
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         self.recorder = Recorder(ledger_file, self.pool)
         self.remembered = RememberedPeers(folder, exchange.run_id, self.pool)
@@ -161,9 +164,9 @@ class Node:
         """Open the exchange; greet whoever is there."""
         try:
             if met := self.remembered.before:
-                await self.exchange.start(self, met)
+                await self.links.start(self, met)
             else:  # exchanges of users may take no more than a receiver
-                await self.exchange.start(self)
+                await self.links.start(self)
         except PeerUnreachableError as error:
             raise PeerUnreachableError(f"{error}{self.remembered.way_out()}") from error
         self.peers.start()
@@ -180,7 +183,7 @@ class Node:
         if self.peers.linked:
             self.peers.state.phase = "leaving"
             farewell = Message("state", self.peers.state.to_json())
-            sends = [self.exchange.send(peer, farewell) for peer in self.peers.linked]
+            sends = [self.links.send(peer, farewell) for peer in self.peers.linked]
             try:
                 async with asyncio.timeout(FAREWELL_S):
                     await asyncio.gather(*sends, return_exceptions=True)
@@ -188,7 +191,7 @@ class Node:
                 pass  # who takes nothing any more finds out by the silence
         await self.peers.stop()
         await self.blobs.close()
-        await self.exchange.close()
+        await self.links.close()
         for written in (self.recorder.written(), self.remembered.written()):
             await asyncio.wrap_future(written)
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -249,7 +252,7 @@ class Node:
         if fragment_round.commit_voted(accepted.entry.hash):
             return  # with this peer's own part in it, and its residual
         self.state.commit(accepted.entry, accepted.update, accepted.after)
-        if accepted.contribution is not None or accepted.entry.tokens_of(self.exchange.peer_id):
+        if accepted.contribution is not None or accepted.entry.tokens_of(self.signer.peer_id):
             # it went into this entry, sent by this process or by the one before a restart
             self.state.residuals[accepted.entry.fragment] = None
         fragment_round.restart()
@@ -341,7 +344,7 @@ class Node:
         else:
             self.peers.post(peer, Message("dropped", {"reason": str(error)[:500]}))
         self.on_peer_down(peer, "it broke the protocol")  # what it has sent since then is not heard
-        task = asyncio.get_running_loop().create_task(self.exchange.disconnect(peer))
+        task = asyncio.get_running_loop().create_task(self.links.disconnect(peer))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _round(self, fields: Fields) -> FragmentRound:
@@ -367,7 +370,7 @@ class Node:
 
     async def _part(self, peer: PeerId) -> None:
         await asyncio.sleep(0.5)  # let the refusal reach the other side before the link goes
-        await self.exchange.disconnect(peer)
+        await self.links.disconnect(peer)
 
     def raise_if_refused(self) -> None:
         """Raise what a peer refused this one for, unless another one has let it in.
@@ -383,7 +386,7 @@ class Node:
 
     def _is_refused(self) -> bool:
         """Whether a refusal ends this island: nobody has let it in."""
-        return not self.peers.live() and not self.exchange.founder
+        return not self.peers.live() and not self.directory.founder
 
     def _find_blob(self, name: Digest) -> Blob | None:
         for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):

@@ -64,7 +64,7 @@ class Submissions:
                 round.
         """
         self._member.raise_fatal()
-        loop, traffic = asyncio.get_running_loop(), self._member.exchange.traffic
+        loop, traffic = asyncio.get_running_loop(), self._member.links.traffic
         began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
         task = asyncio.current_task()
         assert task is not None
@@ -93,7 +93,7 @@ class Submissions:
                     (accepted, position), moved = call.commits.pop(0), True
                     own, tokens = (
                         accepted.contribution,
-                        accepted.entry.tokens_of(self._member.exchange.peer_id),
+                        accepted.entry.tokens_of(self._member.signer.peer_id),
                     )
                     if own is contribution or (contribution.resent and tokens == contribution.tokens):
                         mine = accepted

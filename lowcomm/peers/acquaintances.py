@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 
 from lowcomm.errors import ExchangeError, ProtocolError
-from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.base import Links, Signer
 from lowcomm.exchanges.fields import Fields
 from lowcomm.types import Json, PeerId
 
@@ -59,12 +59,14 @@ class Acquaintances:
 
     def __init__(
         self,
-        exchange: Exchange,
+        links: Links,
+        signer: Signer,
         linked: Callable[[PeerId], bool],
         departed: Callable[[PeerId], bool],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
     ) -> None:
-        self._exchange, self._linked, self._departed, self._spawn = exchange, linked, departed, spawn
+        self._links, self._signer, self._spawn = links, signer, spawn
+        self._linked, self._departed = linked, departed
         self._known: dict[PeerId, _Known] = {}
         self._refused: set[PeerId] = set()
         self._put_off: dict[PeerId, tuple[float, float]] = {}
@@ -120,7 +122,7 @@ class Acquaintances:
         Args:
             lives: it is linked, here or to the peer that tells of it.
         """
-        if peer == self._exchange.peer_id or peer in self._refused:
+        if peer == self._signer.peer_id or peer in self._refused:
             return
         now, addresses = asyncio.get_running_loop().time(), tuple(addresses[:MAX_ADDRESSES])
         known = self._known.get(peer)
@@ -163,7 +165,7 @@ class Acquaintances:
 
     async def _dial(self, peer: PeerId, known: _Known) -> None:
         try:
-            await self._exchange.connect(peer, known.addresses)
+            await self._links.connect(peer, known.addresses)
         except ExchangeError:
             known.lives = False
             known.next_dial_s = asyncio.get_running_loop().time() + known.backoff_s

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from lowcomm.errors import PeerUnreachableError
-from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.base import Links, Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import TICK_S
 from lowcomm.types import Json, PeerId
@@ -23,8 +23,8 @@ class Requests:
         deadline_s: longest wait for an answer.
     """
 
-    def __init__(self, exchange: Exchange, deadline_s: Callable[[], float]) -> None:
-        self._exchange, self._deadline_s = exchange, deadline_s
+    def __init__(self, links: Links, deadline_s: Callable[[], float]) -> None:
+        self._links, self._deadline_s = links, deadline_s
         self._open: dict[tuple[PeerId, str, int], asyncio.Future[Fields | None]] = {}
 
     async def ask(self, peer: PeerId, kind: str, body: dict[str, Json], fragment: int = -1) -> Fields:
@@ -38,7 +38,7 @@ class Requests:
         if future is None:
             future = self._open[key] = asyncio.get_running_loop().create_future()
         try:
-            await self._exchange.send(peer, Message(f"{kind}?", {**body, "fragment": fragment}))
+            await self._links.send(peer, Message(f"{kind}?", {**body, "fragment": fragment}))
             async with asyncio.timeout(deadline_s):
                 reply = await asyncio.shield(future)
         except TimeoutError as error:

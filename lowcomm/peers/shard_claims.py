@@ -14,7 +14,7 @@ import asyncio
 import logging
 
 from lowcomm.errors import JoinRefusedError
-from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.base import Message, Signer
 from lowcomm.exchanges.fields import Fields
 from lowcomm.peers.acquaintances import MAX_KNOWN
 from lowcomm.peers.notice import Notice
@@ -35,8 +35,8 @@ LOOK_S = 0.2
 class ShardClaims:
     """The claims of a peer; call only from the exchange's loop."""
 
-    def __init__(self, exchange: Exchange, peers: Peers, requests: Requests, changed: Notice) -> None:
-        self._exchange, self._peers, self._requests, self._changed = exchange, peers, requests, changed
+    def __init__(self, signer: Signer, peers: Peers, requests: Requests, changed: Notice) -> None:
+        self._signer, self._peers, self._requests, self._changed = signer, peers, requests, changed
         self._num_shards = 0
         self._picking = False
         self._held: dict[PeerId, int] = {}  # what others have said they keep, before they train
@@ -77,7 +77,7 @@ class ShardClaims:
             free = self._free()
             if free:
                 free = self._without_rumors(free) or free
-                mine = self._exchange.peer_id
+                mine = self._signer.peer_id
                 before_me = [p for p in self._others() if p.id < mine and p.state.shard < 0]
                 return free[len(before_me) % len(free)]
             if all(self._is_settled(peer) for peer in self._others()) or loop.time() >= give_up_s:
@@ -127,7 +127,7 @@ class ShardClaims:
 
     def _is_contested(self, shard: int) -> bool:
         """Whether an island with a better right to it has the same part."""
-        mine = self._exchange.peer_id
+        mine = self._signer.peer_id
         for peer in self._others():
             if peer.state.shard == shard and (self._is_settled(peer) or peer.id < mine):
                 return True

@@ -94,7 +94,7 @@ class Peers:
         self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(
-            exchange, self.linked.__contains__, self.departed.__contains__, self._spawn
+            exchange, exchange, self.linked.__contains__, self.departed.__contains__, self._spawn
         )
 
     def start(self) -> None:

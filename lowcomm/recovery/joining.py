@@ -74,7 +74,7 @@ class Joining:
         logger.warning(
             "looking for the other islands of run %r for %g s: %s; then this one goes on alone "
             "(--found: at once)",
-            member.exchange.run_id,
+            member.signer.run_id,
             member.grace_s,
             member.remembered.shown(),
         )
@@ -140,7 +140,7 @@ class Joining:
         state = member.peers.state
         member.publish_position()
         give_up_s, tell_once = loop.time() + timeout_s, once(tell)
-        if not member.exchange.founder or member.remembered.before:
+        if not member.directory.founder or member.remembered.before:
             await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
         while True:
             member.raise_if_refused()
@@ -151,11 +151,11 @@ class Joining:
                 break
             if loop.time() >= give_up_s:
                 raise PeerUnreachableError(
-                    f"no island of run {member.exchange.run_id!r} came up within {timeout_s:g} s; "
+                    f"no island of run {member.signer.run_id!r} came up within {timeout_s:g} s; "
                     "start one without exchange.initial_peers, or check the addresses"
                 )
             tell_once(
-                f"waiting for an island of run {member.exchange.run_id!r} that trains, or that may begin it"
+                f"waiting for an island of run {member.signer.run_id!r} that trains, or that may begin it"
             )
             await member.changed.wait(min(1.0, give_up_s - loop.time()))
         if not (running or starting or over):
@@ -179,7 +179,7 @@ class Joining:
             # what was replayed, and what a vote of this island's earlier process has committed
             found = member.submissions.take_late(fragment)
             entries += len(found)
-            credits[fragment] = sum(entry.tokens_of(member.exchange.peer_id) or 0 for entry in found)
+            credits[fragment] = sum(entry.tokens_of(member.signer.peer_id) or 0 for entry in found)
         if snapshot_bytes:
             report_how = "snapshot"
         elif entries:
@@ -203,7 +203,7 @@ class Joining:
         return JoinReport(
             inner_step=state.inner_step,
             outer_steps=state.outer_steps,
-            peers=tuple(sorted([peer.id for peer in member.peers.live()] + [member.exchange.peer_id])),
+            peers=tuple(sorted([peer.id for peer in member.peers.live()] + [member.signer.peer_id])),
             how=report_how,
             entries=entries,
             snapshot_bytes=snapshot_bytes,
@@ -219,9 +219,7 @@ class Joining:
         if alone_ok:
             return True
         everyone = [peer.id for peer in starting]
-        return (
-            bool(everyone) and len(known) >= len(starting) and self._member.exchange.peer_id < min(everyone)
-        )
+        return bool(everyone) and len(known) >= len(starting) and self._member.signer.peer_id < min(everyone)
 
     def _started_together(self, running: list[Peer]) -> bool:
         """Whether the others were waited for, and are still in their first period."""

@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Protocol, TypeVar, TypeVarTuple
 
-from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.base import Directory, Links, Signer
 from lowcomm.ledger.blobs import Blobs
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.recorder import Recorder
@@ -44,7 +44,9 @@ class Member(Protocol):
     """This peer: what it owns, and what recovery asks it to do."""
 
     changed: Notice
-    exchange: Exchange
+    links: Links
+    directory: Directory
+    signer: Signer
     state: OuterState
     peers: Peers
     requests: Requests

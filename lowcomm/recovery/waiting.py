@@ -33,7 +33,7 @@ def once(tells: Callable[[str], None]) -> Callable[[str], None]:
 def place_to_join(member: Member) -> str:
     """What others need to join, as a clause; empty where an address means nothing."""
     try:
-        address = member.exchange.join_string
+        address = member.directory.join_string
     except ExchangeError:  # it listens nowhere
         return ""
     return f"; others join with {address}" if address else ""
@@ -62,7 +62,7 @@ class Waiting:
         missing = self._expected - here
         islands = "island" if missing == 1 else "islands"
         tell(
-            f"waiting for {missing} more {islands} of run {self._member.exchange.run_id!r} ({here} of "
+            f"waiting for {missing} more {islands} of run {self._member.signer.run_id!r} ({here} of "
             f"{self._expected} here{changed}){place_to_join(self._member)}",
             level,
         )
@@ -71,7 +71,7 @@ class Waiting:
         """There are enough; say so if there was a wait."""
         if self._next_s > float("-inf"):
             here, changed = self._changed()
-            run_id = self._member.exchange.run_id
+            run_id = self._member.signer.run_id
             tell(f"{here} of {self._expected} islands of run {run_id!r} are here{changed}")
 
     def _changed(self) -> tuple[int, str]:

@@ -16,7 +16,7 @@ import msgpack
 
 from lowcomm.algorithms.intervals import MAX_STEP_S, UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
-from lowcomm.exchanges.base import Exchange
+from lowcomm.exchanges.base import Signer
 from lowcomm.exchanges.fields import Fields, checked_float, checked_int, checked_text
 from lowcomm.ledger.entry import MAX_PARTICIPANTS, MAX_TOKENS, Entry, hash_value, parse_entry
 from lowcomm.types import Digest, Json, PeerId
@@ -165,7 +165,7 @@ def parse_roster(fields: Fields) -> Roster:
     )
 
 
-def parse_signed_roster(fields: Fields, sender: PeerId, exchange: Exchange) -> Roster:
+def parse_signed_roster(fields: Fields, sender: PeerId, signer: Signer) -> Roster:
     """Check and build a roster that its leader has sent and signed.
 
     Raises:
@@ -175,7 +175,7 @@ def parse_signed_roster(fields: Fields, sender: PeerId, exchange: Exchange) -> R
     if roster.ballot.leader != sender:
         raise ProtocolError(f"roster of {sender}: it names leader {roster.ballot.leader}")
     signature = bytes.fromhex(fields.text("signature", 1_024))
-    if not exchange.verify(sender, roster.signed_bytes(exchange.run_id), signature):
+    if not signer.verify(sender, roster.signed_bytes(signer.run_id), signature):
         raise ProtocolError(f"roster of {sender}: the signature is not the leader's")
     return roster
 

@@ -31,7 +31,7 @@ from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
-from lowcomm.exchanges.base import Buffer, Exchange, Message
+from lowcomm.exchanges.base import Buffer, Links, Message
 from lowcomm.islands.vectors import Vector, Vectors
 from lowcomm.ledger.chunks import decode_mean, join_payloads, shares_of, with_length
 from lowcomm.ledger.ranges import chunks_of, range_of
@@ -102,7 +102,8 @@ class Transfer:
 
     def __init__(
         self,
-        exchange: Exchange,
+        links: Links,
+        me: PeerId,
         roster: Roster,
         *,
         values: Tensor,
@@ -117,7 +118,7 @@ class Transfer:
         on_progress: Callable[[], None],
         rates: Rates,
     ) -> None:
-        self._exchange, self._roster, self._codec = exchange, roster, codec
+        self._links, self._me, self._roster, self._codec = links, me, roster, codec
         self._aggregation = aggregation
         self._pool, self._on_progress, self._rates = pool, on_progress, rates
         self._values, self._before_lost = values, residual
@@ -125,7 +126,7 @@ class Transfer:
         self._gathers = codec.topology == "all_gather"
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
         self._shares = shares_of([member.tokens for member in roster.participants])
-        self._place = roster.peers.index(exchange.peer_id)
+        self._place = roster.peers.index(me)
         self._range = (0, 0) if self._gathers else range_of(roster.stops, self._place)
         self._lost = Residual.blank(*self._range, vectors) if codec.error_feedback else None
         self._scales = contributions.scales(roster.participants)
@@ -135,7 +136,7 @@ class Transfer:
         self._parts: list[dict[PeerId, Buffer]] = [{} for _ in self._chunks]
         self._means: list[Buffer | None] = [None] * len(self._chunks)
         self._queues: dict[PeerId, asyncio.Queue[tuple[str, int, Buffer]]] = {
-            peer: asyncio.Queue() for peer in roster.peers if peer != exchange.peer_id
+            peer: asyncio.Queue() for peer in roster.peers if peer != me
         }
         self._staged = 0
         self._after = NextState(before, optimizer, vectors)
@@ -180,13 +181,13 @@ class Transfer:
         for (index, _, _), parts, mean in zip(self._chunks, self._parts, self._means, strict=True):
             if mean is None and (self._gathers or index == self._place):
                 owed |= set(self._roster.peers) - set(parts)
-        return sorted(owed - {self._exchange.peer_id})
+        return sorted(owed - {self._me})
 
     def missing_means_from(self) -> list[PeerId]:
         """The reducers that owe this peer a mean; they may wait for parts themselves."""
         means = zip(self._chunks, self._means, strict=True)
         owed = {self._roster.peers[owner] for (owner, _, _), mean in means if mean is None}
-        return [] if self._gathers else sorted(owed - {self._exchange.peer_id})
+        return [] if self._gathers else sorted(owed - {self._me})
 
     def on_piece(self, peer: PeerId, kind: str, chunk: int, given: str, payload: Buffer) -> None:
         """A `part` (a participant's encoded chunk for this reducer) or a `mean` (a reducer's) has come."""
@@ -231,7 +232,7 @@ class Transfer:
         self._damaged.add((peer, kind, chunk))
         logger.warning("chunk %d (%s) of %s came damaged; asked for it again", chunk, kind, peer)
         try:
-            await self._exchange.send(peer, Message("again", {**self._address(chunk), "piece": kind}))
+            await self._links.send(peer, Message("again", {**self._address(chunk), "piece": kind}))
         except PeerUnreachableError as error:
             raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
 
@@ -259,10 +260,9 @@ class Transfer:
 
     async def _keep(self) -> None:
         """Encode this peer's contribution to its own range; where nothing is reduced, to all of it."""
-        me = self._exchange.peer_id
         for chunk, start, stop in self._own_chunks(self._place):
             payload = await self._in_pool(self._encode, start, stop)
-            self._take_part(me, chunk, payload)
+            self._take_part(self._me, chunk, payload)
             if self._gathers:
                 self._send_to_all("part", chunk, payload)
 
@@ -298,7 +298,7 @@ class Transfer:
         self._means[chunk] = payload
         if not self._gathers:
             self._send_to_all("mean", chunk, payload)
-        await self._stage(chunk, self._exchange.peer_id)
+        await self._stage(chunk, self._me)
 
     def _encode_mean(self, parts: dict[PeerId, Buffer], start: int, stop: int) -> Buffer:
         decoded = self._decode_parts(parts, stop - start)
@@ -373,7 +373,7 @@ class Transfer:
     async def _post(self, peer: PeerId, kind: str, chunk: int, payload: Buffer) -> None:
         body = {**self._address(chunk), "sum": checksum(kind, self._address(chunk), payload)}
         try:
-            await self._exchange.send_bulk(peer, Message(kind, body, payload))
+            await self._links.send_bulk(peer, Message(kind, body, payload))
         except PeerUnreachableError as error:
             raise PeerFailedError(f"the link to {peer} broke: {error}", [peer]) from error
 

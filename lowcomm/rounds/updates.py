@@ -31,6 +31,7 @@ def make_transfer(
     state = context.state
     return Transfer(
         context.exchange,
+        context.exchange.peer_id,
         roster,
         values=contribution.values,
         residual=state.residuals[roster.fragment],

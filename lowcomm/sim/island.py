@@ -178,7 +178,7 @@ class SimIsland:
             node.joining.expect_company()
         self.phase = "joining"
         report = await node.joining.join(
-            fresh=True, alone_ok=node.exchange.founder, num_shards=0, timeout_s=self._settings.join_timeout_s
+            fresh=True, alone_ok=node.directory.founder, num_shards=0, timeout_s=self._settings.join_timeout_s
         )
         self.phase = "training"
         self.joined_s = loop.time()
@@ -266,10 +266,10 @@ class SimIsland:
         self.rounds.append((fragment, outcome))
         self.credited[fragment] += outcome.tokens
         self.progress.credit(fragment, outcome.tokens)
-        interval = self._pacing.plan(outcome.speeds, self.node.exchange.peer_id)
+        interval = self._pacing.plan(outcome.speeds, self.node.signer.peer_id)
         if interval is not None:
             self._pacing.take(fragment, interval)
-            step_s = outcome.speeds[self.node.exchange.peer_id].step_s
+            step_s = outcome.speeds[self.node.signer.peer_id].step_s
             late_steps = self._pacing.late_steps(fragment, outcome.late_s, step_s)
             self._pacing.put_off(late_steps, fragment)
         self._pacing.shift(

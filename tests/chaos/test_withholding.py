@@ -61,7 +61,7 @@ class Withholding:
             await asyncio.sleep(1.0)
             for number, (island, _) in self._swarm._lives.items():
                 if number != LIAR:
-                    island.node.exchange.traffic.count(name(LIAR), received=1)
+                    island.node.links.traffic.count(name(LIAR), received=1)
 
 
 @pytest.mark.parametrize(

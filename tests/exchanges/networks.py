@@ -11,11 +11,12 @@ from lowcomm import exchanges
 from lowcomm.errors import ExchangeError
 from lowcomm.exchanges import Exchange, Message
 from lowcomm.exchanges.process_group import ProcessGroupExchange
+from lowcomm.exchanges.shaped import Fate, ShapedExchange
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.types import PeerId
 
 RUN = "contract"
-KINDS = ("loopback", "process_group", "swarm")
+KINDS = ("loopback", "process_group", "swarm", "shaped")
 PATIENCE_S = 30.0
 """No test waits so long unless something hangs."""
 
@@ -68,6 +69,13 @@ class Recorder:
                 await self.changed.wait()
 
 
+class FairWeather:
+    """A shaper that lets everything through."""
+
+    def fate(self, sender: PeerId, receiver: PeerId, message: Message, now_s: float) -> Fate:
+        return Fate()
+
+
 @dataclass
 class Peer:
     exchange: Exchange
@@ -89,12 +97,15 @@ async def network(kind: str, count: int = 2) -> AsyncIterator[list[Peer]]:
         else:
             hub = exchanges.hub()
             for number in range(count):
-                if kind == "loopback":
-                    exchange: Exchange = exchanges.loopback(
-                        hub, run_id=RUN, peer_id=f"peer-{number}", founder=number == 0
+                if kind == "swarm":
+                    exchange: Exchange = exchanges.swarm(
+                        run_id=RUN, initial_peers=[join_string(p) for p in peers[:1]]
                     )
                 else:
-                    exchange = exchanges.swarm(run_id=RUN, initial_peers=[join_string(p) for p in peers[:1]])
+                    exchange = exchanges.loopback(
+                        hub, run_id=RUN, peer_id=f"peer-{number}", founder=number == 0
+                    )
+                    exchange = ShapedExchange(exchange, FairWeather()) if kind == "shaped" else exchange
                 peers.append(Peer(exchange, Recorder()))
                 await exchange.start(peers[-1].heard)
         await asyncio.gather(

@@ -1,4 +1,4 @@
-"""What every exchange promises (lowcomm/exchanges/base.py), checked on all three."""
+"""What every exchange promises (lowcomm/exchanges/base.py): its links, its directory, its signer."""
 
 import asyncio
 import os
@@ -13,7 +13,15 @@ import torch.distributed as dist
 from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges import Message
-from lowcomm.exchanges.base import MAX_BODY_BYTES, MAX_PAYLOAD_BYTES
+from lowcomm.exchanges.base import (
+    MAX_BODY_BYTES,
+    MAX_PAYLOAD_BYTES,
+    Directory,
+    Exchange,
+    Links,
+    Signer,
+    lacks,
+)
 from lowcomm.exchanges.frames import decode_body
 from lowcomm.exchanges.process_group import ProcessGroupExchange
 from lowcomm.launching.process_table import children_of, key_of
@@ -22,6 +30,31 @@ from tests.exchanges.networks import KINDS, PATIENCE_S, RUN, Peer, Recorder, joi
 
 CHILD = Path(__file__).with_name("child.py")
 each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+PARTS = (Links, Directory, Signer)
+
+
+def members(part: type) -> set[str]:
+    return {name for name in vars(part) if not name.startswith("_")}
+
+
+def test_an_exchange_is_three_small_parts_and_nothing_else() -> None:
+    assert all(len(members(part)) <= 9 for part in PARTS)
+    assert sum(len(members(part)) for part in PARTS) == len(set().union(*map(members, PARTS)))
+    assert not members(Exchange)
+
+
+@each_kind
+def test_every_kind_has_all_parts(kind: str) -> None:
+    async def scenario() -> None:
+        async with network(kind) as (a, _):
+            assert lacks(a.exchange) == []
+
+    asyncio.run(scenario())
+
+
+# -- links -----------------------------------------------------------------------------------------
 
 
 @each_kind
@@ -263,6 +296,22 @@ async def ended(pid: int) -> None:
             await asyncio.sleep(0.01)
 
 
+# -- directory -------------------------------------------------------------------------------------
+
+
+@each_kind
+def test_one_peer_founds_and_the_others_are_told_how_to_reach_it(kind: str) -> None:
+    async def scenario() -> None:
+        async with network(kind) as (a, b):
+            assert a.exchange.founder
+            if kind == "swarm":
+                assert not b.exchange.founder
+                assert a.exchange.join_string.startswith(f"{RUN}@/")
+                assert a.exchange.join_string.endswith(f"/p2p/{a.id}")
+
+    asyncio.run(scenario())
+
+
 @each_kind
 def test_the_directory_returns_everybodys_latest_record(kind: str) -> None:
     async def scenario() -> None:
@@ -276,6 +325,9 @@ def test_the_directory_returns_everybodys_latest_record(kind: str) -> None:
                         await asyncio.sleep(0.05)
 
     asyncio.run(scenario())
+
+
+# -- signer ----------------------------------------------------------------------------------------
 
 
 @each_kind
@@ -292,6 +344,9 @@ def test_signatures_are_bound_to_the_data_and_the_signer(kind: str) -> None:
             assert not b.exchange.verify(PeerId("nobody"), b"roster", signature)
 
     asyncio.run(scenario())
+
+
+# -- links that end --------------------------------------------------------------------------------
 
 
 @each_kind

@@ -36,6 +36,14 @@ def island():
     return wrap_island(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
+class Linked:
+    """A part of an exchange of a user's own."""
+
+    async def start(self, receiver, met=()): ...
+
+    async def send(self, peer, message): ...
+
+
 def loop(**changes):
     given = {
         "island": island(),
@@ -105,6 +113,11 @@ REFUSED = {
     "no island": ("island", None, "got None"),
     "text as exchange": ("exchange", "swarm", r"expected what exchanges.swarm\(.*\) gives, got 'swarm'"),
     "no exchange": ("exchange", None, "on the island's lead rank, got None"),
+    "half an exchange": (
+        "exchange",
+        Linked(),
+        r"got .*\(Linked\), which has no `traffic`",
+    ),
     "factory as exchange": ("exchange", exchanges.swarm, r"call it: swarm\(...\)"),
     "steps as schedule": ("schedule", 100, r"expected a Schedule, e.g. Schedule\(inner_steps=100\), got 100"),
     "text as schedule": ("schedule", "100", r"Schedule\(inner_steps=100\), got '100'"),

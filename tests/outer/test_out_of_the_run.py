@@ -26,7 +26,7 @@ def test_an_island_that_has_to_go_stops_and_commits_nothing_more(heard: bool) ->
         return True
 
     def each(step, outer):
-        exchanges[0] = outer._node.exchange if outer.peer_id == name(0) else exchanges.get(0)
+        exchanges[0] = outer._node.links if outer.peer_id == name(0) else exchanges.get(0)
 
     swarm.hub.filter = listen
     results = swarm.run(16, each=each)

@@ -53,7 +53,7 @@ async def met(hub: LoopbackHub, count: int) -> list[SimIsland]:
 def cut_off(hub: LoopbackHub, islands: list[SimIsland], *, down: bool) -> None:
     """Take the network of all islands down, or up again."""
     for island in islands:
-        exchange = island.node.exchange
+        exchange = island.node.links
         assert isinstance(exchange, Cut)
         exchange.down = down
         for peer in exchange.connected() if down else ():

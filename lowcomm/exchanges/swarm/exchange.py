@@ -130,7 +130,7 @@ class SwarmExchange:
         """Start p2pd, open for messages, reach an initial peer, or one of those `met`.
 
         Raises:
-            AddressError, PortInUseError, JoinRefusedError, PeerUnreachableError: see `Exchange`.
+            AddressError, PortInUseError, JoinRefusedError, PeerUnreachableError: see `Links`.
             StorageError: the identity file can't be used.
             ExchangeError: p2pd does not work.
         """
