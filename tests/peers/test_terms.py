@@ -224,8 +224,8 @@ def test_a_model_of_very_many_tensors_joins_over_the_real_swarm() -> None:
 
     async def scenario() -> None:
         founder = await start(MANY)
-        joined = await start(MANY, (founder.exchange.join_string,))
-        unlike = await start(MANY + 1, (founder.exchange.join_string,))
+        joined = await start(MANY, (founder.directory.join_string,))
+        unlike = await start(MANY + 1, (founder.directory.join_string,))
         async with asyncio.timeout(PATIENCE_S):
             while not (founder.peers.live() and joined.peers.live() and unlike.refusals):
                 await unlike.changed.wait(1.0)
