@@ -152,7 +152,7 @@ def _access(config: Config) -> Iterator[tuple[str, str]]:
     if access.mode != "open" and config.exchange.kind != "swarm":
         yield (
             "shared.access.mode",
-            f"expected open with a process_group, which checks nobody, got {access.mode}",
+            f"expected open with a {config.exchange.kind}, which checks nobody, got {access.mode}",
         )
 
 
@@ -204,7 +204,7 @@ def _exchange(exchange: ExchangeConfig) -> Iterator[tuple[str, str]]:
         )
     if exchange.kind == "swarm":
         yield from _swarm(exchange)
-    else:
+    if exchange.kind == "process_group":
         yield from _process_group(exchange)
 
 

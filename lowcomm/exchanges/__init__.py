@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 METHODS: Methods[Exchange] = Methods(
     __name__,
     "exchange",
-    {"swarm": "swarm.exchange", "process_group": "process_group"},
+    {
+        "swarm": "swarm.exchange",
+        "process_group": "process_group",
+    },
     key="kind",
 )
 """What a recipe can choose; `loopback` works in one process only."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
@@ -16,7 +16,6 @@ from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.types import PeerId
 
 RUN = "contract"
-KINDS = ("loopback", "process_group", "swarm", "shaped")
 PATIENCE_S = 30.0
 """No test waits so long unless something hangs."""
 
@@ -91,8 +90,8 @@ async def network(kind: str, count: int = 2) -> AsyncIterator[list[Peer]]:
     """`count` started peers, each linked to all others and admitting them."""
     peers: list[Peer] = []
     try:
-        if kind == "process_group":
-            peers += [Peer(exchange, Recorder()) for exchange in process_groups(count)]
+        if kind in GROUPS:
+            peers += [Peer(exchange, Recorder()) for exchange in GROUPS[kind](count)]
             await asyncio.gather(*(peer.exchange.start(peer.heard) for peer in peers))
         else:
             hub = exchanges.hub()
@@ -128,6 +127,13 @@ def process_groups(count: int) -> list[ProcessGroupExchange]:
         ProcessGroupExchange(RUN, store=store, rank=rank, world_size=count)
         for rank, store in enumerate(stores)
     ]
+
+
+GROUPS: dict[str, Callable[[int], Sequence[Exchange]]] = {
+    # those whose peers are all there from the start
+    "process_group": process_groups,
+}
+KINDS = ("loopback", "swarm", "shaped", *GROUPS)
 
 
 def join_string(peer: Peer) -> str:

@@ -15,7 +15,12 @@ from lowcomm.methods import Methods
 METHODS: Methods[OuterOptimizer] = Methods(
     __name__,
     "shared.outer",
-    {"nesterov": "nesterov", "adam": "adam", "schedule_free": "schedule_free", "sgd": "sgd"},
+    {
+        "nesterov": "nesterov",
+        "adam": "adam",
+        "schedule_free": "schedule_free",
+        "sgd": "sgd",
+    },
 )
 
 __all__ = ["CACHED_ELEMENTS", "METHODS", "OuterOptimizer", "blocks", "by_name", "slot_names"]
