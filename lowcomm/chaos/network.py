@@ -1,4 +1,4 @@
-"""Faults of the network itself, between namespaces that launch/wan has made (root)."""
+"""Faults of the network itself, between namespaces that the script `wan/wan` makes (root)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Self
 
 from lowcomm.errors import LowcommError
 
-SCRIPT = Path(__file__).parents[2] / "launch" / "wan" / "wan"
+SCRIPT = Path(__file__).parent / "wan" / "wan"
 DELAY_MS = 20
 MBIT = 100
 SLOW_MBIT = 10
@@ -26,12 +26,10 @@ class Network:
     """A WAN of `size` namespaces; use as a context manager, which removes it.
 
     Raises:
-        NetworkError: it can't be made: it needs root, a checkout, `ip` and gcc, and no other WAN.
+        NetworkError: it can't be made: it needs root, `ip` and gcc, and no other WAN.
     """
 
     def __init__(self, size: int) -> None:
-        if not SCRIPT.exists():
-            raise NetworkError(f"expected {SCRIPT}: the emulator lives in the checkout, not in the package")
         if os.geteuid() != 0:
             raise NetworkError("network namespaces need root")
         self._size, self._mbit, self._loss = size, MBIT, 0
@@ -114,4 +112,4 @@ class Network:
             script.communicate()
             raise
         if script.returncode:
-            raise NetworkError(f"launch/wan/wan {words[0]}: {(stderr or stdout).strip()}")
+            raise NetworkError(f"{SCRIPT} {words[0]}: {(stderr or stdout).strip()}")

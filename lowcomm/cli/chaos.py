@@ -64,7 +64,7 @@ def add_parser(commands: Subparsers) -> None:
         "--wan",
         action=argparse.BooleanOptionalAction,
         help="in network namespaces, and break their network, too (default: where that can be done: as root, "
-        "in a checkout, with iproute2 and gcc)",
+        "with iproute2 and gcc)",
     )
     parser.add_argument(
         "--no-fault-free", action="store_true", help="don't train once more without faults, to compare with"

@@ -17,7 +17,7 @@ from tests.e2e.runs import SMALL, lines
 CLONE = ("pyproject.toml", "README.md", "LICENSE", "lowcomm")
 OFFLINE = ("--no-index", "--no-deps", "--quiet")
 """What it needs is here already, so that no network is needed."""
-DATA = ("toml", "json", "html", "css", "typed")
+DATA = ("*.toml", "*.json", "*.html", "*.css", "*.typed", "*.c", "wan/wan")
 
 
 def pip(*words: object) -> None:
@@ -42,8 +42,9 @@ def installed(folder: Path) -> Path:
     assert all(
         (packages / path.relative_to(ROOT)).is_file()
         for kind in DATA
-        for path in (ROOT / "lowcomm").rglob(f"*.{kind}")
+        for path in (ROOT / "lowcomm").rglob(kind)
     )
+    assert os.access(packages / "lowcomm" / "chaos" / "wan" / "wan", os.X_OK)
     # a path in a .pth file is searched last, and the .pth files in it, as of a checkout, are not followed
     others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (packages / "others.pth").write_text("\n".join(others) + "\n")
