@@ -129,13 +129,13 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
         return
 
     from lowcomm.build import build_outer_state
-    from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
+    from lowcomm.storage.checkpoint import SLOTS, Checkpoints, saved_fragments
 
     auditor = Auditor(found, ledger, config.shared.run_id, config.shared.schedule.num_fragments)
     if not found.valid:
         return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
-    count, wants = config.shared.schedule.num_fragments, ("chain", "anchor")
+    count, wants = config.shared.schedule.num_fragments, ("chain", "anchor", SLOTS)
     saved = [
         (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count, wants))
         for step in checkpoints.steps()

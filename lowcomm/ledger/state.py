@@ -32,7 +32,7 @@ from lowcomm.ledger.ranges import chunks_of
 from lowcomm.ledger.residual import Residual
 from lowcomm.ledger.store import UpdateStore
 from lowcomm.ledger.update import Update
-from lowcomm.storage.checkpoint import named_slots
+from lowcomm.storage.checkpoint import SLOTS, named_slots
 from lowcomm.types import Digest, Json
 
 logger = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ def saved_position(position: Position) -> dict[str, Any]:
     """Of one fragment, for a checkpoint: tensors by reference where they lie here."""
     return {
         "anchor": position.state.anchor.load(),
-        "slots": {name: slot.load() for name, slot in position.state.slots.items()},
+        SLOTS: {name: slot.load() for name, slot in position.state.slots.items()},
         "residual": position.residual.state_dict() if position.residual else None,
         "chain": position.chain,
     }

@@ -30,6 +30,8 @@ from lowcomm.storage.files import io_reason, sync_folder
 FORMAT = 1
 """Raise it when an older version would misread what a part holds, not when something is added."""
 MANIFEST = "manifest.json"
+SLOTS = "slots"
+"""Of a fragment: what the outer optimizer keeps, by name."""
 NAME = re.compile(r"step-(\d{9,})")
 
 
@@ -193,7 +195,7 @@ def fragment_part(index: int) -> str:
 def named_slots(saved: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     """What the outer optimizer keeps of a fragment, by name; before slots had names, it was one momentum."""
     slots: Mapping[str, torch.Tensor] = (
-        saved["slots"] if "momentum" not in saved else {"momentum": saved["momentum"]}
+        {"momentum": saved["momentum"]} if "momentum" in saved else saved[SLOTS]
     )
     return slots
 
@@ -213,9 +215,11 @@ def saved_fragments(
         name = fragment_part(index)
         with checkpoints.understood(step):
             saved = checkpoints.load(step, only=(name,))[name]
-            for key in wants:
-                saved[key]  # a KeyError names what another version has not saved
-            named_slots(saved)
+            for key in wants:  # a KeyError names what another version has not saved
+                if key == SLOTS:
+                    named_slots(saved)
+                else:
+                    saved[key]
         yield saved
 
 
