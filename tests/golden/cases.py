@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm import (
+    OuterLoop,
+    RoundPolicy,
+    Schedule,
+    codecs,
+    exchanges,
+    nesterov,
+    outer_optimizers,
+    wrap_island,
+)
 from lowcomm.codecs.base import Codec
 from lowcomm.exchanges.base import Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
@@ -76,6 +85,16 @@ CASES = {
         steps=(16, 10),
         step_s=(100.0, 200.0),
     ),
+    "adam": Case(
+        schedule=EAGER,
+        codec=lambda: codecs.int8(error_feedback=True),
+        optimizer=lambda: outer_optimizers.by_name("adam"),
+        steps=(24, 24),
+    ),
+    "schedule-free": Case(
+        schedule=STREAMING, optimizer=lambda: outer_optimizers.by_name("schedule_free"), steps=(24, 24)
+    ),
+    "sgd": Case(optimizer=lambda: outer_optimizers.by_name("sgd", lr=0.5), codec=codecs.int8),
     "median": Case(islands=3, aggregation="median"),
 }
 

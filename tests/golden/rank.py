@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov
+from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, outer_optimizers
 from lowcomm.exchanges.loopback import LoopbackHub
 from lowcomm.islands.base import Island
 from lowcomm.types import PeerId
@@ -21,15 +21,21 @@ from tests.islands import rank as islands_rank
 from tests.islands.ranks import everything, make_island
 
 STEPS = 18
+OPTIMIZERS = {"nesterov": {"lr": 0.7, "momentum": 0.6}, "adam": {}}
 
 
 def task(rank: int, folder: Path, engine: str) -> dict[str, Any]:
-    """Both islands from start to end; what they end with is the lead's to tell."""
+    """With each outer optimizer both islands from start to end."""
+    return {optimizer: _together(engine, optimizer) for optimizer in OPTIMIZERS}
+
+
+def _together(engine: str, optimizer: str) -> Found:
+    """What the two end with, which is the lead's to tell."""
     hub = exchanges.hub()
     with ThreadPoolExecutor(1) as pool:
         island = make_island(engine=engine)
-        outer = _loop(island, hub if island.is_lead else None, "sharded")
-        partner = pool.submit(_partner, hub) if island.is_lead else None
+        outer = _loop(island, hub if island.is_lead else None, "sharded", optimizer)
+        partner = pool.submit(_partner, hub, optimizer) if island.is_lead else None
         found = _train(island, outer)
         if partner is None:
             return {}
@@ -38,12 +44,12 @@ def task(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     return {**found, "local": [found["local"], other["local"]]}
 
 
-def _partner(hub: LoopbackHub) -> Found:
+def _partner(hub: LoopbackHub, optimizer: str) -> Found:
     island = make_island(engine="plain")
-    return _train(island, _loop(island, hub, "plain"))
+    return _train(island, _loop(island, hub, "plain", optimizer))
 
 
-def _loop(island: Island, hub: LoopbackHub | None, name: str) -> OuterLoop:
+def _loop(island: Island, hub: LoopbackHub | None, name: str, optimizer: str) -> OuterLoop:
     island.write(range(len(island.layout)), _numbers(island, 3) if island.is_lead else None)
     exchange = None
     if hub is not None:
@@ -53,7 +59,7 @@ def _loop(island: Island, hub: LoopbackHub | None, name: str) -> OuterLoop:
         exchange,
         schedule=Schedule(inner_steps=6, num_fragments=3, delay=1, merge_alpha=0.25),
         codec=codecs.int8(error_feedback=True),
-        outer_optimizer=nesterov(lr=0.7, momentum=0.6),
+        outer_optimizer=outer_optimizers.by_name(optimizer, **OPTIMIZERS[optimizer]),
         round_policy=RoundPolicy(min_participants=2, deadline_s=WAIT_S),
         expected_peers=2,
         gather_timeout_s=WAIT_S,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, nesterov, wrap_island
+from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, wrap_island
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 TENSOR = (1024, 1024)
@@ -57,7 +57,7 @@ def train(islands: int, peers: list[str], model: Weights, settings: dict[str, An
         exchanges.swarm(run_id="weighed", initial_peers=peers, relay=False),
         schedule=Schedule(inner_steps=2 * FRAGMENTS, **settings["schedule"]),
         codec=codec,
-        outer_optimizer=nesterov(),
+        outer_optimizer=settings.get("optimizer", "nesterov"),
         round_policy=RoundPolicy(min_participants=islands, deadline_s=60.0),
         expected_peers=islands,
         chunk_bytes=1 << 16,
