@@ -8,15 +8,16 @@ processes may share the work (`jobs`). Islands are real: a process each, over th
 
 from __future__ import annotations
 
+import itertools
 import json
-import multiprocessing
 import platform
+import signal
 import statistics
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ from blake3 import blake3
 from lowcomm import __version__
 from lowcomm.baseline import run_baseline
 from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import LearningBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, LowcommError
+from lowcomm.launching.children import Children
 from lowcomm.launching.islands import LaunchPlan
 from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
 from lowcomm.types import Json
 
 KINDS = ("islands", "data-parallel", "alone")
+SPOKEN_S = 10.0
+"""More than enough: a worker is listened to once it has spoken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ def run_study(bench: LearningBench, tell: Tell, clock: Clock | None = None) -> l
     log = bench.log
     recipe, runs = load_study(bench.study)
     done = {str(line["key"]): line for line in read_log(log)}
-    tasks = [_Task.of(run, seed, recipe) for run, seed in _by_seed(runs)]
+    tasks = [_Task(run, seed, recipe) for run, seed in _by_seed(runs)]
     for task in tasks:
         made_with = done.get(task.key, {}).get("settings_digest", task.settings_digest)
         if made_with != task.settings_digest:
@@ -139,11 +144,19 @@ class _Task:
 
     run: Run
     seed: int
-    config: Config
+    recipe: Path
+
+    def to_json(self) -> str:
+        return json.dumps([asdict(self.run), self.seed, str(self.recipe)])
 
     @classmethod
-    def of(cls, run: Run, seed: int, recipe: Path) -> _Task:
-        return cls(run, seed, load_config(recipe, [*run.overrides, f"shared.seed={seed}"]))
+    def from_json(cls, text: str) -> _Task:
+        run, seed, recipe = json.loads(text)
+        return cls(Run(**{**run, "overrides": tuple(run["overrides"])}), seed, Path(recipe))
+
+    @cached_property
+    def config(self) -> Config:
+        return load_config(self.recipe, [*self.run.overrides, f"shared.seed={self.seed}"])
 
     @property
     def key(self) -> str:
@@ -163,14 +176,29 @@ def _train_all(tasks: Sequence[_Task], jobs: int, clock: Clock) -> Iterator[dict
         for task in tasks:
             yield _line(task, clock)
         return
-    # a forked child could hold locks of torch's threads for ever
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(_line, task, SystemClock()) for task in tasks]
+    waiting = iter(tasks)
+    with Children(PROGRAM, "learning", deadline_s=SPOKEN_S, dies=signal.SIGTERM) as workers:
+        for task in itertools.islice(waiting, jobs):
+            workers.say(workers.start({}), task.to_json())
+        for _ in tasks:
+            number = workers.next()
+            line = workers.wait_for(number, "line")
+            if line["error"]:
+                raise LowcommError(line["error"])
+            yield line["line"]
+            if (following := next(waiting, None)) is not None:
+                workers.say(number, following.to_json())
+
+
+def take_part(peer: Peer) -> None:
+    """Train a run for each line. It takes its islands along when it is ended."""
+    while asked := peer.hear():
+        error, line = "", {}
         try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            line = _line(_Task.from_json(asked), peer.clock)
+        except LowcommError as failure:
+            error = str(failure)
+        peer.tell("line", error=error, line=line)
 
 
 def _line(task: _Task, clock: Clock) -> dict[str, Json]:

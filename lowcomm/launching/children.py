@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -43,12 +43,14 @@ class _Child:
 
     Attributes:
         messages: its standard error, kept for when it fails; hivemind prints many harmless complaints.
+        on_event: called, in a thread of its own, after each line and at the end.
     """
 
     process: subprocess.Popen[bytes] | ForkServerProcess
     stdin: IO[bytes]
     stdout: IO[bytes]
     messages: Path
+    on_event: Callable[[], None]
     events: queue.Queue[bytes | None] = field(default_factory=queue.Queue)
 
     def __post_init__(self) -> None:
@@ -74,7 +76,9 @@ class _Child:
         with self.stdout:
             for line in self.stdout:
                 self.events.put(line)
+                self.on_event()
         self.events.put(None)
+        self.on_event()
 
 
 class Children:
@@ -108,6 +112,7 @@ class Children:
             self._context.set_forkserver_preload([program, *preload])
         self._folder = tempfile.TemporaryDirectory(prefix="lowcomm-peers-")
         self._peers: list[_Child] = []
+        self._heard: queue.Queue[int] = queue.Queue()
         self._seen: set[int] = set()
 
     def __enter__(self) -> Self:
@@ -126,7 +131,8 @@ class Children:
         messages = Path(self._folder.name) / str(number)
         messages.touch()
         words = [self._role, json.dumps({**settings, "number": number})]
-        peer = self._fork(words, messages) if self._context else self._spawn(words, messages, number)
+        start = self._fork if self._context else self._spawn
+        peer = start(number, words, messages)
         self._peers.append(peer)
         return number
 
@@ -212,6 +218,10 @@ class Children:
             self.say(number, "go")
         return [self.wait_for(number, "round") for number in range(len(self._peers))]
 
+    def next(self) -> int:
+        """Wait, for ever, until a peer says something or ends; which one. Once for each event."""
+        return self._heard.get()
+
     def close(self, *, patient: bool) -> None:
         """End all peers and what they have started; `patient` lets them leave by themselves first."""
         for peer in self._peers:
@@ -230,7 +240,7 @@ class Children:
 
     # -- how they start ----------------------------------------------------------------------------
 
-    def _spawn(self, words: Sequence[str], messages: Path, number: int) -> _Child:
+    def _spawn(self, number: int, words: Sequence[str], messages: Path) -> _Child:
         prefix = [part.replace("{number}", str(number)) for part in self._prefix]
         with messages.open("ab") as file:
             process = start_child(
@@ -243,9 +253,15 @@ class Children:
             )
         assert process.stdin is not None
         assert process.stdout is not None
-        return _Child(process=process, stdin=process.stdin, stdout=process.stdout, messages=messages)
+        return _Child(
+            process=process,
+            stdin=process.stdin,
+            stdout=process.stdout,
+            messages=messages,
+            on_event=lambda: self._heard.put(number),
+        )
 
-    def _fork(self, words: Sequence[str], messages: Path) -> _Child:
+    def _fork(self, number: int, words: Sequence[str], messages: Path) -> _Child:
         assert self._context is not None
         inputs, commands = self._context.Pipe(duplex=False)
         events, outputs = self._context.Pipe(duplex=False)
@@ -260,6 +276,7 @@ class Children:
             stdin=os.fdopen(os.dup(commands.fileno()), "wb", buffering=0),
             stdout=os.fdopen(os.dup(events.fileno()), "rb"),
             messages=messages,
+            on_event=lambda: self._heard.put(number),
         )
 
 

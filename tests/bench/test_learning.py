@@ -41,9 +41,10 @@ def study(folder: Path, steps: int) -> Path:
     return path
 
 
-def start(path: Path, log: Path) -> subprocess.Popen[str]:
+def start(path: Path, log: Path, jobs: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lowcomm", "bench", "learning", str(path), "--log", str(log)]
     return subprocess.Popen(
-        [sys.executable, "-m", "lowcomm", "bench", "learning", str(path), "--log", str(log)],
+        [*command, "--jobs", str(jobs)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,8 +86,9 @@ def test_a_run_that_was_stopped_is_not_logged(tmp_path: Path) -> None:
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only there children can follow their parent"
 )
-def test_a_study_that_is_ended_leaves_no_islands(tmp_path: Path) -> None:
-    process = start(study(tmp_path, 1_000_000), tmp_path / "log.jsonl")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_study_that_is_ended_leaves_no_islands(tmp_path: Path, jobs: int) -> None:
+    process = start(study(tmp_path, 1_000_000), tmp_path / "log.jsonl", jobs)
     islands = training(process, tmp_path)
     process.terminate()
     process.communicate(timeout=DEADLINE_S)

@@ -31,6 +31,7 @@ def test_each_peer_gets_its_settings_and_answers_each_line(children: Children) -
         assert (ready["role"], ready["settings"]) == ("echo", {"size": 7, "number": number})
     assert [event["line"] for event in children.round()] == ["go", "go"]
     assert children.ask(1, "round")["line"] == "round"
+    assert sorted(children.next() for _ in range(5)) == [0, 0, 1, 1, 1]
     assert children.code(0) is None
     assert children.news(0) == []
 
