@@ -15,8 +15,47 @@ def broken(outcome: Outcome) -> list[str]:
         *_one_history(outcome),
         *_monotone(outcome),
         *_tokens(outcome),
+        *(lost(outcome) if outcome.settings.policy.partition == "majority" else ()),
         *_together_again(outcome),
     ]
+
+
+def lost(outcome: Outcome) -> list[str]:
+    """G8: what an island counts as credited is in the history that all have at the end, once.
+
+    One sentence per island and fragment of which it is not. Where sides of a split both commit it isn't.
+    """
+    lives: dict[int, int] = defaultdict(int)
+    for life in outcome.lives:
+        lives[life.number] += 1
+    problems = []
+    for fragment in range(outcome.settings.num_fragments):
+        history = _history(outcome, fragment)
+        for life in outcome.final:
+            if lives[life.number] > 1:
+                continue  # an earlier life's last commit may not have been counted before it was killed
+            height = life.node.state.chains[fragment].outer_step
+            ledger = sum(
+                entry.tokens_of(name(life.number)) or 0 for entry in history if entry.outer_step <= height
+            )
+            credited = life.credited[fragment] + life.node.submissions.late_tokens(fragment)
+            if ledger != credited:
+                problems.append(
+                    f"{name(life.number)}, fragment {fragment}: counts {credited} tokens as credited, "
+                    f"the ledger credits {ledger}"
+                )
+    return problems
+
+
+def _history(outcome: Outcome, fragment: int) -> list[Entry]:
+    """The entries up to the furthest head at the end, newest first."""
+    entries = {e.hash: e for life in outcome.lives for e in life.record.entries if e.fragment == fragment}
+    chain = max((life.node.state.chains[fragment] for life in outcome.final), key=lambda c: c.standing)
+    found, head = [], chain.head
+    while head in entries:
+        found.append(entries[head])
+        head = entries[head].previous
+    return found
 
 
 def _one_history(outcome: Outcome) -> list[str]:
@@ -49,36 +88,15 @@ def _monotone(outcome: Outcome) -> list[str]:
 
 
 def _tokens(outcome: Outcome) -> list[str]:
-    """G8: what an island counts as credited is what the ledger credits it, and the rest is not lost."""
+    """G8: what an island has trained is credited, or still to come."""
     problems = []
-    entries: dict[str, Entry] = {e.hash: e for life in outcome.lives for e in life.record.entries}
-    lives: dict[int, int] = defaultdict(int)
     for life in outcome.lives:
-        lives[life.number] += 1
         for fragment, credited in enumerate(life.credited):
             trained, left = life.progress.tokens_trained, life.progress.tokens[fragment]
             if credited + left != trained:
                 problems.append(
                     f"{name(life.number)}, fragment {fragment}: trained {trained} tokens, "
                     f"credited {credited}, still to come {left}"
-                )
-    if outcome.settings.policy.partition == "continue":
-        return problems
-    for life in outcome.final:
-        if lives[life.number] > 1:
-            continue  # an earlier life's last commit may not have been counted before it was killed
-        for fragment, credited in enumerate(life.credited):
-            height = life.node.state.chains[fragment].outer_step
-            ledger = sum(
-                entry.tokens_of(name(life.number)) or 0
-                for entry in entries.values()
-                if entry.fragment == fragment and entry.outer_step <= height
-            )
-            credited += life.node.submissions.late_tokens(fragment)
-            if ledger != credited:
-                problems.append(
-                    f"{name(life.number)}, fragment {fragment}: counts {credited} tokens as credited, "
-                    f"the ledger credits {ledger}"
                 )
     return problems
 

@@ -27,7 +27,7 @@ from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.rounds.decision import Contribution, RoundPolicy
 from lowcomm.rounds.promises import Promises
-from lowcomm.sim.virtual_time import InlineExecutor
+from lowcomm.sim.disk import SimExecutor
 from lowcomm.types import Digest, Layout, TensorSpec
 
 LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
@@ -137,6 +137,7 @@ class SimIsland:
             torch.randn(size, generator=generator, dtype=torch.float32, device="cpu") for size in sizes
         ]
         codec = int8(error_feedback=settings.error_feedback)
+        self.pool = SimExecutor()
         state = OuterState(
             exchange.run_id, self._fragments, [v.clone() for v in self.local], nesterov(0.7, 0.6), codec
         )
@@ -153,7 +154,7 @@ class SimIsland:
             folder=folder,
             snapshot_mbit_s=settings.snapshot_mbit_s,
             promises=promises if settings.policy.partition == "majority" else None,
-            pool=InlineExecutor(),
+            pool=self.pool,
         )
         self.progress = Progress(len(sizes))
         self.credited = [0] * len(sizes)
@@ -177,6 +178,7 @@ class SimIsland:
         if expected > 1:
             node.joining.expect_company()
         self.phase = "joining"
+        await node.joining.look_for_others()
         report = await node.joining.join(
             fresh=True, alone_ok=node.directory.founder, num_shards=0, timeout_s=self._settings.join_timeout_s
         )
@@ -211,6 +213,7 @@ class SimIsland:
     async def crash(self) -> None:
         """Stop everything at once, after the exchange has been killed."""
         self.phase = "dead"
+        self.pool.shutdown()
         for flight in self._flights.values():
             flight.task.cancel()
         for fragment_round in self.node.rounds:

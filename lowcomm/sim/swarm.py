@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lowcomm.errors import PeerUnreachableError
+from lowcomm.exchanges.base import Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.ledger.chain import Standing
 from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promises
+from lowcomm.sim.disk import Disk
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.striking import Striker
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
@@ -63,6 +69,8 @@ class SimSwarm:
         ]
         self._until_s = tape.quiet_s + SETTLE_S
         self._lives: dict[int, tuple[SimIsland, asyncio.Task[None]]] = {}
+        self._sent_off: set[int] = set()
+        self.disk = Disk()
         self.outcome = Outcome(tape, settings)
 
     async def run(self) -> Outcome:
@@ -70,11 +78,12 @@ class SimSwarm:
         loop = asyncio.get_running_loop()
         for number in range(self._islands):
             self._start(number, founder=number == 0, expected=self._islands)
-        faults = [loop.create_task(self._strike(fault)) for fault in self._tape.peers]
+        faults = [loop.create_task(self.strike(fault)) for fault in self._tape.peers]
         await asyncio.sleep(self._tape.quiet_s)
         for fault in faults:
             await fault
-        self._shaper.apart.clear()
+        for table in (self._shaper.apart, self._shaper.held, self._shaper.stalled):
+            table.clear()
         self.outcome.standings_when_quiet = self._standings()
         await asyncio.sleep(LATE_S)
         while loop.time() < self._until_s - 1.0 and not self._one_again():
@@ -93,6 +102,10 @@ class SimSwarm:
                 self.outcome.errors.append(f"{name(number)} ended with {error!r}")
         self.outcome.struck = dict(self._shaper.struck)
         return self.outcome
+
+    async def strike(self, fault: PeerFault) -> None:
+        """From the fault's beginning, `start_s` from now, to its end."""
+        await Striker(self).strike(fault)
 
     def _one_again(self) -> bool:
         """Whether each island's last commit of each fragment is one of all islands, after the faults."""
@@ -117,39 +130,79 @@ class SimSwarm:
         }
 
     def _start(self, number: int, *, founder: bool, expected: int) -> None:
-        inner = LoopbackExchange(self._hub, RUN_ID, name(number), founder=founder)
+        inner = SimExchange(self._hub, RUN_ID, name(number), founder=founder)
         exchange = ShapedExchange(inner, self._shaper)
         island = SimIsland(number, exchange, self._settings, self._promises[number], self._folders[number])
-        task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._until_s))
+        task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._ends_s(number)))
         self._lives[number] = island, task
         self.outcome.lives.append(island)
 
-    async def _strike(self, fault: PeerFault) -> None:
-        await asyncio.sleep(fault.start_s)
-        if fault.kind == "partition":
-            inside = set(fault.peers)
-            pairs = {
-                frozenset((name(one), name(other)))
-                for one in inside
-                for other in range(self._islands)
-                if other not in inside
-            }
-            self._shaper.apart |= pairs
-            await asyncio.sleep(fault.away_s)
-            self._shaper.apart -= pairs
-            return
-        for number in fault.peers:
-            island, task = self._lives[number]
-            if island.phase == "dead":
-                continue
-            self._hub.kill(name(number))
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-            await island.crash()
-        await asyncio.sleep(fault.away_s)
-        for number in fault.peers:
-            if self._lives[number][0].phase == "dead":
-                self._start(number, founder=False, expected=1)
+    # -- what strikes it: see `Seats` ----------------------------------------------------------------
+
+    @property
+    def islands(self) -> int:
+        return self._islands
+
+    @property
+    def hub(self) -> LoopbackHub:
+        return self._hub
+
+    @property
+    def shaper(self) -> TapeShaper:
+        return self._shaper
+
+    def name(self, number: int) -> PeerId:
+        """See `Seats`."""
+        return name(number)
+
+    def island(self, number: int) -> SimIsland:
+        """See `Seats`."""
+        return self._lives[number][0]
+
+    async def kill(self, number: int) -> None:
+        """See `Seats`."""
+        island, task = self._lives[number]
+        self._hub.kill(name(number))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await island.crash()
+
+    async def send_off(self, number: int) -> None:
+        """See `Seats`."""
+        self._sent_off.add(number)
+        try:
+            await asyncio.wait([self._lives[number][1]])
+        finally:
+            self._sent_off.discard(number)
+
+    def revive(self, number: int, *, again: bool) -> None:
+        """See `Seats`."""
+        self._start(number, founder=again and number == 0, expected=self._islands if again else 1)
+
+    def cut_power(self, number: int) -> None:
+        """See `Seats`."""
+        folder = self._folders[number]
+        assert folder is not None, "power cuts need run folders"
+        self.disk.cut_power(folder)
+
+    def _ends_s(self, number: int) -> float:
+        return 0.0 if number in self._sent_off else self._until_s
+
+
+class SimExchange(LoopbackExchange):
+    """A peer of the hub with an address, so that others remember it, and reach it again."""
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        host = int(self.peer_id.rpartition("-")[2]) + 1
+        return (f"/ip4/203.0.113.{host}/tcp/31337/p2p/{self.peer_id}",)
+
+    async def start(self, receiver: Receiver, met: Sequence[str] = ()) -> None:
+        """See `Exchange`; those that it has met are dialled as well."""
+        await super().start(receiver, met)
+        for text in met:
+            with contextlib.suppress(PeerUnreachableError):
+                await self.connect(PeerId(text.rpartition("/")[2]), ())
 
 
 def _made(folder: Path) -> Path:
@@ -168,4 +221,6 @@ def simulate(islands: int, tape: Tape, settings: IslandSettings, folder: Path | 
         HungError: somebody waits for ever.
     """
     limit_s = tape.quiet_s + SETTLE_S + 60.0
-    return run_virtually(SimSwarm(islands, tape, settings, folder).run(), limit_s)
+    swarm = SimSwarm(islands, tape, settings, folder)
+    with swarm.disk.noting():
+        return run_virtually(swarm.run(), limit_s)

@@ -16,6 +16,10 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import Fate
 from lowcomm.types import PeerId
 
+BULK = ("part", "mean", "blob")
+MORTAL = ("crash", "power")
+Way = tuple[PeerId, PeerId]
+"""From a sender to a receiver."""
 ACCUSING = ("part", "mean", "vote")
 """Whose sender is left out if they come damaged again and again; a random tape damages none of them."""
 
@@ -40,11 +44,32 @@ class MessageFault:
     delay_s: float = 0.0
 
 
+PeerFaultKind = Literal[
+    "crash", "partition", "one_way", "blip", "stall", "stall_out", "stall_in", "hold", "leave", "again",
+    "power", "slow_disk",
+]  # fmt: skip
+PEER_FAULTS: dict[PeerFaultKind, str] = {
+    "crash": "it dies, and comes back",
+    "partition": "nothing passes between it and the others",
+    "one_way": "nothing that it sends reaches the others",
+    "blip": "all its links break, again and again, and are made again after that",
+    "stall": "bulk between it and the others is held up, both ways, while control passes",
+    "stall_out": "bulk from it to the others is held up",
+    "stall_in": "bulk to it is held up",
+    "hold": "whatever it sends or is sent is held up: it stands still, or its host does",
+    "leave": "it says goodbye, and comes back",
+    "again": "it dies, and is started again with the command that it was first started with",
+    "power": "it dies with all that was not synced to its disk, and comes back",
+    "slow_disk": "all that it reads, writes or computes takes a second",
+}
+"""What becomes of a peer, or of several at the same time, for `away_s`."""
+
+
 @dataclass(frozen=True, slots=True)
 class PeerFault:
-    """A peer dies, and comes back after `away_s`; or its links to `others` are cut for as long."""
+    """One or several peers are struck; see `PEER_FAULTS`."""
 
-    kind: Literal["crash", "partition"]
+    kind: PeerFaultKind
     peers: tuple[int, ...]
     start_s: float
     away_s: float
@@ -70,8 +95,13 @@ def make_tape(
     actions: tuple[Action, ...] = ACTIONS,
     kinds: tuple[str, ...] = KINDS,
     peer_faults: int = 2,
+    more: tuple[PeerFaultKind, ...] = (),
 ) -> Tape:
-    """A random tape: bursts of message faults, crashes and partitions in the first `faulty_s`."""
+    """A random tape: bursts of message faults, crashes and partitions in the first `faulty_s`.
+
+    Args:
+        more: up to three faults of these kinds besides.
+    """
     rng = random.Random(seed)
     messages = []
     for _ in range(rng.randint(2, 5)):
@@ -101,7 +131,24 @@ def make_tape(
                 away_s=rng.uniform(0.5, faulty_s - start_s),
             )
         )
+    peers += _more_faults(random.Random(f"more {seed}"), islands, faulty_s, more)
     return Tape(seed, tuple(messages), tuple(sorted(peers, key=lambda f: f.start_s)), faulty_s)
+
+
+def _more_faults(
+    rng: random.Random, islands: int, faulty_s: float, kinds: tuple[PeerFaultKind, ...]
+) -> list[PeerFault]:
+    """Most of them short; of those that kill, now and then most islands at once."""
+    faults = []
+    for _ in range(rng.randint(1, 3) if kinds else 0):
+        kind, start_s = rng.choice(kinds), rng.uniform(2.0, 0.7 * faulty_s)
+        count = islands - 1 if kind in MORTAL and rng.random() < 0.2 else 1
+        if kind in ("stall", "partition"):
+            count = rng.randint(1, islands - 1)
+        struck = [0] if kind == "again" else rng.sample(range(islands), count)
+        away_s = 1.0 if kind == "blip" else rng.uniform(0.5, faulty_s - start_s)
+        faults.append(PeerFault(kind, tuple(sorted(struck)), start_s, away_s))
+    return faults
 
 
 class TapeShaper:
@@ -109,14 +156,18 @@ class TapeShaper:
 
     Attributes:
         struck: how many messages met each (action, kind).
-        apart: pairs of peers between which nothing passes now.
+        apart: ways, from a peer to another, on which nothing passes now.
+        held: until when everything is held up on a way.
+        stalled: until when bulk is.
     """
 
     def __init__(self, tape: Tape) -> None:
         self._tape = tape
         self._numbers: Counter[tuple[PeerId, PeerId, str]] = Counter()
         self.struck: Counter[tuple[str, str]] = Counter()
-        self.apart: set[frozenset[PeerId]] = set()
+        self.apart: set[Way] = set()
+        self.held: dict[Way, float] = {}
+        self.stalled: dict[Way, float] = {}
 
     def fate(self, sender: PeerId, receiver: PeerId, message: Message, now_s: float) -> Fate:
         """See `Shaper`."""
@@ -124,8 +175,13 @@ class TapeShaper:
         self._numbers[way] += 1
         rng = random.Random(_seed(self._tape.seed, *way, self._numbers[way]))
         base_s = self._tape.base_delay_s * rng.uniform(0.5, 1.5)
-        if frozenset((sender, receiver)) in self.apart:
+        if (sender, receiver) in self.apart:
             return Fate(())
+        until_s = self.held.get((sender, receiver), 0.0)
+        if message.kind in BULK:
+            until_s = max(until_s, self.stalled.get((sender, receiver), 0.0))
+        if until_s > now_s:
+            return Fate((until_s - now_s + base_s,))
         for fault in self._tape.messages:
             lasts = fault.start_s <= now_s < fault.stop_s and message.kind in fault.kinds
             if lasts and rng.random() < fault.share:

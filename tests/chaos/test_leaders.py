@@ -35,7 +35,7 @@ def test_all_who_are_left_are_in_the_next_ballot(reached: PeerId) -> None:
         if receiver == reached:
             died_s.append(loop.time())
             fault = PeerFault("crash", (ISLANDS.index(FIRST),), 0.0, 10.0)
-            swarm.strikes = [loop.create_task(swarm._strike(fault))]  # type: ignore[attr-defined]
+            swarm.strikes = [loop.create_task(swarm.strike(fault))]  # type: ignore[attr-defined]
         return receiver == reached
 
     swarm._hub.filter = die

@@ -54,7 +54,7 @@ def crash_after_the_vote(swarm: SimSwarm) -> Outcome:
         ):
             groups.append([{0}, {1, 2}])
             fault = PeerFault("crash", (1,), 0.3, 1.0)  # 0 has committed by then
-            swarm.strikes = [loop.create_task(swarm._strike(fault))]  # type: ignore[attr-defined]
+            swarm.strikes = [loop.create_task(swarm.strike(fault))]  # type: ignore[attr-defined]
             loop.call_later(20.0, groups.append, [{0, 1, 2}])
         return True
 
