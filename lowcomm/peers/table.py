@@ -397,7 +397,9 @@ class Peers:
         """Find out in what a peer differs, and refuse it."""
 
         async def ask(name: str, page: int) -> Fields:
-            return await self._requests.ask(entry.id, "terms", {"list": name, "page": page})
+            answer = await self._requests.ask(entry.id, "terms", {"list": name, "page": page})
+            entry.seen_at_s = asyncio.get_running_loop().time()  # of as many pages as there are here
+            return answer
 
         try:
             found = await self._terms.compare(theirs, ask)

@@ -136,7 +136,7 @@ def test_links_that_break_are_made_again(tmp_path: Path) -> None:
         swarm = SimSwarm(3, tape, settings("majority"), tmp_path)
         running = asyncio.ensure_future(swarm.run())
         await asyncio.sleep(BEGUN_S + 0.9)
-        broke = 2 - len(swarm.island(2).node.exchange.connected())
+        broke = 2 - len(swarm.island(2).node.links.connected())
         return await running
 
     assert not broken(run_virtually(scenario(), 200.0))
