@@ -50,7 +50,7 @@ class Methods(Generic[T]):
     """
 
     def __init__(self, package: str, section: str, files: Mapping[str, str], key: str = "name") -> None:
-        self._package, self._section, self._files, self._key = package, section, dict(files), key
+        self._package, self._section, self._files, self.key = package, section, dict(files), key
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Methods(Generic[T]):
             ArgumentError: the name is no string.
             ConfigError: there is no such method.
         """
-        expected = f"{self._section}.{self._key}: expected one of {', '.join(self.names)}"
+        expected = f"{self._section}.{self.key}: expected one of {', '.join(self.names)}"
         if not isinstance(name, str):
             raise ArgumentError(f"{expected} as a string, got {show(name)}")
         if name not in self._files:
@@ -86,6 +86,6 @@ class Methods(Generic[T]):
         """What to say of a parameter that belongs to another method."""
         has = ", ".join(self.spec(name).parameters) or "none"
         return (
-            f"expected nothing with {self._key} = {name}, whose parameters are {has}, got {show(value)}; "
+            f"expected nothing with {self.key} = {name}, whose parameters are {has}, got {show(value)}; "
             "leave it out"
         )

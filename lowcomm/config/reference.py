@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lowcomm import codecs
+from lowcomm import codecs, exchanges
 from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.config.fields import Setting, sections, settings
 from lowcomm.config.values import bounds, show
@@ -16,8 +16,9 @@ METHODS: dict[str, Methods[Any]] = {
     "shared.outer": outer_optimizers.METHODS,
     "shared.codec": codecs.METHODS,
     "shared.aggregation": aggregation.METHODS,
+    "exchange": exchanges.METHODS,
 }
-"""Of the sections whose `name` chooses one. (Of exchanges the settings are those of their section.)"""
+"""Of the sections in which a setting chooses one."""
 _INTRODUCTION = """\
 # Configuration
 
@@ -60,14 +61,14 @@ def _sections() -> Iterator[str]:
 
 
 def _methods(section: str, methods: Methods[Any]) -> Iterator[str]:
-    """What can be chosen, as the files of the methods have it."""
-    yield "| choice | what | parameters |"
-    yield "|---|---|---|"
+    """What can be chosen, as the files of the methods have it, and which of the section's settings each has."""
+    yield f"| `{methods.key}` | what |"
+    yield "|---|---|"
     for name in methods.names:
         spec = methods.spec(name)
-        known = [name for name in spec.parameters if f"{section}.{name}" in settings()]
-        parameters = ", ".join(f"`{parameter}`" for parameter in known)
-        yield f"| `{name}` | {spec.about} | {parameters} |"
+        known = [each for each in spec.parameters if f"{section}.{each}" in settings()]
+        listed = f" ({', '.join(f'`{each}`' for each in known)})" if known and methods.key == "name" else ""
+        yield f"| `{name}` | {spec.about}{listed} |"
     yield ""
 
 
