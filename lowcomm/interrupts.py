@@ -7,9 +7,11 @@ and by the shell. All of them together ask once.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from lowcomm.clock import Clock, SystemClock
 
 logger = logging.getLogger(__name__)
 
+PR_SET_PDEATHSIG = 1
 SAME_CAUSE_S = 1.0
 """A Ctrl-C that comes sooner after the first signal is the same one, handed on by a parent."""
 
@@ -150,3 +153,19 @@ def signals_after_fork() -> Iterator[None]:
             signal.signal(number, handler)
         for signal_number in came:
             signal.raise_signal(signal_number)
+
+
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """What a child runs before it starts: it gets this signal when this process dies."""
+    if not sys.platform.startswith("linux"):
+        return None
+    # looked up here, since between fork and exec nothing may be loaded
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    parent = os.getpid()
+
+    def set_signal() -> None:
+        prctl(PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it died before the call
+            os._exit(1)
+
+    return set_signal

@@ -20,7 +20,7 @@ import lowcomm
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
     {"errors", "types", "clock", "in_order", "lines", "names", "locks", "phases", "host_memory"},
-    {"arguments"},
+    {"arguments", "interrupts"},
     {"methods"},
     {"algorithms", "codecs", "models"},
     {"islands", "exchanges", "data"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"rounds"},
     {"recovery"},
     {"outer"},
-    {"build", "device", "evaluation", "garbage", "inner_step", "interrupts", "summary"},
+    {"build", "device", "evaluation", "garbage", "inner_step", "summary"},
     {"fitting", "journal", "opening"},
     {"train"},
     {"baseline", "launching"},

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
-from lowcomm.interrupts import signals_after_fork
+from lowcomm.interrupts import die_with_parent, signals_after_fork
 from lowcomm.launching.process_table import session
-
-PR_SET_PDEATHSIG = 1
 
 
 def start_child(
@@ -43,22 +39,6 @@ def start_child(
             start_new_session=True,
             preexec_fn=None if dies is None else die_with_parent(dies),
         )
-
-
-def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """What a child runs before it starts: it gets this signal when this process dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    # looked up here, since between fork and exec nothing may be loaded
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def set_signal() -> None:
-        prctl(PR_SET_PDEATHSIG, number)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return set_signal
 
 
 def end_session(leader: int) -> set[int]:

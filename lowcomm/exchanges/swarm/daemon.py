@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import ctypes
 import logging
 import os
 import signal
@@ -14,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowcomm.errors import ExchangeError
+from lowcomm.interrupts import die_with_parent
 
 logger = logging.getLogger(__name__)
 
-_PR_SET_PDEATHSIG = 1
 _LINES_KEPT = 20
 _TERMINATE_S = 3.0
 _ENVIRONMENT = {"LIBP2P_TCP_REUSEPORT": "false"}
 """Dialling from the listening port makes two peers that dial each other at once meet in one connection in
 which both are the dialer; the handshake fails, and libp2p lets neither dial again for 5 s."""
-# loaded before any fork: between fork and exec nothing may be imported or allocated at leisure
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def _defaults() -> dict[str, str]:
@@ -120,14 +117,6 @@ class Daemon:
         """
         control_socket = folder / "p2pd.sock"
         arguments = [f"-listen=/unix{control_socket}", f"-id={key_file}", *options.arguments()]
-        parent = os.getpid()
-
-        def die_with_parent() -> None:
-            if _LIBC is not None:
-                _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-                if os.getppid() != parent:
-                    os._exit(1)
-
         try:
             process = await asyncio.create_subprocess_exec(
                 str(program),
@@ -136,7 +125,7 @@ class Daemon:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 env={**_defaults(), **os.environ, **_ENVIRONMENT},
-                preexec_fn=die_with_parent,
+                preexec_fn=die_with_parent(signal.SIGKILL),
                 start_new_session=True,  # Ctrl-C is for us; we then leave in order and end it
             )
         except OSError as error:
