@@ -61,7 +61,7 @@ def _sections() -> Iterator[str]:
 
 
 def _methods(section: str, methods: Methods[Any]) -> Iterator[str]:
-    """What can be chosen, as the files of the methods have it, and which of the section's settings each has."""
+    """What can be chosen, as the files of the methods have it, with the settings that each has."""
     yield f"| `{methods.key}` | what |"
     yield "|---|---|"
     for name in methods.names:
