@@ -16,11 +16,21 @@ import torch
 from torch import Tensor
 
 KEPT = 3
-"""Vectors whose memory is kept: a round makes a pseudo-gradient, an anchor and a momentum."""
+"""Vectors whose memory is kept at first: a round makes a pseudo-gradient, an anchor and a momentum."""
 IDLE_STEPS = 16
 """Inner steps without a new vector after which all of it is given back."""
 FITS = 1.125
 """Memory may be larger than the vector by this factor: fragments differ a little in size."""
+
+
+class _Free(deque[Any]):
+    """Memory that nobody refers to.
+
+    Attributes:
+        most: as many pieces are kept.
+    """
+
+    most = KEPT
 
 
 class RecycledMemory:
@@ -31,7 +41,7 @@ class RecycledMemory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._free: deque[Any] = deque()
+        self._free = _Free()
         self._idle_steps = 0
 
     def empty(self, elements: int) -> Tensor:
@@ -45,6 +55,10 @@ class RecycledMemory:
         array = memory[:elements]
         weakref.finalize(array, _take_back, self._free, memory).atexit = False
         return torch.from_numpy(array)
+
+    def keep(self, vectors: int) -> None:
+        """Keep the memory of so many, which is what comes and goes with each round."""
+        self._free.most = vectors
 
     def tidy(self) -> None:
         """An inner step has passed: give back what nobody has wanted for a while."""
@@ -62,7 +76,7 @@ class RecycledMemory:
         return None
 
 
-def _take_back(free: deque[Any], memory: Any) -> None:
+def _take_back(free: _Free, memory: Any) -> None:
     # the collector may run this at any moment, also while this thread holds the lock
-    if len(free) < KEPT:
+    if len(free) < free.most:
         free.append(memory)

@@ -286,6 +286,9 @@ class ShardedVectors:
         """See `Vectors`."""
         return ShardedVector(next(self._numbers), elements, self._links)
 
+    def keep(self, vectors: int) -> None:
+        """Nothing is kept."""
+
     def tidy(self) -> None:
         """Nothing is kept."""
 

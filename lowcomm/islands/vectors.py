@@ -60,6 +60,10 @@ class Vectors(Protocol):
         """A vector to be filled."""
         ...
 
+    def keep(self, vectors: int) -> None:
+        """So many come and go with each round, so the memory of so many is worth keeping."""
+        ...
+
     def tidy(self) -> None:
         """An inner step has passed; memory that was only kept to be used again may go."""
         ...
@@ -106,6 +110,10 @@ class HostVectors:
     def empty(self, elements: int) -> HostVector:
         """See `Vectors`."""
         return HostVector(self._memory.empty(elements))
+
+    def keep(self, vectors: int) -> None:
+        """See `Vectors`."""
+        self._memory.keep(vectors)
 
     def tidy(self) -> None:
         """See `Vectors`."""

@@ -168,6 +168,7 @@ class OuterState:
         self.codec = codec
         self.aggregation = aggregation or Mean()
         self.vectors = vectors or HostVectors()
+        self.vectors.keep(2 + len(slot_names(optimizer)))  # pseudo-gradient, anchor and slots
         self.states = [self._genesis(anchor) for anchor in anchors]
         self.residuals: list[Residual | None] = [None] * len(self.fragments)
         self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]

@@ -54,6 +54,14 @@ def test_a_saved_tensor_takes_no_more_room_than_its_numbers(tmp_path) -> None:
     assert memory.empty(1000).untyped_storage().nbytes() == 4000
 
 
+def test_as_much_is_kept_as_is_said() -> None:
+    memory = RecycledMemory()
+    memory.keep(KEPT + 1)  # an outer optimizer with two slots
+    held = [memory.empty(1 << 16) for _ in range(3 * KEPT)]
+    held.clear()
+    assert len(memory._free) == KEPT + 1
+
+
 def test_no_more_is_kept_than_a_round_needs() -> None:
     memory = RecycledMemory()
     held = [memory.empty(1 << 16) for _ in range(3 * KEPT)]
