@@ -49,7 +49,9 @@ def contract(story: Story, fault_free: Story | None) -> dict[str, Any]:
     return {
         "faults": [fault.to_json() for fault in story.faults],
         "invariants": invariants,
+        "partition": story.partition,
         "rounds_committed": len(story.credits()),
+        "outer_steps_forked": len(story.forked()),
         "participation": participation(story),
         "tokens_trained": trained,
         "tokens_credited": credited,
@@ -63,7 +65,7 @@ def rows(figures: dict[str, Json]) -> list[tuple[str, str]]:
     """The figures for people, one per row."""
     found = []
     for key, value in figures.items():
-        if key in ("faults", "invariants"):
+        if key in ("faults", "invariants", "partition"):
             continue
         number = (
             f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else "-"

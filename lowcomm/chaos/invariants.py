@@ -16,7 +16,12 @@ Verdict = bool | str
 
 
 def digests_equal(story: Story) -> Verdict:
-    """G1, G2: an outer step of a fragment has one state and one entry on all islands."""
+    """G1, G2: an outer step of a fragment has one state and one entry on all islands.
+
+    Where sides of a split may both commit, equal entries have equal states, and all end with one history.
+    """
+    if story.partition == "continue":
+        return _one_history_at_the_end(story)
     states: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
     heads: dict[tuple[int, int], dict[str, str]] = defaultdict(dict)
     for island in story.islands:
@@ -36,12 +41,38 @@ def digests_equal(story: Story) -> Verdict:
     return True if states else "nothing was committed"
 
 
+def _one_history_at_the_end(story: Story) -> Verdict:
+    history = story.credits()
+    if not history:
+        return "nothing was committed"
+    last, states = max(history), dict[str, str]()
+    for island in story.islands:
+        for line in island.ledger:
+            head = str(line["head"] if line.get("snapshot") else line["hash"])
+            if states.setdefault(head, line["state_digest"]) != line["state_digest"]:
+                return f"entry {head[:12]}, outer step {line['outer_step']}: another state on {island.name}"
+        own = [line for line in island.ledger if line["fragment"] == 0]
+        if not own or own[-1]["outer_step"] < last - 1:
+            continue  # it left before the end
+        step, head = int(own[-1]["outer_step"]), own[-1]["head" if own[-1].get("snapshot") else "hash"]
+        if step not in history or history[step]["hash"] != head:
+            return f"{island.name} ends with another history, at outer step {step}: {head[:12]}"
+    return True
+
+
 def outer_step_monotone(story: Story) -> Verdict:
-    """An island commits each outer step of a fragment once, and in order, over all its lives."""
+    """An island commits each outer step of a fragment once, and in order, over all its lives.
+
+    Of those in the run's history, where sides of a split may both commit.
+    """
+    history = {line["state_digest"] for line in story.credits().values()}
+    forks = story.partition == "continue"
     for island in story.islands:
         last: dict[int, int] = defaultdict(int)
         for life in island.lives:
             for line in life.commits:
+                if forks and line["digest"] not in history:
+                    continue
                 if line["outer_step"] <= last[line["fragment"]]:
                     return (
                         f"{island.name}: outer step {line['outer_step']} of fragment {line['fragment']} was "

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from lowcomm.chaos.machine import CLOCK, SLOW, cut_power
 from lowcomm.chaos.records import METRICS, Ended, Line
 from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess
 from lowcomm.launching.process_table import ProcessKey, children_of
@@ -26,6 +27,8 @@ class Island:
         took_part: commits of the swarm with it since it came (back).
         commits_since: commits of the swarm since then, with or without it.
         leaving: it was asked to end.
+        machine: where its disk and its clock are broken.
+        first_command: what its first process was started with.
         ends: how each of its processes ended that had written a start line.
     """
 
@@ -39,6 +42,8 @@ class Island:
         self.inner_step = 0
         self.heard_s = 0.0
         self.ends: list[Ended] = []
+        self.machine = folder.with_name(f"{folder.name}.machine")
+        self.first_command: list[str] = []
         self._offset, self._rest = 0, b""
 
     @property
@@ -125,6 +130,25 @@ class Island:
                 pass
 
         return free
+
+    def slow_disk(self) -> Callable[[], None]:
+        """From now on a sync takes a second; returns what ends that."""
+        return self._mark(SLOW, "")
+
+    def set_clock(self, by_s: float) -> Callable[[], None]:
+        """Its time of day jumps; returns what sets it right."""
+        return self._mark(CLOCK, str(by_s))
+
+    def _mark(self, name: str, text: str) -> Callable[[], None]:
+        mark = self.machine / name
+        mark.write_text(text, encoding="utf-8")
+        return lambda: mark.unlink(missing_ok=True)
+
+    def lose_power(self, now_s: float) -> None:
+        """What it had not synced is gone; its process must be, too. `now_s` is the time of day."""
+        cut_power(self.machine, self.folder, now_s)
+        self._offset = min(self._offset, (self.folder / METRICS).stat().st_size)
+        self._rest = b""
 
     # -- what it writes ----------------------------------------------------------------------------
 

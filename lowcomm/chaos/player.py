@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from lowcomm.chaos.island import Island
 from lowcomm.chaos.network import Network
@@ -15,6 +16,7 @@ from lowcomm.chaos.tape import KILLS, MID_ROUND, Fault
 
 MOST_NEWCOMERS = 2
 FAST_TICK_S = 0.002
+JUMP_S = 7_200.0
 AIM_S = 20.0
 """A fault in mid-round waits so long for the islands to become due at the same time; then it falls anyway."""
 
@@ -133,7 +135,7 @@ class Player:
         leader = swarm.leads_next()
         if fault.kind == "kill_leader":
             order = [seat for seat in seats if seat is leader]
-        elif fault.kind == "kill_bootstrap":
+        elif fault.kind in ("kill_bootstrap", "found_again"):
             order = [seats[0]]
         else:
             order = [seats[(fault.seat + offset) % len(seats)] for offset in range(len(seats))]
@@ -158,7 +160,16 @@ class Player:
             daemons = victim.daemons()
             victim.kill()
             swarm.expect_end(victim, daemons)
-            self._later(fault.away_s, lambda: self._restart(victim, fresh=fault.kind == "kill_fresh"))
+            again = fault.kind == "found_again"
+            back = partial(self._restart, victim, fresh=fault.kind == "kill_fresh", again=again)
+            self._later(fault.away_s, back)
+            if fault.kind == "power":
+                victim.lose_power(swarm.wall_s)
+        elif fault.kind == "kill_most":
+            for island in [island for island in swarm.healthy if island is not victim]:
+                swarm.expect_end(island, island.daemons())
+                island.kill()
+                self._later(fault.away_s, partial(self._restart, island, fresh=False))
         elif fault.kind == "leave":
             victim.interrupt()
             self._later(
@@ -173,6 +184,11 @@ class Player:
             self._hinder(victim, fault.kind, fault.away_s, wake)
         elif fault.kind == "disk_full":
             self._hinder(victim, fault.kind, fault.away_s, victim.fill_disk())
+        elif fault.kind == "slow_disk":
+            self._hinder(victim, fault.kind, fault.away_s, victim.slow_disk())
+        elif fault.kind == "clock":
+            by_s = JUMP_S if fault.seat % 2 else -JUMP_S
+            self._hinder(victim, fault.kind, fault.away_s, victim.set_clock(by_s))
         elif self._network is not None:
             heal = self._network.cut(victim.shard, one_way=fault.kind == "one_way")
             self._hinder(victim, fault.kind, fault.away_s, heal)
@@ -189,14 +205,16 @@ class Player:
 
         self._later(seconds, over)
 
-    def _restart(self, island: Island, *, fresh: bool) -> None:
+    def _restart(self, island: Island, *, fresh: bool, again: bool = False) -> None:
         swarm = self._swarm
+        if again:
+            return swarm.start_again(island)
         if fresh:
             seat = self._seats.index(island)
             generation = sum(other.shard == island.shard for other in swarm.islands)
             island = swarm.add(f"island-{seat}-{generation}", island.shard)
             self._seats[seat] = island
-        swarm.start(island)
+        return swarm.start(island)
 
     def _join(self, fault: Fault) -> Island:
         swarm = self._swarm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -106,6 +107,7 @@ class Story:
 
     Attributes:
         hangs, orphans, failures: sentences, as they were found while the run went on.
+        partition: who may commit.
         batch_tokens: tokens of one inner step: what may be trained and not yet written down.
     """
 
@@ -116,15 +118,40 @@ class Story:
     orphans: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     batch_tokens: int = 0
+    partition: str = "majority"
 
     def credits(self) -> dict[int, Line]:
-        """Outer step -> the entry that was committed, of fragment 0, which stands for the whole model."""
-        entries: dict[int, Line] = {}
+        """Outer step -> the entry in the run's history, of fragment 0, which stands for the whole model.
+
+        The history is what leads to the entry with the most credited tokens; where no ledger has an entry of
+        it, what was seen of the outer steps before it.
+        """
+        seen = [
+            line
+            for island in self.islands
+            for line in island.ledger
+            if not line.get("snapshot") and line["fragment"] == 0
+        ]
+        entries = {str(line["hash"]): line for line in seen}
+        last = max(seen, key=lambda line: (line["total_tokens"], line["outer_step"]), default=None)
+        found: dict[int, Line] = {}
+        while last is not None:
+            found[int(last["outer_step"])] = last
+            last = entries.get(str(last["previous"]))
+        least = min(found, default=0)
+        for line in seen:
+            if line["outer_step"] < least:
+                found.setdefault(int(line["outer_step"]), line)
+        return dict(sorted(found.items()))
+
+    def forked(self) -> list[int]:
+        """Outer steps of fragment 0 of which several entries were committed."""
+        heads: dict[int, set[str]] = defaultdict(set)
         for island in self.islands:
             for line in island.ledger:
                 if not line.get("snapshot") and line["fragment"] == 0:
-                    entries.setdefault(int(line["outer_step"]), line)
-        return dict(sorted(entries.items()))
+                    heads[int(line["outer_step"])].add(str(line["hash"]))
+        return sorted(step for step, hashes in heads.items() if len(hashes) > 1)
 
 
 def load_island(folder: Path, ends: list[Ended]) -> IslandLog:

@@ -41,18 +41,24 @@ class ChaosPlan:
         return train.batch_size * train.grad_accumulation * self.config.shared.model.context
 
     @property
+    def partition(self) -> str:
+        """Who may commit: what must hold depends on it."""
+        return self.config.shared.round.partition
+
+    @property
     def hang_s(self) -> float:
         """So long, at most, may islands that are well go without a commit: after four deadlines a round
         is given up, and whoever froze in it is heard of a lease later."""
         return 4 * self.config.shared.round.deadline_s + 2 * self.config.exchange.lease_s
 
 
-def make_plan(out: Path, islands: int, seed: int, overrides: Sequence[str] = ()) -> ChaosPlan:
+def make_plan(
+    out: Path, islands: int, seed: int, overrides: Sequence[str] = (), *, partition: str = "majority"
+) -> ChaosPlan:
     """Write the recipe of a chaos run into `out`.
 
     The learning rate is constant, so that a run with faults and one without can be compared at equal
-    tokens. Only a majority commits, so that one history is what must come out. int4 with error
-    feedback, so that there is a residual to conserve.
+    tokens. int4 with error feedback, so that there is a residual to conserve.
 
     Raises:
         ConfigError: an override is wrong, or there are too few islands.
@@ -69,6 +75,7 @@ def make_plan(out: Path, islands: int, seed: int, overrides: Sequence[str] = ())
         f"shared.data.shards={islands + NEWCOMERS}",
         *(f"shared.model.{key}={value}" for key, value in _MODEL.items()),
         *_SETTINGS,
+        f"shared.round.partition={partition}",
         f"data.source={_text()}",
     ]
     config = load_config(None, [*settings, *overrides])
@@ -90,7 +97,6 @@ _SETTINGS = (
     "shared.schedule.inner_steps=40",
     "shared.codec.name=int4",
     "shared.codec.error_feedback=on",
-    "shared.round.partition=majority",
     "shared.round.deadline_s=10",
     "train.steps=100000000",
     "train.batch_size=4",

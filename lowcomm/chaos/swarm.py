@@ -54,7 +54,7 @@ class Swarm:
         self.plan, self._clock, self._began_s = plan, clock, clock.monotonic_s()
         self._network = network
         self.islands: list[Island] = []
-        self.story = Story(batch_tokens=plan.batch_tokens)
+        self.story = Story(batch_tokens=plan.batch_tokens, partition=plan.partition)
         self.last_participants: frozenset[str] = frozenset()
         self.outer_step = self.credited = 0
         self._doomed: list[tuple[float, Island, list[ProcessKey]]] = []
@@ -80,6 +80,11 @@ class Swarm:
         """Seconds since this object was made."""
         return self._clock.monotonic_s() - self._began_s
 
+    @property
+    def wall_s(self) -> float:
+        """The time of day."""
+        return self._clock.wall_s()
+
     # -- who is there ------------------------------------------------------------------------------
 
     @property
@@ -98,15 +103,20 @@ class Swarm:
         return [island for island in self.islands if island.well and island.commits_since >= AGAIN_BY]
 
     def may_spare(self, victim: Island) -> bool:
-        """Whether the lineage lives on without an island: a majority of the last participants is well."""
+        """Whether the lineage lives on without an island: enough of the last participants are well."""
         left = {island.peer for island in self.healthy if island is not victim}
-        return len(left) >= 2 and 2 * len(left & self.last_participants) > len(self.last_participants)
+        return len(left) >= 2 and self._enough(left)
 
     @property
     def able(self) -> bool:
         """Whether those who are well are enough to commit."""
-        well = {island.peer for island in self.healthy}
-        return 2 * len(well & self.last_participants) > len(self.last_participants)
+        return self._enough({island.peer for island in self.healthy})
+
+    def _enough(self, well: set[str]) -> bool:
+        stayed = well & self.last_participants
+        if self.plan.partition == "continue":
+            return bool(stayed)
+        return 2 * len(stayed) > len(self.last_participants)
 
     # -- starting ----------------------------------------------------------------------------------
 
@@ -144,6 +154,10 @@ class Swarm:
         number = sum(island.name.startswith("newcomer") for island in self.islands)
         return self.add(f"newcomer-{number}", self.plan.islands + number % NEWCOMERS)
 
+    def start_again(self, island: Island) -> None:
+        """Start an island with the very command that its first process was started with."""
+        self._launch(island, island.first_command)
+
     def start(self, island: Island, expected: int = 1) -> None:
         """Start an island's process; it joins through all that train, or the first one founds the run."""
         joins = [address for other in self.islands if (address := other.address) is not None]
@@ -156,12 +170,16 @@ class Swarm:
             f"exchange.listen={json.dumps([f'/ip4/{host}/tcp/{island.port}'])}",
         ]
         prefix = [] if self._network is None else self._network.enter(island.shard)
-        command = [*prefix, sys.executable, "-m", "lowcomm", "train", str(self.plan.recipe)]
-        command += ["--out", str(island.folder)]
+        command = [*prefix, sys.executable, "-m", "lowcomm.chaos.machine", str(island.machine)]
+        command += ["train", str(self.plan.recipe), "--out", str(island.folder)]
         for address in joins:
             command += ["--join", address]
         for setting in settings:
             command += ["--set", setting]
+        island.first_command = island.first_command or command
+        self._launch(island, command)
+
+    def _launch(self, island: Island, command: list[str]) -> None:
         (island.folder / ADDRESS_FILE).unlink(missing_ok=True)
         process = start_process(
             self.islands.index(island), island.folder, command, threads=1, environment={MARK: self._mark}

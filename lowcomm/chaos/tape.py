@@ -12,7 +12,8 @@ from typing import Literal
 
 FaultKind = Literal[
     "kill", "kill_fresh", "kill_bootstrap", "kill_leader", "kill_reducer", "freeze", "freeze_host", "p2pd",
-    "leave", "join", "disk_full", "partition", "one_way", "loss", "slow",
+    "leave", "join", "disk_full", "found_again", "kill_most", "power", "slow_disk", "clock", "partition",
+    "one_way", "outage", "loss", "slow",
 ]  # fmt: skip
 
 WORDS: dict[FaultKind, str] = {
@@ -27,17 +28,26 @@ WORDS: dict[FaultKind, str] = {
     "leave": "Ctrl-C, started again in its run folder",
     "join": "a newcomer joins, and leaves by Ctrl-C",
     "disk_full": "the island can't write to any file, then it can again",
+    "found_again": "SIGKILL of the founder, started again with the command that founded the run",
+    "kill_most": "SIGKILL of all but one, started again in their run folders",
+    "power": "SIGKILL, and what was not synced to the disk is gone; started again in its run folder",
+    "slow_disk": "every sync of the island's disk takes a second",
+    "clock": "the island's time of day jumps by hours, forth or back",
     "partition": "no packet passes between the island and all others",
     "one_way": "no packet of the island reaches the others; it hears them",
+    "outage": "as partition, for longer than any deadline or lease",
     "loss": "10 % of all packets are lost",
     "slow": "every link has 10 Mbit/s",
 }
 """What each kind does, for people."""
 
-NETWORK: frozenset[FaultKind] = frozenset({"partition", "one_way", "loss", "slow"})
+NETWORK: frozenset[FaultKind] = frozenset({"partition", "one_way", "outage", "loss", "slow"})
 LOCAL: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in NETWORK)
 WAN: tuple[FaultKind, ...] = tuple(WORDS)
-KILLS: frozenset[FaultKind] = frozenset(kind for kind in WORDS if kind.startswith("kill"))
+KILLS: frozenset[FaultKind] = frozenset(
+    {"kill", "kill_fresh", "kill_bootstrap", "kill_leader", "kill_reducer", "found_again", "power"}
+)
+"""Of one island."""
 MID_ROUND: frozenset[FaultKind] = frozenset({"kill_leader", "kill_reducer"})
 LONGEST_JITTER_S = 0.15
 """A fault in mid-round falls so long after the last island became due: while the roster forms, while
@@ -90,8 +100,10 @@ def make_tape(
 def _away_s(kind: FaultKind, rng: random.Random) -> float:
     if kind in ("freeze", "freeze_host", "partition", "one_way"):
         return rng.choice([1.0, 4.0, 8.0])  # shorter than a lease, about one, longer
-    if kind in ("loss", "slow"):
+    if kind in ("loss", "slow", "slow_disk", "clock"):
         return 10.0
+    if kind == "outage":
+        return 60.0
     if kind == "join":
         return rng.uniform(5.0, 15.0)  # in training
     return rng.uniform(0.0, 4.0)

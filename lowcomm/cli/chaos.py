@@ -61,6 +61,13 @@ def add_parser(commands: Subparsers) -> None:
         "--only", metavar="KIND", action="append", default=[], help="this kind of fault; may be repeated"
     )
     parser.add_argument(
+        "--partition",
+        choices=("majority", "continue"),
+        default="majority",
+        help="who may commit: more than half of the participants of the round before, or whoever is left, as "
+        "in a run by default; what must hold is checked for either (default majority)",
+    )
+    parser.add_argument(
         "--wan",
         action=argparse.BooleanOptionalAction,
         help="in network namespaces, and break their network, too (default: where that can be done: as root, "
@@ -95,14 +102,16 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_as_interrupts())
         network = _network(args, stack)
-        plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides)
+        plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides, partition=args.partition)
         possible = WAN if network else LOCAL
         kinds = tuple(kind for kind in possible if kind in args.only) or possible
         tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds)
         story = _play(plan, tape, network)
         fault_free = None
         if not args.no_fault_free:
-            calm = make_plan(out / "fault-free", args.islands, args.seed, args.overrides)
+            calm = make_plan(
+                out / "fault-free", args.islands, args.seed, args.overrides, partition=args.partition
+            )
             fault_free = _train_calmly(calm, story, network)
     figures = contract(story, fault_free)
     write_json(str(out / STORY_FILE), figures)

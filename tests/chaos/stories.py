@@ -9,6 +9,7 @@ BATCH, PERIOD = 10, 40
 def entry(outer_step: int, peers=("a", "b"), tokens=PERIOD):
     return {
         "fragment": 0, "outer_step": outer_step, "hash": f"head-{outer_step}",
+        "previous": f"head-{outer_step - 1}", "total_tokens": outer_step * tokens * len(peers),
         "state_digest": f"state-{outer_step}", "participants": [[peer, tokens] for peer in peers],
     }  # fmt: skip
 

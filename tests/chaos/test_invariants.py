@@ -171,8 +171,8 @@ def test_the_contract_adds_up() -> None:
     resume(story, 3 * PERIOD)
     figures = contract(story, sound_story())
     assert list(figures) == [
-        "faults", "invariants", "rounds_committed", "participation", "tokens_trained", "tokens_credited",
-        "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+        "faults", "invariants", "partition", "rounds_committed", "outer_steps_forked", "participation",
+        "tokens_trained", "tokens_credited", "tokens_dropped", "eval_loss", "fault_free_eval_loss",
     ]  # fmt: skip
     assert figures["rounds_committed"] == 5
     assert figures["tokens_credited"] == 2 * 5 * PERIOD
@@ -207,3 +207,63 @@ def test_half_a_line_of_a_killed_process_is_passed_over(tmp_path) -> None:
     log = load_island(tmp_path, ["killed", "left"])
     assert ([life.ended for life in log.lives], log.torn, log.lives[1].tokens) == (["killed", "left"], 1, 9)
     assert log.ledger == []
+
+
+def split(*, repaired: bool, credited_again: bool) -> Story:
+    """With `continue`: in outer step 3 each commits alone; b's side has lost, and takes the other's state."""
+    story = sound_story()
+    story.partition = "continue"
+    (a, b), alone = story.islands, entry(3, peers=("b",))
+    alone |= {"hash": "fork-3", "state_digest": "fork-state-3"}
+    a.ledger[2] = entry(3, peers=("a",)) | {"total_tokens": 5 * PERIOD}
+    later = [entry(4), entry(5)]
+    for number, line in enumerate(later):
+        line["total_tokens"] = (7 + 2 * number) * PERIOD
+    if credited_again:
+        later[0]["participants"] = [["a", PERIOD], ["b", 2 * PERIOD]]
+    a.ledger[3:] = later
+    b.ledger[2:] = [alone]
+    b.lives[0].commits[2]["digest"] = "fork-state-3"
+    if repaired:
+        snapshot = {
+            "snapshot": True,
+            "fragment": 0,
+            "outer_step": 3,
+            "head": "head-3",
+            "state_digest": "state-3",
+        }
+        b.ledger += [snapshot, *later]
+    else:
+        for step in (4, 5):
+            fork = {
+                "hash": f"fork-{step}",
+                "previous": f"fork-{step - 1}",
+                "state_digest": f"fork-state-{step}",
+            }
+            b.ledger.append(entry(step, peers=("b",)) | fork)
+    return story
+
+
+def test_a_fork_that_was_repaired_without_a_loss_is_sound() -> None:
+    story = split(repaired=True, credited_again=True)
+    assert check_all(story) == dict.fromkeys(INVARIANTS, True)
+    assert contract(story, None)["outer_steps_forked"] == 1
+
+
+def test_work_on_the_side_that_lost_is_missed() -> None:
+    verdicts = check_all(split(repaired=True, credited_again=False))
+    assert verdicts["tokens_accounted"] == (
+        f"island-b: counts {5 * PERIOD} tokens credited from outer step 0 to 5, the ledger has {4 * PERIOD}"
+    )
+    assert all(held is True for name, held in verdicts.items() if name != "tokens_accounted")
+
+
+def test_a_fork_that_lasts_is_named() -> None:
+    verdict = check_all(split(repaired=False, credited_again=True))["digests_equal"]
+    assert verdict == "island-b ends with another history, at outer step 5: fork-5"
+
+
+def test_a_fork_is_none_where_a_majority_commits() -> None:
+    story = split(repaired=True, credited_again=True)
+    story.partition = "majority"
+    assert "outer step 3 has 2 states" in str(check_all(story)["digests_equal"])

@@ -18,8 +18,8 @@ from tests.e2e.runs import DEADLINE_S, ROOT
 from tests.e2e.test_deaths import wait_for
 
 KEYS = [
-    "faults", "invariants", "rounds_committed", "participation", "tokens_trained", "tokens_credited",
-    "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+    "faults", "invariants", "partition", "rounds_committed", "outer_steps_forked", "participation",
+    "tokens_trained", "tokens_credited", "tokens_dropped", "eval_loss", "fault_free_eval_loss",
 ]  # fmt: skip
 MINE = "LOWCOMM_CHAOS_TEST"
 
