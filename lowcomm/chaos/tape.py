@@ -42,8 +42,10 @@ WORDS: dict[FaultKind, str] = {
 """What each kind does, for people."""
 
 NETWORK: frozenset[FaultKind] = frozenset({"partition", "one_way", "outage", "loss", "slow"})
-LOCAL: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in NETWORK)
-WAN: tuple[FaultKind, ...] = tuple(WORDS)
+ON_REQUEST: frozenset[FaultKind] = frozenset({"outage"})
+"""They take a minute each."""
+LOCAL: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in NETWORK | ON_REQUEST)
+WAN: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in ON_REQUEST)
 KILLS: frozenset[FaultKind] = frozenset(
     {"kill", "kill_fresh", "kill_bootstrap", "kill_leader", "kill_reducer", "found_again", "power"}
 )

@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     from lowcomm.chaos.figures import contract, rows
     from lowcomm.chaos.settings import make_plan
-    from lowcomm.chaos.tape import LOCAL, WAN, WORDS, make_tape
+    from lowcomm.chaos.tape import LOCAL, ON_REQUEST, WAN, WORDS, make_tape
     from lowcomm.errors import ConfigError
 
-    known = LOCAL if args.wan is False else WAN
+    known = LOCAL if args.wan is False else (*WAN, *ON_REQUEST)
     unknown = [kind for kind in args.only if kind not in known]
     if unknown:
         raise ConfigError(f"--only {unknown[0]}: expected one of {', '.join(known)}")
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
         network = _network(args, stack)
         plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides, partition=args.partition)
         possible = WAN if network else LOCAL
-        kinds = tuple(kind for kind in possible if kind in args.only) or possible
+        kinds = tuple(kind for kind in WORDS if kind in args.only) or possible
         tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds)
         story = _play(plan, tape, network)
         fault_free = None

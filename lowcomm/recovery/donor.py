@@ -28,7 +28,7 @@ from lowcomm.errors import IslandError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob
-from lowcomm.ledger.chain import Chain
+from lowcomm.ledger.chain import Chain, Standing
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import FragmentState, OuterState
 from lowcomm.ledger.store import UpdateStore
@@ -44,6 +44,8 @@ MAX_REPLY_BYTES = 1 << 19
 """Of one reply; whoever lacks more asks again."""
 PINNED_S = 600.0
 """A state is kept for so long after it was last asked for, or whoever joins with it was last here."""
+BUSY_S = 30.0
+"""Whoever asks for pieces of a version again within this time is still fetching it."""
 MAX_PINNED = 2
 """Versions of one fragment's state kept for others."""
 REPLAY_SHARE = 0.25
@@ -98,6 +100,10 @@ class _Pinned:
     used_s: float
     takers: set[PeerId] = field(default_factory=set)
 
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.last.total_tokens if self.last else 0, self.outer_step)
+
 
 @dataclass(slots=True)
 class _Following:
@@ -144,7 +150,8 @@ class Donor:
         """`snapshot?`: name a state that is served from now on, if possible the one that is asked for."""
         fragment = fields.integer("fragment", 0, len(self._state.chains) - 1)
         wanted = fields.digest("wanted") if fields.has("wanted") else None
-        digest, pinned = self._version(fragment, wanted)
+        least = Standing(fields.integer("total_tokens"), fields.integer("outer_step"))
+        digest, pinned = self._version(fragment, wanted, least)
         pinned.takers.add(peer)
         body: dict[str, Json] = {
             "fragment": fragment,
@@ -162,18 +169,27 @@ class Donor:
             following.append(entry, update)
             self._tidy(entry.fragment)
 
-    def _version(self, fragment: int, wanted: Digest | None) -> tuple[Digest, _Pinned]:
+    def _version(self, fragment: int, wanted: Digest | None, least: Standing) -> tuple[Digest, _Pinned]:
+        """The version to serve to a peer that has use for one from `least` on."""
         self._tidy(fragment)
-        kept, current = self._pinned[fragment], self._state.states[fragment]
-        newest_first = sorted(kept.items(), key=lambda item: -item[1].outer_step)
-        for digest, pinned in newest_first:
+        kept, current, now_s = self._pinned[fragment], self._state.states[fragment], self._now_s()
+        useful = sorted(
+            ((digest, pinned) for digest, pinned in kept.items() if pinned.standing >= least),
+            key=lambda item: -item[1].outer_step,
+        )
+        for digest, pinned in useful:
             since = self._after(fragment, pinned.outer_step, pinned.head) or []
             little = sum(entry.update_bytes for entry in since) <= REPLAY_SHARE * current.size_bytes
             if digest == wanted or (wanted not in kept and wanted != current.digest and little):
-                pinned.used_s = self._now_s()
+                pinned.used_s = now_s
                 return digest, pinned
-        if len(kept) >= MAX_PINNED:  # a version that is being fetched is not given up for the next one
-            return newest_first[0]
+        if current.digest in kept:
+            return current.digest, kept[current.digest]
+        if len(kept) >= MAX_PINNED:
+            idle = [digest for digest, pinned in kept.items() if not self._is_taken(pinned)]
+            if useful and not idle:  # a version that is being fetched is not given up for the next one
+                return useful[0]
+            self._drop(fragment, min(idle or kept, key=lambda digest: kept[digest].used_s))
         return current.digest, self._pin(fragment, current)
 
     def _pin(self, fragment: int, state: FragmentState) -> _Pinned:
@@ -212,7 +228,7 @@ class Donor:
         """Give up versions that nobody needs, or that nobody can come here from any more."""
         now_s, kept = self._now_s(), self._pinned[fragment]
         for digest, pinned in list(kept.items()):
-            if any(self._joins(taker) for taker in pinned.takers):
+            if self._has_joiner(pinned):
                 pinned.used_s = now_s
             way = self._chain_from(fragment, pinned.outer_step, pinned.head)
             if not way.follows(pinned.outer_step, pinned.head):
@@ -223,15 +239,22 @@ class Donor:
                 )  # fmt: skip
             elif now_s - pinned.used_s <= PINNED_S:
                 continue
-            del kept[digest]
-            if isinstance(pinned.blob, SpooledState):
-                asyncio.get_running_loop().run_in_executor(self._pool, pinned.blob.close)
+            self._drop(fragment, digest)
         if not kept and (following := self._following.pop(fragment, None)) is not None:
             asyncio.get_running_loop().run_in_executor(self._pool, following.updates.close)
 
-    def _joins(self, peer: PeerId) -> bool:
-        entry = self._peers.linked.get(peer)
-        return entry is not None and entry.greeted and entry.state.phase in ("starting", "joining")
+    def _drop(self, fragment: int, digest: Digest) -> None:
+        blob = self._pinned[fragment].pop(digest).blob
+        if isinstance(blob, SpooledState):
+            asyncio.get_running_loop().run_in_executor(self._pool, blob.close)
+
+    def _is_taken(self, pinned: _Pinned) -> bool:
+        """Whether somebody fetches it now."""
+        return self._has_joiner(pinned) or self._now_s() - pinned.used_s < BUSY_S
+
+    def _has_joiner(self, pinned: _Pinned) -> bool:
+        takers = [self._peers.linked.get(taker) for taker in pinned.takers]
+        return any(t is not None and t.greeted and t.state.phase in ("starting", "joining") for t in takers)
 
     def find(self, name: Digest) -> Blob | None:
         """A state that is served, or an update after one; drops those nobody has asked for in a while."""

@@ -23,6 +23,7 @@ from lowcomm.recovery.member import Member
 from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
+NONE = Standing(0, 0)
 LOOK_S = 1.0
 """Between two looks at who else may serve a state that is being fetched."""
 
@@ -171,8 +172,9 @@ class Snapshots:
     async def _ask(
         self, fragment: int, peers: Sequence[PeerId], wanted: Digest | None
     ) -> dict[PeerId, Offer]:
-        member, body = self._member, dict[str, Json](wanted=wanted)
-        offers = {}
+        member, offers = self._member, {}
+        least = member.state.chains[fragment].standing if member.peers.state.phase == "training" else NONE
+        body: dict[str, Json] = {"wanted": wanted, **least._asdict()}
         for peer, fields in (await member.requests.ask_all(peers, "snapshot", body, fragment)).items():
             try:
                 offers[peer] = parse_offer(fields, member.state.run_id, fragment)
