@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "OuterLoop": "lowcomm.outer.loop",
-    "RoundPolicy": "lowcomm.rounds.decision",
+    "RoundPolicy": "lowcomm.rounds.policy",
     "JoinReport": "lowcomm.recovery.joining",
     "Schedule": "lowcomm.algorithms.schedule",
     "nesterov": "lowcomm.algorithms.outer_optimizers.nesterov",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from lowcomm.islands import wrap_island
     from lowcomm.outer.loop import OuterLoop
     from lowcomm.recovery.joining import JoinReport
-    from lowcomm.rounds.decision import RoundPolicy
+    from lowcomm.rounds.policy import RoundPolicy
     from lowcomm.train import Trainer
     from lowcomm.types import RoundReport
 

@@ -30,7 +30,7 @@ from lowcomm.ledger.state import OuterState
 from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.claims import Limits
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 
 
 def build_text(config: Config, *, say: bool = True) -> ShardedText:

@@ -150,7 +150,8 @@ class Journal:
             len(report.participants), report.tokens, report.fragment, committed=report.committed
         )
         if self._outer.is_lead:
-            spoken_of = " ".join((*report.participants, report.reason, *report.rejected))
+            told = (end.reason.text for end in report.ballots)
+            spoken_of = " ".join((*report.participants, report.reason, *report.rejected, *told))
             names: dict[str, Json] = {p: name for p, name in self._outer.names.items() if p in spoken_of}
             record = {**asdict(report), "participants": list(report.participants), "names": names}
             self.log(kind="round", inner_step=self._outer.inner_step, **record)

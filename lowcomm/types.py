@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NewType
+from typing import Literal, NewType
 
 PeerId = NewType("PeerId", str)
 """The name of a peer: the base58 libp2p id on the swarm, any unique text elsewhere."""
@@ -42,6 +42,52 @@ Layout = tuple[TensorSpec, ...]
 """All trainable tensors in the model's own order; tied tensors stand once."""
 
 
+ReasonKind = Literal[
+    "gone", "silent", "stalled", "votes", "declined", "superseded", "differ", "claims", "bad", "own", "disk",
+    "fetch", "few", "bound", "told",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a ballot, or a round, came to nothing.
+
+    Attributes:
+        kind: `gone`, `silent`: the link to a participant broke, or nothing comes over it; `stalled`: data
+            did not come; `votes`: votes did not come; `declined`: a participant takes no part; `superseded`:
+            a later ballot; `differ`: states after it; `claims`: what a contribution may not claim; `bad`:
+            data that no honest peer sends; `own`: this island's own part broke; `disk`: a promise could not
+            be written; `fetch`: nobody hands over an accepted update; `few`: no roster can be formed;
+            `bound`: an earlier vote of this island stands in the way; `told`: another participant ended it.
+        peers: whom it names.
+        seconds: how long was waited; 0 = not at all.
+        text: in words.
+    """
+
+    kind: ReasonKind
+    text: str
+    peers: tuple[PeerId, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class BallotEnd:
+    """One ballot that came to nothing here, or was committed without somebody's vote.
+
+    Attributes:
+        seconds: from joining it to its end.
+    """
+
+    attempt: int
+    leader: PeerId
+    participants: tuple[PeerId, ...]
+    reason: Reason
+    seconds: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundReport:
     """What one round did, as it is returned by `OuterLoop.step` and written to metrics.jsonl.
@@ -69,6 +115,8 @@ class RoundReport:
         digest: of the fragment's anchor and outer-optimizer state after the round.
         head: of the fragment's chain after the round.
         rejected: contributions of others that this island did not accept, as `peer: reason`.
+        ballots: that came to nothing here, or were committed without somebody's vote, oldest first; also
+            where the round then committed.
         residual_before, residual_norm: L2 norm of what encodings of means have lost on this island and its
             next round adds, before and after; None without error feedback. What the encoding of its own
             pseudo-gradient lost is in its local parameters.
@@ -104,6 +152,7 @@ class RoundReport:
     inner_steps: int = 0
     next_inner_steps: int = 0
     total_tokens: int = 0
+    ballots: tuple[BallotEnd, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

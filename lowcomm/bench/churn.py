@@ -27,7 +27,7 @@ from lowcomm.clock import Clock, SystemClock
 from lowcomm.errors import ExchangeError
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json
 
 PRELOAD = ["lowcomm.bench.churn", "lowcomm.exchanges.swarm.hivemind_node", "torch._dynamo"]

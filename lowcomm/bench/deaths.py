@@ -32,7 +32,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.roster import leader_order
 from lowcomm.types import Json, PeerId
 

@@ -26,7 +26,7 @@ from lowcomm.bench.settings import DonorBench
 from lowcomm.errors import ExchangeError
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json
 
 ROUNDS = 3

@@ -24,7 +24,7 @@ from lowcomm.bench.site import measure_site_rounds
 from lowcomm.errors import ExchangeError
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json
 
 MATCHMAKING_S = (0.25, 0.5, 1.0, 2.0, 4.0)

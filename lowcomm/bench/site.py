@@ -21,7 +21,7 @@ from lowcomm.clock import SystemClock
 from lowcomm.errors import StorageError
 from lowcomm.garbage import exempt_from_collection
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json
 
 ALL_INTERFACES = "/ip4/0.0.0.0/tcp/0"

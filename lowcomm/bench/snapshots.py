@@ -28,7 +28,7 @@ from lowcomm.bench.settings import SnapshotBench
 from lowcomm.errors import ExchangeError
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json
 
 ROUNDS = 3

@@ -183,7 +183,8 @@ class RoundConfig:
     )
     partition: Literal["continue", "majority"] = setting(
         "continue",
-        "continue: whoever is left goes on; majority: only more than half of the last participants",
+        "majority: only more than half of the last participants go on; continue: also whoever is left, once "
+        "the others were not heard for three leases",
         choices=("continue", "majority"),
     )
 

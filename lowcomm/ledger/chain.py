@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from lowcomm.errors import CheckpointError, ProtocolError
 from lowcomm.exchanges.fields import Fields
+from lowcomm.ledger.certificate import Certificate, parse_certificate
 from lowcomm.ledger.entry import Entry, genesis_head, parse_entry
 from lowcomm.ledger.store import StoredUpdate
 from lowcomm.types import Digest, Json
@@ -15,11 +17,39 @@ KEPT_ENTRIES = 4_096
 """Entries kept for peers that missed rounds, where their updates are kept."""
 
 
+KEPT_HEADS = 512
+"""Entries kept without their updates, to find where two histories part, and who was credited meanwhile."""
+
+
 class Standing(NamedTuple):
     """How far a chain is. Of two chains the greater one is followed: committed tokens, then outer steps."""
 
     total_tokens: int
     outer_step: int
+
+
+class Certified(NamedTuple):
+    """An entry with its certificate; None for entries of versions before 0.2."""
+
+    entry: Entry
+    certificate: Certificate | None
+
+    def to_json(self) -> dict[str, Json]:
+        """As it travels, and as it is kept."""
+        body = self.entry.to_json()
+        if self.certificate is not None:
+            body["certificate"] = self.certificate.to_json()
+        return body
+
+
+def parse_certified(fields: Fields) -> Certified:
+    """Check the form of an entry and of its certificate.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    proof = parse_certificate(fields.inner("certificate")) if fields.has("certificate") else None
+    return Certified(parse_entry(fields), proof)
 
 
 class Chain:
@@ -30,20 +60,31 @@ class Chain:
         self.outer_step = 0
         self.head = genesis_head(run_id, fragment, genesis_digest)
         self.last: Entry | None = None
-        self._kept: OrderedDict[int, tuple[Entry, StoredUpdate]] = OrderedDict()
+        self.certificate: Certificate | None = None
+        self._kept: OrderedDict[int, tuple[Certified, StoredUpdate]] = OrderedDict()
+        self._heads: OrderedDict[int, tuple[Digest, Certified | None]] = OrderedDict({0: (self.head, None)})
 
-    def append(self, entry: Entry, update: StoredUpdate | None) -> None:
+    def append(self, certified: Certified, update: StoredUpdate | None) -> None:
         """Add the next entry with its encoded mean; None where that is not kept."""
+        entry = certified.entry
         if entry.outer_step != self.outer_step + 1 or entry.previous != self.head:
             raise AssertionError(f"entry {entry.outer_step} does not follow {self.outer_step}")
         self.outer_step = entry.outer_step
         self.head = entry.hash
-        self.last = entry
+        self.last, self.certificate = certified
+        self._heads[self.outer_step] = self.head, certified
+        if len(self._heads) > KEPT_HEADS:
+            self._heads.popitem(last=False)
         if update is None:
             self._kept.clear()
             return
-        self._kept[entry.outer_step] = (entry, update)
+        self._kept[entry.outer_step] = (certified, update)
         self._forget()
+
+    @property
+    def tip(self) -> Certified | None:
+        """The newest entry."""
+        return Certified(self.last, self.certificate) if self.last else None
 
     @property
     def total_tokens(self) -> int:
@@ -62,12 +103,14 @@ class Chain:
                 break
             self._kept.popitem(last=False)
 
-    def restart_at(self, outer_step: int, head: Digest, last: Entry | None) -> None:
+    def restart_at(self, outer_step: int, head: Digest, tip: Certified | None) -> None:
         """Continue from a snapshot or a checkpoint; older entries are not kept."""
-        self.outer_step, self.head, self.last = outer_step, head, last
+        self.outer_step, self.head = outer_step, head
+        self.last, self.certificate = tip or (None, None)
+        self._heads = OrderedDict({outer_step: (head, tip)})
         self._kept.clear()
 
-    def after(self, outer_step: int, head: Digest) -> list[Entry] | None:
+    def after(self, outer_step: int, head: Digest) -> list[Certified] | None:
         """The entries that follow `head` at `outer_step`; None if they aren't kept or it forked off."""
         if not self.follows(outer_step, head):
             return None
@@ -79,12 +122,36 @@ class Chain:
             return head == self.head
         self._forget()
         first = self._kept.get(outer_step + 1)
-        return first is not None and first[0].previous == head
+        return first is not None and first[0].entry.previous == head
+
+    def head_at(self, outer_step: int) -> Digest | None:
+        """The head after an outer step of this history; None where that isn't kept."""
+        return self._heads.get(outer_step, (None,))[0]
+
+    def entry_at(self, outer_step: int) -> Certified | None:
+        """The entry of an outer step of this history; None where that isn't kept."""
+        return self._heads.get(outer_step, (None, None))[1]
+
+    def points(self) -> list[tuple[int, Digest]]:
+        """Some outer steps of this history and the heads after them: the newest first, ever farther apart."""
+        steps, back = [], 1
+        while (step := self.outer_step - back) in self._heads:
+            steps.append(step)
+            back *= 2
+        oldest = next(iter(self._heads))
+        return [(step, self._heads[step][0]) for step in dict.fromkeys([self.outer_step, *steps, oldest])]
+
+    def branch(self, points: Sequence[tuple[int, Digest]]) -> list[Certified] | None:
+        """The entries after the newest of these points that is in this history; None where none is."""
+        common = max((step for step, head in points if self.head_at(step) == head), default=None)
+        if common is None:
+            return None
+        return [entry for step, (_, entry) in self._heads.items() if step > common and entry is not None]
 
     def update(self, update_hash: Digest) -> StoredUpdate | None:
         """The encoded mean with this hash, if it is kept."""
-        for entry, update in reversed(self._kept.values()):
-            if entry.update_hash == update_hash:
+        for kept, update in reversed(self._kept.values()):
+            if kept.entry.update_hash == update_hash:
                 return update
         return None
 
@@ -93,7 +160,7 @@ class Chain:
         return {
             "outer_step": self.outer_step,
             "head": self.head,
-            "last": self.last.to_json() if self.last else None,
+            "last": self.tip.to_json() if self.tip else None,
         }
 
     def load_state_dict(self, state: dict[str, Json]) -> None:
@@ -104,7 +171,7 @@ class Chain:
         """
         try:
             fields = Fields("ledger", state)
-            last = parse_entry(fields.inner("last")) if fields.has("last") else None
-            self.restart_at(fields.integer("outer_step"), fields.digest("head"), last)
+            tip = parse_certified(fields.inner("last")) if fields.has("last") else None
+            self.restart_at(fields.integer("outer_step"), fields.digest("head"), tip)
         except ProtocolError as error:
             raise CheckpointError(f"the checkpoint's ledger position is damaged: {error}") from error

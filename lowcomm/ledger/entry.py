@@ -38,12 +38,33 @@ def hash_value(value: Json) -> Digest:
     return hash_bytes(msgpack.packb(value))
 
 
+SUM_LENGTH = 32
+"""Hex digits of a contribution's hash."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ContributionId:
+    """Which contribution of a peer to a fragment an entry is made of.
+
+    Attributes:
+        start: tokens that the peer had trained on, and been credited, before those of this contribution.
+        tokens: of this contribution.
+        sum: blake3 over its fp32 values, the first 32 hex digits.
+    """
+
+    start: int
+    tokens: int
+    sum: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One committed update of one fragment.
 
     Attributes:
         participants: (peer id, tokens) in roster order, which is the order of summation.
+        contributions: (start, sum) of each participant's contribution, see `ContributionId`; empty in entries
+            of versions before 0.2.
         total_tokens: credited to all islands in the fragment's chain up to here, this entry included.
         stops: the ends of the reducers' ranges, ascending; the last is the fragment's size.
         chunk_elements: how ranges were cut into separately encoded chunks.
@@ -63,10 +84,11 @@ class Entry:
     update_bytes: int
     state_digest: Digest
     previous: Digest
+    contributions: tuple[tuple[int, str], ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """As it travels and as it is hashed."""
-        return {
+        body: dict[str, Json] = {
             "run_id": self.run_id,
             "fragment": self.fragment,
             "outer_step": self.outer_step,
@@ -79,6 +101,9 @@ class Entry:
             "state_digest": self.state_digest,
             "previous": self.previous,
         }
+        if self.contributions:
+            body["contributions"] = [list(named) for named in self.contributions]
+        return body
 
     @property
     def hash(self) -> Digest:
@@ -92,6 +117,13 @@ class Entry:
     def tokens_of(self, peer: PeerId) -> int | None:
         """Tokens credited to `peer`, or None if it took no part."""
         return next((tokens for name, tokens in self.participants if name == peer), None)
+
+    def contribution_of(self, peer: PeerId) -> ContributionId | None:
+        """Which contribution of `peer` is in it; None if it took no part, or the entry doesn't say."""
+        for (name, tokens), (start, digest) in zip(self.participants, self.contributions, strict=False):
+            if name == peer:
+                return ContributionId(start, tokens, digest)
+        return None
 
 
 def parse_entry(fields: Fields) -> Entry:
@@ -109,6 +141,7 @@ def parse_entry(fields: Fields) -> Entry:
     stops = fields.integers("stops", MAX_PARTICIPANTS)
     if not participants or not stops or list(stops) != sorted(stops):
         raise ProtocolError(f"{fields.kind}: expected participants and ascending stops")
+    contributions = _parse_contributions(fields, len(participants))
     return Entry(
         run_id=fields.text("run_id"),
         fragment=fields.integer("fragment"),
@@ -121,7 +154,33 @@ def parse_entry(fields: Fields) -> Entry:
         update_bytes=fields.integer("update_bytes"),
         state_digest=fields.digest("state_digest"),
         previous=fields.digest("previous"),
+        contributions=contributions,
     )
+
+
+def _parse_contributions(fields: Fields, count: int) -> tuple[tuple[int, str], ...]:
+    if not fields.has("contributions"):
+        return ()
+    found = []
+    for item in fields.items("contributions", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError(f"{fields.kind}.contributions: expected [start, sum] pairs")
+        found.append((checked_int("contributions.start", item[0], 0, MAX_TOTAL_TOKENS), parse_sum(item[1])))
+    if len(found) != count:
+        raise ProtocolError(f"{fields.kind}.contributions: expected one for each of {count} participants")
+    return tuple(found)
+
+
+def parse_sum(value: Json) -> str:
+    """Check the hash of a contribution.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    text = checked_text("contribution.sum", value, SUM_LENGTH)
+    if len(text) != SUM_LENGTH or not set(text) <= set("0123456789abcdef"):
+        raise ProtocolError(f"contribution.sum: expected {SUM_LENGTH} hex digits, got {text!r}")
+    return text
 
 
 def genesis_head(run_id: str, fragment: int, digest: Digest) -> Digest:

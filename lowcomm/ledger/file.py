@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.update import Update
 from lowcomm.lines import LineFile
 from lowcomm.types import Digest, Json
@@ -27,13 +27,14 @@ class LedgerFile:
         self._path, self._keep_updates = path, keep_updates
         self._lines = LineFile(path, torn="cut")
 
-    def append(self, entry: Entry, update: Update | None) -> None:
+    def append(self, certified: Certified, update: Update | None) -> None:
         """Add a line, and the encoded mean where those are kept.
 
         Raises:
             OSError: the disk is full or the folder is gone; the line is kept and written with the next one.
         """
-        self._write({**entry.to_json(), "hash": entry.hash})
+        entry = certified.entry
+        self._write({**certified.to_json(), "hash": entry.hash})
         if self._keep_updates and update is not None:
             file = update_path(self._path, entry.fragment, entry.outer_step)
             file.parent.mkdir(exist_ok=True)

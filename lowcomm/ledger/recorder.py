@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from lowcomm.in_order import InOrder
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.update import Update
 from lowcomm.types import Digest
 
@@ -25,7 +25,7 @@ class EntrySink(Protocol):
     Either may raise OSError.
     """
 
-    def append(self, entry: Entry, update: Update | None) -> None:
+    def append(self, certified: Certified, update: Update | None) -> None:
         """An entry was committed here; its encoded mean is None where the disk is too slow for it."""
         ...
 
@@ -47,16 +47,18 @@ class Recorder:
         self._sink, self._waits = sink, False
         self._writing, self._given, self._kept = InOrder(pool), 0, 0
 
-    def committed(self, entry: Entry, update: Update) -> None:
+    def committed(self, certified: Certified, update: Update) -> None:
         """An entry was committed here."""
         if self._sink is None:
             return
         if self._given - self._kept >= MOST_WAITING:
-            logger.warning("outer step %d: the disk is too slow to keep its update", entry.outer_step)
-            self._writing.submit(partial(self._write, lambda sink: sink.append(entry, None)))
+            logger.warning(
+                "outer step %d: the disk is too slow to keep its update", certified.entry.outer_step
+            )
+            self._writing.submit(partial(self._write, lambda sink: sink.append(certified, None)))
             return
         self._given += 1
-        self._writing.submit(partial(self._keep, entry, update))
+        self._writing.submit(partial(self._keep, certified, update))
 
     def snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
         """A fragment's state was taken from another peer."""
@@ -67,8 +69,8 @@ class Recorder:
         """A future that is done when all that was noted so far is on its way to the disk."""
         return self._writing.done()
 
-    def _keep(self, entry: Entry, update: Update) -> None:
-        self._write(lambda sink: sink.append(entry, update))
+    def _keep(self, certified: Certified, update: Update) -> None:
+        self._write(lambda sink: sink.append(certified, update))
         self._kept += 1
 
     def _write(self, write: Callable[[EntrySink], None]) -> None:

@@ -24,7 +24,8 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer, slot_names
 from lowcomm.codecs.base import Codec
 from lowcomm.errors import CheckpointError, CodecError, IslandError, ProtocolError
 from lowcomm.islands.vectors import FP32_BYTES, Blank, HostVectors, Vector, Vectors, bytes_of, spans
-from lowcomm.ledger.chain import Chain
+from lowcomm.ledger.certificate import Certificate
+from lowcomm.ledger.chain import Certified, Chain
 from lowcomm.ledger.chunks import decode_mean, shares_of, take
 from lowcomm.ledger.entry import Entry, hash_value
 from lowcomm.ledger.pieces import make_manifest, name_of
@@ -218,9 +219,11 @@ class OuterState:
             )
         return after
 
-    def commit(self, entry: Entry, update: Update, after: FragmentState) -> None:
+    def commit(
+        self, entry: Entry, update: Update, after: FragmentState, certificate: Certificate | None
+    ) -> None:
         """Move one fragment to the state after `entry`."""
-        self.chains[entry.fragment].append(entry, self.updates.put(update))
+        self.chains[entry.fragment].append(Certified(entry, certificate), self.updates.put(update))
         self.states[entry.fragment] = after
 
     def position(self, fragment: int) -> Position:

@@ -200,16 +200,28 @@ def _round_line(record: Record) -> str:
     return (
         f"outer step {step} of fragment {fragment}: {_islands(who, _names(record))},"
         f" {_number(record, 'round_s'):.2f} s, sent {human_bytes(_number(record, 'bytes_sent'))}{alike},"
-        f" digest {str(record.get('digest', ''))[:12]}"
+        f" digest {str(record.get('digest', ''))[:12]}{_after(record)}"
     )
+
+
+def _after(record: Record) -> str:
+    """Why the ballots before the one that committed came to nothing, as a clause."""
+    ballots = record.get("ballots")
+    ends = ballots if isinstance(ballots, (list, tuple)) else []
+    reasons = [end.get("reason") for end in ends if isinstance(end, dict)]
+    told = [str(reason.get("text")) for reason in reasons if isinstance(reason, dict)]
+    return f" (after: {_with_names(record, '; '.join(dict.fromkeys(told)))})" if told else ""
 
 
 def named(record: Record) -> str:
     """Why a round was not committed, with the names of peers in place of their ids."""
-    reason = str(record.get("reason") or "")
+    return _with_names(record, str(record.get("reason") or ""))
+
+
+def _with_names(record: Record, text: str) -> str:
     for peer, name in _names(record).items():
-        reason = reason.replace(peer, str(name))
-    return reason
+        text = text.replace(peer, str(name))
+    return text
 
 
 def _names(record: Record) -> dict[str, Json]:

@@ -25,7 +25,7 @@ from lowcomm.errors import ArgumentError, ConfigError, UsageError
 from lowcomm.exchanges.base import Exchange, lacks
 from lowcomm.islands.base import Island
 from lowcomm.names import NAME_RULE, host_name, is_name
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json, SharedSettings
 
 _taken: weakref.WeakSet[Exchange] = weakref.WeakSet()

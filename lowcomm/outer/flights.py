@@ -28,7 +28,7 @@ from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
 from lowcomm.outer.thread import LoopThread
-from lowcomm.rounds.decision import Contribution
+from lowcomm.rounds.contribution import Contribution
 from lowcomm.types import Digest, PeerId, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,14 @@ class Flights:
         tokens = min(progress.tokens[fragment.index], MAX_TOKENS)  # the rest is credited by the next rounds
         if self._node is not None and norm == 0.0 and tokens > 0:
             self._warn_of_standstill(fragment, tokens)
-        contribution = Contribution(values, tokens, norm, progress.inner_step, speed=speed)
+        contribution = Contribution.of(
+            values,
+            start=max(0, progress.tokens_trained - progress.tokens[fragment.index]),
+            tokens=tokens,
+            norm=norm,
+            inner_step=progress.inner_step,
+            speed=speed,
+        )
         delay = self._delay(fragment.index, speed.step_s)
         flight = self.submit(fragment, contribution, steps, progress.inner_step + delay, last=last)
         if self._schedule.eager and delay:
@@ -362,6 +369,7 @@ class Flights:
             inner_steps=flight.steps,
             next_inner_steps=self._pacing.steps_of(fragment.index),
             total_tokens=total_tokens,
+            ballots=outcome.ballots if outcome else (),
         )
 
     def state_dict(self) -> list[list[Any]]:
@@ -375,6 +383,7 @@ class Flights:
                 flight.steps,
                 flight.use_at_step,
                 flight.shift is not None,
+                sent.id.start,
             ]
             for index, flight in sorted(self._under_way.items())
             for sent in (flight.contribution,)

@@ -43,7 +43,7 @@ from lowcomm.outer.restart import Joined, Restart
 from lowcomm.outer.thread import LoopThread
 from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.recovery.joining import JoinReport
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Json, RoundReport, SharedSettings
 
 COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"

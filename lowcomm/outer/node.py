@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -17,7 +17,8 @@ from lowcomm.errors import ExchangeError, JoinRefusedError, PeerUnreachableError
 from lowcomm.exchanges.base import Directory, Exchange, Links, Message, Signer
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob, Blobs
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.certificate import Certificate, goodbye_bytes
+from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.recorder import EntrySink, Recorder
 from lowcomm.ledger.state import OuterState
 from lowcomm.ledger.upload_rate import UploadRate
@@ -33,7 +34,9 @@ from lowcomm.peers.table import Peers
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.donor import Donor
 from lowcomm.recovery.joining import Joining
-from lowcomm.rounds.decision import Accepted, Context, RoundPolicy
+from lowcomm.rounds.context import Context
+from lowcomm.rounds.contribution import Accepted, Contribution
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import FilePromises, Promises
 from lowcomm.rounds.round import FragmentRound
 from lowcomm.types import Digest, Json, Layout, PeerId, short
@@ -45,8 +48,12 @@ logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
 FAREWELL_S = 2.0
-ISLANDS_ONLY = frozenset(("ready", "unready", "roster", "unformed", "vote", "rejected", "abort", "again"))
+ISLANDS_ONLY = frozenset(
+    ("ready", "unready", "roster", "unformed", "joined", "vote", "rejected", "abort", "again")
+)
 """What a seed or an observer, whose settings nobody compares, may not say."""
+GRACE_LEASES = 3.0
+"""Who has not been heard for so many leases counts as absent: one to notice, the rest to be linked again."""
 MAX_BREACHES = 8
 """Who breaks the protocol so often, without a round with it that commits, is out."""
 MAX_REFUSALS = 16
@@ -118,14 +125,17 @@ class Node:
         self.catching_up = CatchingUp(self)
         self.joining = Joining(self, self.catching_up)
         self.shard_claims = ShardClaims(exchange, self.peers, self.requests, self.changed)
-        if promises is None and folder is not None and policy.partition == "majority":
+        if promises is None and folder is not None:
             promises = FilePromises(folder)
         block = state.codec.block_elements
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
         self.context = Context(
-            exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements, promises
-        )
-        self.rounds = [FragmentRound(self.context, f.index, self._committed) for f in state.fragments]
+            exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements,
+            GRACE_LEASES * lease_s, promises,
+        )  # fmt: skip
+        self.rounds = [
+            FragmentRound(self.context, f.index, self._committed, self.ask_entries) for f in state.fragments
+        ]
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
         self.submissions = Submissions(self, self.catching_up)
@@ -141,6 +151,8 @@ class Node:
             "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,
             "entries?": self._donor.on_entries_request,
+            "branch?": self._donor.on_branch_request,
+            "branch": self.requests.on_reply,
             "entries": self.requests.on_reply,
             "snapshot?": self._donor.on_snapshot_request,
             "snapshot": self.requests.on_reply,
@@ -149,8 +161,9 @@ class Node:
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unready": lambda peer, fields: self._round(fields).on_unready(peer, fields),
-            "unformed": lambda peer, fields: self._round(fields).on_unformed(fields),
-            "vote": lambda peer, fields: self._round(fields).ballots.on_vote(peer, fields),
+            "unformed": lambda peer, fields: self._round(fields).on_unformed(peer, fields),
+            "joined": lambda peer, fields: self._round(fields).on_joined(peer, fields),
+            "vote": lambda peer, fields: self._round(fields).on_vote(peer, fields),
             "again": lambda peer, fields: self._round(fields).on_again(peer, fields),
             "rejected": lambda peer, fields: self._round(fields).on_rejected(peer, fields),
             "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
@@ -171,7 +184,7 @@ class Node:
             raise PeerUnreachableError(f"{error}{self.remembered.way_out()}") from error
         self.peers.start()
         for fragment_round in self.rounds:
-            fragment_round.recall()
+            await fragment_round.recall()
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
@@ -180,8 +193,11 @@ class Node:
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows
             await fragment_round.abandon(answers=False)
+            await fragment_round.close()
         if self.peers.linked:
             self.peers.state.phase = "leaving"
+            said = goodbye_bytes(self.state.run_id, self.signer.peer_id, self.peers.state.outer_steps)
+            self.peers.state.goodbye = self.signer.sign(said).hex()
             farewell = Message("state", self.peers.state.to_json())
             sends = [self.links.send(peer, farewell) for peer in self.peers.linked]
             try:
@@ -235,28 +251,40 @@ class Node:
             "%s drops the link to this island: %s", self.peers.called(peer), fields.text("reason", 500)
         )
 
-    def _committed(self, entry: Entry, accepted: Accepted) -> None:
-        self.submissions.committed(accepted)
+    async def ask_entries(self, peer: PeerId, fragment: int) -> list[Certified]:
+        """The entries after this peer's head that another one has, their certificates not checked.
+
+        Raises:
+            PeerUnreachableError, ProtocolError: it doesn't answer, or not in form.
+        """
+        return await self.catching_up.ask(peer, fragment)
+
+    def _committed(
+        self, accepted: Accepted, certificate: Certificate | None, sent: Sequence[Contribution]
+    ) -> None:
+        entry, certified = accepted.entry, Certified(accepted.entry, certificate)
+        self.submissions.committed(accepted, certificate, sent)
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
-        self.recorder.committed(entry, accepted.update)
-        self._donor.committed(entry, accepted.update)
+        self.recorder.committed(certified, accepted.update)
+        self._donor.committed(certified, accepted.update)
         self.note_others()
         self.publish_position()
         self.changed.notify()
 
-    def adopt(self, accepted: Accepted) -> None:
-        """Commit an entry that another peer has committed."""
+    def adopt(self, accepted: Accepted, certificate: Certificate) -> None:
+        """Commit an entry that another peer has committed; its certificate is checked."""
         fragment_round = self.rounds[accepted.entry.fragment]
-        if fragment_round.commit_voted(accepted.entry.hash):
+        if fragment_round.on_certificate(accepted.entry, certificate):
             return  # with this peer's own part in it, and its residual
-        self.state.commit(accepted.entry, accepted.update, accepted.after)
+        sent = fragment_round.contributions
+        self.state.commit(accepted.entry, accepted.update, accepted.after, certificate)
         if accepted.contribution is not None or accepted.entry.tokens_of(self.signer.peer_id):
             # it went into this entry, sent by this process or by the one before a restart
             self.state.residuals[accepted.entry.fragment] = None
         fragment_round.restart()
-        self._committed(accepted.entry, accepted)
+        self._committed(accepted, certificate, sent)
 
     # -- the exchange's receiver -------------------------------------------------------------------
 
@@ -310,9 +338,7 @@ class Node:
         """This peer has to go, and what it would do without the others is no part of the run's history."""
         self.fatal = error
         for fragment_round in self.rounds:
-            fragment_round.decision.contribution = None
-            fragment_round.ballots.cancel()
-            fragment_round.changed.notify()
+            fragment_round.halt()
         self.changed.notify()
 
     def raise_fatal(self) -> None:
@@ -390,9 +416,8 @@ class Node:
 
     def _find_blob(self, name: Digest) -> Blob | None:
         for chain, fragment_round in zip(self.state.chains, self.rounds, strict=True):
-            accepted = fragment_round.decision.accepted
-            if accepted is not None and accepted.entry.update_hash == name:
-                return accepted.update
+            if (accepted := fragment_round.find_update(name)) is not None:
+                return accepted
             if (kept := chain.update(name)) is not None:
                 return kept
         return self._donor.find(name)

@@ -15,7 +15,7 @@ from lowcomm.ledger.chunks import shares_of
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import Position
 from lowcomm.rounds.roster import Participant
-from lowcomm.types import Digest, PeerId
+from lowcomm.types import BallotEnd, Digest, PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class RoundOutcome:
         total_tokens: credited to all islands in the fragment's chain.
         late_s: others had been ready for so long when this island was.
         adopted: outer steps taken over from others, without this contribution.
+        ballots: that came to nothing, also where the round then committed.
         rejected: contributions of others that were not accepted, as `peer: reason`.
         residual_before, residual_norm: L2 norm of the residual before and after; None without error
             feedback.
@@ -70,6 +71,7 @@ class RoundOutcome:
     bytes_received: int
     digest: Digest
     head: Digest
+    ballots: tuple[BallotEnd, ...]
     rejected: tuple[str, ...]
     residual_before: float | None
     residual_norm: float | None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowcomm.islands.vectors import Difference, HostVector, Vector
 from lowcomm.recovery.joining import JoinReport
-from lowcomm.rounds.decision import Contribution
+from lowcomm.rounds.contribution import Contribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +116,10 @@ class Restart:
             tensors: pseudo-gradient and shift of each fragment that was under way; empty but on the lead.
         """
         self.loaded, self._flights = True, []
-        for index, tokens, norm, began_at_step, steps, use_at_step, previewed in flights:
+        for index, tokens, norm, began_at_step, steps, use_at_step, previewed, start in flights:
             elsewhere = torch.empty(0, dtype=torch.float32, device="cpu")
             values, shift = tensors.get(index, (elsewhere, elsewhere if previewed else None))
-            sent = Contribution(values, tokens, norm, began_at_step, resent=True)
+            sent = Contribution.of(values, start=start, tokens=tokens, norm=norm, inner_step=began_at_step)
             self._flights.append(SavedFlight(index, sent, steps, use_at_step, shift))
 
     def keep(self, anchors: Sequence[Vector]) -> None:

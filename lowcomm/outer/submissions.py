@@ -7,17 +7,25 @@ counts it. Everything here runs in the exchange's event loop.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from lowcomm.algorithms.intervals import furthest
 from lowcomm.islands.vectors import Difference, HostVector, Vector
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.certificate import Certificate
+from lowcomm.ledger.entry import ContributionId, Entry
 from lowcomm.ledger.state import Position
+from lowcomm.outer.at_risk import AtRisk
 from lowcomm.outer.outcome import RoundOutcome, mean_cosine
 from lowcomm.recovery.catching_up import CatchingUp
+from lowcomm.recovery.forks import Branch
 from lowcomm.recovery.member import Member
-from lowcomm.rounds.decision import Accepted, Contribution
+from lowcomm.rounds.contribution import Accepted, Contribution
+from lowcomm.types import BallotEnd
 
 GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
@@ -44,6 +52,7 @@ class Submissions:
         fragments = self._state.fragments
         self._calls: dict[int, _Call] = {}
         self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in fragments]
+        self._at_risk = [AtRisk() for _ in fragments]
         self.bases: list[Vector] = [kept.anchor for kept in self._state.states]
         self.standing = [self._state.position(fragment.index) for fragment in fragments]
 
@@ -80,31 +89,29 @@ class Submissions:
         form_s = transfer_s = 0.0
         mine: Accepted | None = None
         reason, unusable = "", False
+        ends: tuple[BallotEnd, ...] = ()
+        me = self._member.signer.peer_id
         late_s = fragment_round.waiting_s
         try:
             residual_before = await self._residual_norm(fragment)
             if not call.commits:  # else what is left of it is announced below
                 fragment_round.contribute(contribution)
             while mine is None:
-                decision = fragment_round.decision
-                attempts = max(attempts, decision.ballots)
+                attempts = max(attempts, fragment_round.ballots)
                 moved = missed = False
                 while call.commits and mine is None:
                     (accepted, position), moved = call.commits.pop(0), True
-                    own, tokens = (
-                        accepted.contribution,
-                        accepted.entry.tokens_of(self._member.signer.peer_id),
-                    )
-                    if own is contribution or (contribution.resent and tokens == contribution.tokens):
+                    own = accepted.contribution
+                    if accepted.entry.contribution_of(me) == contribution.id:
                         mine = accepted
-                        credited += tokens or 0
+                        credited += contribution.tokens
                         continue
                     base = accepted.after.anchor
                     if own is not None:
                         # what was sent in an earlier call has been committed after all
                         credited += own.tokens
                         arrived = accepted.sent(own)
-                        contribution = await self._member.in_pool(_remaining, contribution, own, arrived)
+                        contribution = await self._remaining(contribution, own, arrived)
                         before = Difference(before, arrived)
                     else:
                         missed = True
@@ -118,26 +125,34 @@ class Submissions:
                 if moved:
                     fragment_round.contribute(contribution)
                     continue
-                reason, unusable = decision.refusal or decision.unformed, bool(decision.refusal)
+                trouble, unusable = fragment_round.trouble
+                reason = trouble.text if trouble else ""
                 if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._member.deadline_s:
-                    reason = (
-                        f"no commit within {loop.time() - began_s:.0f} s: {'; '.join(decision.failures[-3:])}"
-                    )
+                    ends += fragment_round.take_ends()
+                    newest = "; ".join(end.reason.text for end in ends[-3:])
+                    reason = f"no commit within {loop.time() - began_s:.0f} s: {newest}"
                 if reason:
                     await fragment_round.abandon(answers=not unusable)
                     break
                 if fragment_round.ahead():
+                    sent_before = fragment_round.sent
                     moved_on = await self._catching_up.catch_up(fragment)
                     if moved_on.snapshot_bytes and not call.commits:
+                        contribution, taken, tokens = await self._settle(
+                            fragment, contribution, moved_on.branch, sent_before
+                        )
+                        credited += tokens
+                        before = Difference(before, taken) if taken is not None else before
                         fragment_round.contribute(contribution)  # nobody has heard of it on this head
                     base, position = self._state.states[fragment].anchor, self._state.position(fragment)
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())
                 self._member.raise_fatal()
-                if decision.joined_s:
-                    form_s = decision.joined_s - began_s
-                    transfer_s = max(0.0, decision.accepted_s - decision.joined_s)
-                fragment_round.ballots.check_stall()
+                joined_s, accepted_s = fragment_round.joined_accepted_s
+                if joined_s:
+                    form_s = joined_s - began_s
+                    transfer_s = max(0.0, accepted_s - joined_s)
+                fragment_round.check_stall()
                 fragment_round.look()
         finally:
             del self._calls[fragment]
@@ -171,10 +186,71 @@ class Submissions:
             bytes_received=traffic.received_bytes - received,
             digest=mine.after.digest if mine else state.digest,
             head=mine.entry.hash if mine else chain.head,
+            ballots=(*ends, *fragment_round.take_ends()),
             rejected=(*fragment_round.take_rejected(), *self._member.take_dropped()),
             residual_before=residual_before,
             residual_norm=await self._residual_norm(fragment),
         )
+
+    async def _settle(
+        self,
+        fragment: int,
+        contribution: Contribution,
+        branch: Branch | None,
+        sent: Mapping[ContributionId, Tensor],
+    ) -> tuple[Contribution, Vector | None, int]:
+        """A state was taken over: what is to be contributed now, after what was lost with the history before,
+        and without what entries name that led to it.
+
+        Returns:
+            The contribution, what it is less than the one before (None for nothing), and tokens credited.
+        """
+        at_risk = self._at_risk[fragment]
+        entries = branch.theirs if branch is not None else ()
+        lost, tokens = at_risk.lost() if branch is not None and branch.mine is not None else (None, 0)
+        named = at_risk.named(entries, self._member.signer.peer_id, sent)
+        if branch is not None:
+            at_risk.clear()
+        done = sum(name.tokens for name, _ in named)
+        if lost is None and not named:
+            return contribution, None, 0
+
+        def add() -> tuple[Contribution, Vector]:
+            taken = torch.zeros_like(contribution.values)
+            for _, values in named:
+                taken.add_(values)
+            if lost is not None:
+                taken.sub_(lost)
+            values = contribution.values - taken
+            whole = contribution.offer
+            return Contribution.of(
+                values,
+                start=max(0, whole.id.start - tokens + done),
+                tokens=max(0, whole.tokens + tokens - done),
+                norm=float(values.norm()),
+                inner_step=whole.inner_step,
+                speed=whole.speed,
+            ), HostVector(taken)
+
+        settled, taken = await self._member.in_pool(add)
+        return settled, taken, done - tokens
+
+    async def _remaining(self, whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
+        """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
+
+        def subtract() -> Contribution:
+            values = whole.values - sent.load()
+            offer = whole.offer
+            return Contribution.of(
+                values,
+                start=credited.id.start + credited.tokens,
+                tokens=max(0, whole.tokens - credited.tokens),
+                norm=float(values.norm()),
+                inner_step=offer.inner_step,
+                speed=offer.speed,
+            )
+
+        return await self._member.in_pool(subtract)
 
     async def _residual_norm(self, fragment: int) -> float | None:
         """The L2 norm of what encodings of means have lost here; None without error feedback."""
@@ -185,9 +261,17 @@ class Submissions:
             return 0.0
         return await asyncio.get_running_loop().run_in_executor(self._member.pool, kept.norm)
 
-    def committed(self, accepted: Accepted) -> None:
-        """An entry was committed here; whoever waits for it, or the next call, counts it."""
+    def committed(
+        self, accepted: Accepted, certificate: Certificate | None, sent: Sequence[Contribution]
+    ) -> None:
+        """An entry was committed here; whoever waits for it, or the next call, counts it.
+
+        Args:
+            sent: contributions to its outer step that others may hold.
+        """
         fragment = accepted.entry.fragment
+        if certificate is not None:
+            self._at_risk[fragment].committed(accepted, certificate, sent)
         call = self._calls.get(fragment)
         commits = self._late[fragment] if call is None else call.commits
         commits.append((accepted, self._state.position(fragment)))
@@ -212,10 +296,3 @@ class Submissions:
         """The island's own parameters stand, or are going to, on a fragment's anchor as it is now."""
         self.bases[fragment] = self._state.states[fragment].anchor
         self.standing[fragment] = self._state.position(fragment)
-
-
-def _remaining(whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
-    """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
-    values = whole.values - sent.load()
-    tokens = max(0, whole.tokens - credited.tokens)
-    return Contribution(values, tokens, float(values.norm()), whole.inner_step, speed=whole.speed)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_float, checked_text
+from lowcomm.ledger.certificate import MAX_SIGNATURE
 from lowcomm.ledger.chain import Standing
 from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
 from lowcomm.peers.failure_detector import AdaptiveTimeout
@@ -16,6 +17,7 @@ MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
 MAX_PUT_OUT = 256
 MAX_LINKS = 256
+MAX_FOUNDERS = 4_096
 BURST_MESSAGES = 10_000.0
 """Control messages that a peer may send at once."""
 
@@ -36,6 +38,8 @@ class State:
         loss: its newest training loss, if it has told one.
         links: the peers that it is linked to, and what the newest heartbeat took there and back in seconds,
             where that is known; told to observers only.
+        founders: who may decide the first outer step, as far as it knows.
+        goodbye: its signature on `goodbye_bytes`, in hex, where it leaves.
     """
 
     role: str = "island"
@@ -51,6 +55,8 @@ class State:
     name: str = ""
     loss: float | None = None
     links: tuple[Link, ...] = ()
+    founders: tuple[PeerId, ...] = ()
+    goodbye: str = ""
 
     def standing(self, fragment: int) -> Standing | None:
         """How far it is with a fragment; None where it doesn't train or doesn't say."""
@@ -73,6 +79,8 @@ class State:
             "name": self.name,
             "loss": self.loss,
             "links": [[peer, round_trip_s] for peer, round_trip_s in self.links],
+            "founders": [str(peer) for peer in self.founders],
+            "goodbye": self.goodbye,
         }
 
 
@@ -109,6 +117,8 @@ def parse_state(fields: Fields) -> State:
         name=_parse_name(fields),
         loss=fields.number("loss") if fields.has("loss") else None,
         links=_parse_links(fields),
+        founders=tuple(PeerId(peer) for peer in fields.texts("founders", MAX_FOUNDERS)),
+        goodbye=fields.text("goodbye", MAX_SIGNATURE) if fields.has("goodbye") else "",
     )
 
 
@@ -145,6 +155,7 @@ class Peer:
         pages_told: pages of what this peer trains with that it has asked for.
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         round_trip_s: what the newest heartbeat took to it and back.
+        heard_awake_s: when anything last came from it, in this peer's waking time.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
 
@@ -164,4 +175,5 @@ class Peer:
     stalled: bool = False
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0
+    heard_awake_s: float = 0.0
     settled: asyncio.Event = field(default_factory=asyncio.Event)

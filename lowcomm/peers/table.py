@@ -20,6 +20,7 @@ import msgpack
 from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.exchanges.fields import Fields, checked_text
+from lowcomm.ledger.certificate import Goodbye, goodbye_bytes
 from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
 from lowcomm.peers.bans import BAN_S, Bans
 from lowcomm.peers.failure_detector import AdaptiveTimeout
@@ -63,6 +64,8 @@ class Peers:
 
     Attributes:
         departed: peers that have said goodbye, and have not come back.
+        version: counts changes.
+        awake_s: seconds for which this peer has listened; time in which it stood still is not among them.
         names: what peers are called that were met, those that are gone as well.
         round_trips_s: what the latest heartbeats took to other islands and back, the newest last.
     """
@@ -89,7 +92,10 @@ class Peers:
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
         self.banned = Bans(ban_s)
-        self.departed: set[PeerId] = set()
+        self.departed: dict[PeerId, Goodbye] = {}
+        self.version = 0
+        self.awake_s = 0.0
+        self._heard_awake_s: dict[PeerId, float] = {}
         self.names: dict[PeerId, str] = {}
         self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,6 +108,18 @@ class Peers:
         self._spawn(self._beat())
         self._spawn(self._listen())
         self._spawn(self._discover())
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._on_change()
+
+    def unheard_s(self, peer: PeerId) -> float:
+        """For how much of this peer's waking time another one has said nothing; 0 where it is heard."""
+        entry = self.linked.get(peer)
+        if entry is not None and entry.greeted and not entry.silent:
+            return 0.0
+        heard_s = entry.heard_awake_s if entry is not None and entry.greeted else None
+        return self.awake_s - (self._heard_awake_s.get(peer, 0.0) if heard_s is None else heard_s)
 
     async def stop(self) -> None:
         """End all tasks of this object."""
@@ -251,10 +269,11 @@ class Peers:
             return  # who doesn't greet is not kept by what else it sends
         now = asyncio.get_running_loop().time()
         entry.seen_at_s = now
+        entry.heard_awake_s = self.awake_s
         entry.silence.beat(now)
         if entry.silent:
             entry.silent = False
-            self._on_change()
+            self._changed()
 
     def is_heard(self, peer: PeerId) -> bool:
         """Whether anything that a peer says still matters: not once it was put out or found not to fit."""
@@ -304,7 +323,7 @@ class Peers:
             self.known.refuse(peer)
             self.post(peer, Message("refuse", {"reasons": [self.banned.reason(peer, now)]}))
             self.announce()
-            self._on_change()
+            self._changed()
 
     async def _put_out(self, peer: PeerId, reason: str) -> None:
         await self._send(peer, Message("refuse", {"reasons": [reason]}))
@@ -316,8 +335,13 @@ class Peers:
         if entry is not None:
             entry.settled.set()
             self._requests.on_peer_down(peer)
+            if entry.greeted:
+                self._heard_awake_s.pop(peer, None)
+                self._heard_awake_s[peer] = entry.heard_awake_s
+                while len(self._heard_awake_s) > MAX_KNOWN:
+                    del self._heard_awake_s[next(iter(self._heard_awake_s))]
             self.known.lost(peer)
-            self._on_change()
+            self._changed()
 
     def on_hello(self, peer: PeerId, fields: Fields) -> None:
         """Compare digests; if they are equal the peer counts, and the peers it knows are dialled."""
@@ -353,7 +377,7 @@ class Peers:
             for other in self.linked.values():
                 if other.greeted and other.id != peer:
                     self.post(other.id, Message("peers", {"peers": news}))
-        self._on_change()
+        self._changed()
 
     def on_peers(self, peer: PeerId, fields: Fields) -> None:
         """Peers that another one is linked to: link to them, too."""
@@ -368,7 +392,7 @@ class Peers:
             self.known.learn(name, addresses, lives=True)
         self.known.dial_due()
         entry.introduced = True
-        self._on_change()
+        self._changed()
 
     def on_state(self, peer: PeerId, fields: Fields) -> None:
         """A sign of life."""
@@ -388,10 +412,25 @@ class Peers:
         entry.state = state
         self._learn_name(peer, state.name)
         if state.phase == "leaving":
-            self.departed.add(peer)
+            self._take_goodbye(peer, state)
         else:
-            self.departed.discard(peer)
-        self._on_change()
+            self.departed.pop(peer, None)
+        self._changed()
+
+    def _take_goodbye(self, peer: PeerId, state: State) -> None:
+        """A peer leaves in order.
+
+        Raises:
+            ProtocolError: it hasn't signed that.
+        """
+        try:
+            signature = bytes.fromhex(state.goodbye)
+        except ValueError as error:
+            raise ProtocolError(f"state.goodbye: expected hex digits, got {state.goodbye!r:.80}") from error
+        said = goodbye_bytes(self._exchange.run_id, peer, state.outer_steps)
+        if state.role == "island" and not self._exchange.verify(peer, said, signature):
+            raise ProtocolError(f"goodbye of {peer}: the signature is not its own")
+        self.departed[peer] = Goodbye(peer, state.outer_steps, signature)
 
     async def _explain(self, entry: Peer, theirs: Mapping[str, Digest]) -> None:
         """Find out in what a peer differs, and refuse it."""
@@ -478,9 +517,13 @@ class Peers:
         """Notice who has fallen silent, who makes no steps any more, and who may come back."""
         step_s = self._heartbeat_s / LOOKS
         came: dict[PeerId, int] = {}
+        looked_s = asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(step_s)
             now = asyncio.get_running_loop().time()
+            self.awake_s += min(now - looked_s, 2 * step_s)
+            looked_s = now
+            self.version += 1
             before, came = came, dict(self._exchange.traffic.from_peer)
             for name in self.banned.expire(now):
                 logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
@@ -493,7 +536,7 @@ class Peers:
                 if peer.silence is not None and peer.silence.look(now, 2 * step_s) and not peer.silent:
                     peer.silent = True
                     self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
-                    self._on_change()
+                    self._changed()
 
     async def _discover(self) -> None:
         while True:

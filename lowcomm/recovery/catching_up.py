@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.fields import Fields
-from lowcomm.ledger.entry import Entry, parse_entry
+from lowcomm.ledger.certificate import is_quorum
+from lowcomm.ledger.chain import Certified, parse_certified
 from lowcomm.peers.peer import Peer
 from lowcomm.recovery.donor import MAX_ENTRIES
+from lowcomm.recovery.forks import Branch, Side, other_stands
 from lowcomm.recovery.member import Member
 from lowcomm.recovery.snapshots import Snapshots
-from lowcomm.rounds.roster import NO_BALLOT
 from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Moved:
 
     snapshot_bytes: int = 0
     failed: int = 0
+    branch: Branch | None = None
 
 
 class CatchingUp:
@@ -70,11 +72,15 @@ class CatchingUp:
             others = [peer.id for peer in donors if peer.id != donor.id]
             failed = False
             try:
-                entries = await self._missed(fragment, donor.id)
+                entries = await self._missed(fragment, donor.id, joining=joining)
                 if entries is None:
+                    branch = None if joining else await self._branch(fragment, donor)
+                    if branch is not None and not self._other_stands(fragment, donor, branch):
+                        continue  # they will come over to this side
                     moved.snapshot_bytes += await self._snapshots.take(
-                        fragment, [donor.id, *others], joining=joining
+                        fragment, [donor.id, *others], joining=joining, further=branch is None
                     )
+                    moved.branch = branch if moved.snapshot_bytes else None
                     self._taken |= {fragment} if joining else set()
                 else:
                     await self._replay(fragment, entries, [donor.id, *others])
@@ -83,7 +89,7 @@ class CatchingUp:
                 moved.failed += 1
                 failed = True
             helped = member.state.chains[fragment].head != before
-            member.rounds[fragment].judge_donor(donor.id, helped=helped)
+            member.rounds[fragment].following.judge(donor.id, helped=helped)
             if helped or (joining and not failed):
                 return moved
         if donors and joining:
@@ -102,40 +108,127 @@ class CatchingUp:
                 return same_height
         return donors
 
-    async def _missed(self, fragment: int, donor: PeerId) -> list[Entry] | None:
+    async def _branch(self, fragment: int, donor: Peer) -> Branch | None:
+        """Where a donor's history parts from this one; None where that is not known any more.
+
+        Raises:
+            ProtocolError: what it says is no history, or those who may decide have not voted for it.
+            PeerUnreachableError: it doesn't answer.
+        """
+        member, chain = self._member, self._member.state.chains[fragment]
+        points: list[Json] = [{"outer_step": step, "head": head} for step, head in chain.points()]
+        reply = await member.requests.ask(donor.id, "branch", {"points": points}, fragment)
+        if not reply.has("entries"):
+            return None
+        theirs: list[Certified] = []
+        if items := reply.items("entries", MAX_ENTRIES):
+            first = Fields("branch.entry", items[0]).digest("previous")
+            theirs = [certified for certified, _ in await member.in_pool(_parse_page, reply, first)]
+        if not theirs:
+            return None
+        common = theirs[0].entry.outer_step - 1
+        while (mine := chain.entry_at(common + 1)) is not None and theirs:
+            if mine.entry.hash != theirs[0].entry.hash:
+                break
+            common, theirs = common + 1, theirs[1:]  # the points are some way apart
+        if not theirs or chain.head_at(common) != theirs[0].entry.previous:
+            return None
+        before = chain.entry_at(common)
+        members = [peer for peer, _ in before.entry.participants] if before else list(member.context.founders)
+        electorate = tuple(members) if before or common == 0 else ()
+        await member.in_pool(member.rounds[fragment].check, theirs[0], electorate or None)
+        return Branch(electorate, mine, tuple(theirs))
+
+    def _other_stands(self, fragment: int, donor: Peer, branch: Branch) -> bool:
+        """Whether a donor's history is the one to follow."""
+        member, following = self._member, self._member.rounds[fragment].following
+        chain, standing = member.state.chains[fragment], donor.state.standing(fragment)
+        if standing is None:
+            return False
+        head = donor.state.heads[fragment]
+        here = Side(chain.standing, chain.head, following.support(chain.head) + 1)
+        stands = other_stands(branch, here, Side(standing, head, following.support(head)))
+        if branch.mine is not None:
+            following.take_sides(donor.id, stands=stands)
+        return stands
+
+    async def ask(self, donor: PeerId, fragment: int) -> list[Certified]:
+        """The entries after this peer's head, as far as one answer of a donor has them.
+
+        Raises:
+            ProtocolError: they are no chain.
+            PeerUnreachableError: the donor doesn't answer.
+        """
+        chain = self._member.state.chains[fragment]
+        page = await self._ask(donor, fragment, chain.outer_step, chain.head)
+        return [certified for certified, _ in page or []]
+
+    async def _ask(
+        self, donor: PeerId, fragment: int, outer_step: int, head: Digest
+    ) -> list[tuple[Certified, Digest]] | None:
+        body: dict[str, Json] = {"outer_step": outer_step, "head": head}
+        reply = await self._member.requests.ask(donor, "entries", body, fragment)
+        return await self._member.in_pool(_parse_page, reply, head) if reply.has("entries") else None
+
+    async def _missed(self, fragment: int, donor: PeerId, *, joining: bool) -> list[Certified] | None:
         """The entries after this peer's head; None if the donor doesn't have them or the state is smaller.
 
         A joiner that has taken a state replays whatever was committed while it came: as much would be
         committed while it took another one.
 
         Raises:
-            ProtocolError: they are no chain, or lead to no head that anybody has.
+            ProtocolError: they are no chain, or lead to no head that anybody has; or those who may decide
+                have not voted for them.
             PeerUnreachableError: the donor doesn't answer.
         """
         member, chain = self._member, self._member.state.chains[fragment]
         outer_step, head = chain.outer_step, chain.head
         left_bytes = member.state.states[fragment].size_bytes
-        entries: list[Entry] = []
+        entries: list[Certified] = []
         while True:
-            body: dict[str, Json] = {"outer_step": outer_step, "head": head}
-            reply = await member.requests.ask(donor, "entries", body, fragment)
-            if not reply.has("entries"):
+            page = await self._ask(donor, fragment, outer_step, head)
+            if page is None:
                 return None
-            page = await member.in_pool(_parse_page, reply, head)
             if page and not entries:
-                # what this peer has voted for may be what the others have committed next; its own part in
-                # it is credited then, also where a snapshot skips the entry
-                member.rounds[fragment].commit_voted(page[0][1])
-            left_bytes -= sum(entry.update_bytes for entry, _ in page)
+                if head != chain.head:
+                    return []  # what came next has been committed here meanwhile
+                await self._begin(fragment, page[0][0], donor, joining=joining)
+            left_bytes -= sum(certified.entry.update_bytes for certified, _ in page)
             if left_bytes < 0 and fragment not in self._taken:
                 return None
             known = self._announced(fragment, page)
             if known or not page:
-                return [*entries, *(entry for entry, _ in page[:known])] if known else []
-            entries += [entry for entry, _ in page]
-            outer_step, head = page[-1][0].outer_step, page[-1][1]
+                return [*entries, *(certified for certified, _ in page[:known])] if known else []
+            entries += [certified for certified, _ in page]
+            outer_step, head = page[-1][0].entry.outer_step, page[-1][1]
 
-    def _announced(self, fragment: int, page: Sequence[tuple[Entry, Digest]]) -> int:
+    async def _begin(self, fragment: int, first: Certified, donor: PeerId, *, joining: bool) -> None:
+        """See whether others may have gone on with this entry; what this peer has voted for is committed.
+
+        Its own part in it is credited then, also where a snapshot skips the entry.
+
+        Raises:
+            ProtocolError: they may not.
+        """
+        member, fragment_round = self._member, self._member.rounds[fragment]
+        slot = member.context.slot(fragment)
+        certificate = await member.in_pool(fragment_round.check, first, slot.electorate)
+        here = [
+            peer.id
+            for peer in member.peers.live()
+            if peer.state.standing(fragment) is not None and peer.state.heads[fragment] == slot.previous
+        ]
+        here.append(member.signer.peer_id)
+        if certificate.absent and not joining and slot.electorate and is_quorum(here, slot.electorate, ()):
+            raise ProtocolError(
+                f"outer step {first.entry.outer_step} was committed as if {', '.join(certificate.absent)} "
+                "were gone, but more than half of those who may decide are here"
+            )
+        if member.state.chains[fragment].head == slot.previous:
+            fragment_round.following.has_proven(donor)
+            fragment_round.on_certificate(first.entry, certificate)
+
+    def _announced(self, fragment: int, page: Sequence[tuple[Certified, Digest]]) -> int:
         """How many entries there are up to the last one that is some island's head: its hash covers all.
 
         Raises:
@@ -147,22 +240,25 @@ class CatchingUp:
         heads = {state.heads[fragment] for state in states}
         known = [index for index, (_, head) in enumerate(page) if head in heads]
         furthest = max((state.outer_steps[fragment] for state in states), default=0)
-        if page and not known and page[-1][0].outer_step >= furthest:
+        if page and not known and page[-1][0].entry.outer_step >= furthest:
             raise ProtocolError("the entries lead to a head that no live island has")
         return known[-1] + 1 if known else 0
 
-    async def _replay(self, fragment: int, entries: Sequence[Entry], donors: list[PeerId]) -> None:
-        member = self._member
-        for entry in entries:
+    async def _replay(self, fragment: int, entries: Sequence[Certified], donors: list[PeerId]) -> None:
+        member, fragment_round = self._member, self._member.rounds[fragment]
+        for certified in entries:
+            entry = certified.entry
             if member.state.chains[fragment].outer_step >= entry.outer_step:
                 continue  # committed here meanwhile
-            accepted = await member.rounds[fragment].fetch(entry, donors, NO_BALLOT)
+            electorate = member.context.slot(fragment).electorate
+            certificate = await member.in_pool(fragment_round.check, certified, electorate)
+            accepted = await fragment_round.fetch(entry, donors)
             if member.state.chains[fragment].outer_step + 1 == entry.outer_step:
-                member.adopt(accepted)
+                member.adopt(accepted, certificate)
                 self._moved_s = asyncio.get_running_loop().time()
 
 
-def _parse_page(reply: Fields, head: Digest) -> list[tuple[Entry, Digest]]:
+def _parse_page(reply: Fields, head: Digest) -> list[tuple[Certified, Digest]]:
     """The entries of one reply with their hashes; the first follows `head`.
 
     Raises:
@@ -170,9 +266,10 @@ def _parse_page(reply: Fields, head: Digest) -> list[tuple[Entry, Digest]]:
     """
     page = []
     for item in reply.items("entries", MAX_ENTRIES):
-        entry = parse_entry(Fields("entries.entry", item))
-        if entry.previous != head:
-            raise ProtocolError(f"entry {entry.outer_step} does not follow entry {entry.outer_step - 1}")
-        head = entry.hash
-        page.append((entry, head))
+        certified = parse_certified(Fields("entries.entry", item))
+        step = certified.entry.outer_step
+        if certified.entry.previous != head:
+            raise ProtocolError(f"entry {step} does not follow entry {step - 1}")
+        head = certified.entry.hash
+        page.append((certified, head))
     return page

@@ -17,6 +17,7 @@ import logging
 import os
 import tempfile
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,7 @@ from lowcomm.errors import IslandError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob
-from lowcomm.ledger.chain import Chain, Standing
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.chain import Certified, Chain, Standing
 from lowcomm.ledger.state import FragmentState, OuterState
 from lowcomm.ledger.store import UpdateStore
 from lowcomm.ledger.update import Update
@@ -40,6 +40,7 @@ from lowcomm.types import Digest, Json, PeerId
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES = 256
+MAX_POINTS = 64
 MAX_REPLY_BYTES = 1 << 19
 """Of one reply; whoever lacks more asks again."""
 PINNED_S = 600.0
@@ -89,6 +90,19 @@ def spool(state: FragmentState, folder: Path | None) -> SpooledState:
     return SpooledState(file, state.manifest)
 
 
+def _page(found: Sequence[Certified]) -> list[Json]:
+    """As many of the entries as one reply may hold."""
+    entries: list[Json] = []
+    size = 0
+    for certified in found[:MAX_ENTRIES]:
+        item = certified.to_json()
+        size += len(msgpack.packb(item))
+        if entries and size > MAX_REPLY_BYTES:
+            break
+        entries.append(item)
+    return entries
+
+
 @dataclass(slots=True)
 class _Pinned:
     """A version that is served. `takers` have asked for it; `used_s` is when one of them was last seen."""
@@ -96,13 +110,13 @@ class _Pinned:
     blob: FragmentState | SpooledState
     outer_step: int
     head: Digest
-    last: Entry | None
+    tip: Certified | None
     used_s: float
     takers: set[PeerId] = field(default_factory=set)
 
     @property
     def standing(self) -> Standing:
-        return Standing(self.last.total_tokens if self.last else 0, self.outer_step)
+        return Standing(self.tip.entry.total_tokens if self.tip else 0, self.outer_step)
 
 
 @dataclass(slots=True)
@@ -112,10 +126,10 @@ class _Following:
     chain: Chain
     updates: UpdateStore
 
-    def append(self, entry: Entry, update: Update) -> None:
+    def append(self, certified: Certified, update: Update) -> None:
         """Keep what was committed; where this peer has left that history, nothing of it."""
-        if entry.previous == self.chain.head:
-            self.chain.append(entry, self.updates.put(update))
+        if certified.entry.previous == self.chain.head:
+            self.chain.append(certified, self.updates.put(update))
 
 
 class Donor:
@@ -137,14 +151,19 @@ class Donor:
         after = self._after(fragment, fields.integer("outer_step"), fields.digest("head"))
         entries: list[Json] | None = None
         if after is not None:
-            entries, size = [], 0
-            for entry in after[:MAX_ENTRIES]:
-                item = entry.to_json()
-                size += len(msgpack.packb(item))
-                if entries and size > MAX_REPLY_BYTES:
-                    break
-                entries.append(item)
+            entries = _page(after)
         self._peers.post(peer, Message("entries", {"fragment": fragment, "entries": entries}))
+
+    def on_branch_request(self, peer: PeerId, fields: Fields) -> None:
+        """`branch?`: the entries after the newest of the asker's points that is in this history, or null."""
+        fragment = fields.integer("fragment", 0, len(self._state.chains) - 1)
+        points: list[tuple[int, Digest]] = []
+        for item in fields.items("points", MAX_POINTS):
+            point = Fields("branch?.point", item)
+            points.append((point.integer("outer_step"), point.digest("head")))
+        found = self._state.chains[fragment].branch(points)
+        entries: list[Json] | None = None if found is None else _page(found)
+        self._peers.post(peer, Message("branch", {"fragment": fragment, "entries": entries}))
 
     def on_snapshot_request(self, peer: PeerId, fields: Fields) -> None:
         """`snapshot?`: name a state that is served from now on, if possible the one that is asked for."""
@@ -158,16 +177,16 @@ class Donor:
             "digest": digest,
             "outer_step": pinned.outer_step,
             "head": pinned.head,
-            "last": pinned.last.to_json() if pinned.last else None,
+            "last": pinned.tip.to_json() if pinned.tip else None,
         }
         self._peers.post(peer, Message("snapshot", body))
 
-    def committed(self, entry: Entry, update: Update) -> None:
+    def committed(self, certified: Certified, update: Update) -> None:
         """An entry was committed here: who fetches an earlier state will need its update."""
-        following = self._following.get(entry.fragment)
+        following = self._following.get(certified.entry.fragment)
         if following is not None:
-            following.append(entry, update)
-            self._tidy(entry.fragment)
+            following.append(certified, update)
+            self._tidy(certified.entry.fragment)
 
     def _version(self, fragment: int, wanted: Digest | None, least: Standing) -> tuple[Digest, _Pinned]:
         """The version to serve to a peer that has use for one from `least` on."""
@@ -179,7 +198,9 @@ class Donor:
         )
         for digest, pinned in useful:
             since = self._after(fragment, pinned.outer_step, pinned.head) or []
-            little = sum(entry.update_bytes for entry in since) <= REPLAY_SHARE * current.size_bytes
+            little = (
+                sum(certified.entry.update_bytes for certified in since) <= REPLAY_SHARE * current.size_bytes
+            )
             if digest == wanted or (wanted not in kept and wanted != current.digest and little):
                 pinned.used_s = now_s
                 return digest, pinned
@@ -195,11 +216,11 @@ class Donor:
     def _pin(self, fragment: int, state: FragmentState) -> _Pinned:
         """Serve the state as it is now, and keep the updates that come after it."""
         chain = self._state.chains[fragment]
-        pinned = _Pinned(state, chain.outer_step, chain.head, chain.last, self._now_s())
+        pinned = _Pinned(state, chain.outer_step, chain.head, chain.tip, self._now_s())
         self._pinned[fragment][state.digest] = pinned
         if fragment not in self._following:
             after = Chain(self._state.run_id, fragment, state.digest)
-            after.restart_at(chain.outer_step, chain.head, chain.last)
+            after.restart_at(chain.outer_step, chain.head, chain.tip)
             capacity_bytes = int(FOLLOWING_SHARE * state.size_bytes)
             self._following[fragment] = _Following(
                 after, UpdateStore(capacity_bytes, self._folder, self._pool)
@@ -213,7 +234,7 @@ class Donor:
         except (OSError, IslandError) as error:
             logger.warning("a snapshot is served from memory: %s", io_reason(error))
 
-    def _after(self, fragment: int, outer_step: int, head: Digest) -> list[Entry] | None:
+    def _after(self, fragment: int, outer_step: int, head: Digest) -> list[Certified] | None:
         """The entries after `head`, also those that are only kept for whoever fetches a state."""
         return self._chain_from(fragment, outer_step, head).after(outer_step, head)
 

@@ -91,7 +91,6 @@ class Joining:
         """
         member, loop = self._member, asyncio.get_running_loop()
         give_up_s = loop.time() + timeout_s
-        member.context.founders = max(member.context.founders, expected_peers)
         waiting = Waiting(member, expected_peers)
         while len(member.peers.live()) + 1 < expected_peers:
             member.raise_if_refused()
@@ -191,7 +190,7 @@ class Joining:
                 state.inner_step = max(state.inner_step, furthest(steps))
         await member.shard_claims.claim(num_shards)
         member.submissions.rebase()
-        member.context.founders = max(member.context.founders, 1 + len(member.peers.live()))
+        self._know_founders(running, starting)
         state.phase = "training"
         member.publish_position()
         for fragment_round in member.rounds:
@@ -213,6 +212,16 @@ class Joining:
             shard=state.shard,
             out_of_step=out_of_step,
         )
+
+    def _know_founders(self, running: list[Peer], starting: list[Peer]) -> None:
+        """Who may decide the first outer step: those who start with the founder, which tells all others."""
+        member = self._member
+        told = sorted(peer.state.founders for peer in running if peer.state.founders)
+        company = [peer.id for peer in starting] if self._expected else []
+        founders = told[0] if told else tuple(sorted([member.signer.peer_id, *company]))
+        member.context.founders = member.peers.state.founders = founders
+        for fragment_round in member.rounds:
+            fragment_round.restart()
 
     def _may_found(self, starting: list[Peer], known: list[Peer], alone_ok: bool) -> bool:
         """With nobody training yet: the founder starts, else the lowest id once it sees all heads."""

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar, TypeVarTuple
 
 from lowcomm.exchanges.base import Directory, Links, Signer
 from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.certificate import Certificate
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.recorder import Recorder
 from lowcomm.ledger.state import OuterState
@@ -17,7 +18,8 @@ from lowcomm.peers.remembered import RememberedPeers
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.shard_claims import ShardClaims
 from lowcomm.peers.table import Peers
-from lowcomm.rounds.decision import Accepted, Context
+from lowcomm.rounds.context import Context
+from lowcomm.rounds.contribution import Accepted
 from lowcomm.rounds.round import FragmentRound
 
 T = TypeVar("T")
@@ -78,8 +80,8 @@ class Member(Protocol):
         """Do in a worker thread what would keep the network waiting."""
         ...
 
-    def adopt(self, accepted: Accepted) -> None:
-        """Commit an entry that another peer has committed."""
+    def adopt(self, accepted: Accepted, certificate: Certificate) -> None:
+        """Commit an entry that another peer has committed; its certificate is checked."""
         ...
 
     def publish_position(self) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.fields import Fields
-from lowcomm.ledger.chain import Standing
-from lowcomm.ledger.entry import Entry, genesis_head, parse_entry
+from lowcomm.ledger.chain import Certified, Standing, parse_certified
+from lowcomm.ledger.entry import genesis_head
 from lowcomm.ledger.fetching import Fetch
 from lowcomm.recovery.incoming import Incoming, unfinished
 from lowcomm.recovery.member import Member
@@ -35,11 +35,11 @@ class Offer:
     digest: Digest
     outer_step: int
     head: Digest
-    last: Entry | None
+    tip: Certified | None
 
     @property
     def standing(self) -> Standing:
-        return Standing(self.last.total_tokens if self.last else 0, self.outer_step)
+        return Standing(self.tip.entry.total_tokens if self.tip else 0, self.outer_step)
 
 
 def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
@@ -49,14 +49,15 @@ def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
         ProtocolError: the head doesn't cover the digest.
     """
     digest, outer_step, head = fields.digest("digest"), fields.integer("outer_step"), fields.digest("head")
-    last = parse_entry(fields.inner("last")) if fields.has("last") else None
-    if last is None:
+    tip = parse_certified(fields.inner("last")) if fields.has("last") else None
+    if tip is None:
         covered = outer_step == 0 and head == genesis_head(run_id, fragment, digest)
     else:
+        last = tip.entry
         covered = (last.hash, last.state_digest, last.outer_step) == (head, digest, outer_step)
     if not covered:
         raise ProtocolError("the snapshot's state is not the one that its ledger names")
-    return Offer(digest, outer_step, head, last)
+    return Offer(digest, outer_step, head, tip)
 
 
 class Snapshots:
@@ -68,7 +69,9 @@ class Snapshots:
         self._whole: list[Incoming] = []
         self._turn = asyncio.Lock()
 
-    async def take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool) -> int:
+    async def take(
+        self, fragment: int, donors: Sequence[PeerId], *, joining: bool, further: bool = True
+    ) -> int:
         """Replace a fragment's state by the one that most donors serve; one fragment at a time.
 
         Returns:
@@ -79,12 +82,13 @@ class Snapshots:
         Args:
             joining: at least half of the islands that train must have the state's entry; and what came stays
                 on disk until `forget`, as a joiner that is killed begins with all fragments anew.
+            further: one that is behind this peer's is not taken; unless its history is known to stand.
 
         Raises:
             PeerUnreachableError: it could not be fetched, or too few vouch for it.
         """
         async with self._turn:  # so that donors keep one version of one fragment for this peer
-            return await self._take(fragment, donors, joining=joining)
+            return await self._take(fragment, donors, joining=joining, further=further)
 
     async def forget(self) -> None:
         """All fragments are there: what is on disk of them goes."""
@@ -92,15 +96,16 @@ class Snapshots:
         for incoming in whole:
             await self._member.in_pool(incoming.discard)
 
-    async def _take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool) -> int:
+    async def _take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool, further: bool) -> int:
         member = self._member
-        offer, givers = await self._choose(fragment, donors)
+        least = member.state.chains[fragment].standing if further and not joining else NONE
+        offer, givers = await self._choose(fragment, donors, least)
         chain = member.state.chains[fragment]
         if offer.head == chain.head:
             return 0  # they have come over to this peer's side of a fork meanwhile
         if joining:
             await self._vouch(fragment, offer, givers)
-        elif offer.standing < chain.standing:
+        elif further and offer.standing < chain.standing:
             logger.warning(
                 "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; "
                 "here it is outer step %d with %d",
@@ -115,7 +120,7 @@ class Snapshots:
         if not joining:
             await self.forget()
         member.state.states[fragment] = incoming.finish()
-        chain.restart_at(offer.outer_step, offer.head, offer.last)
+        chain.restart_at(offer.outer_step, offer.head, offer.tip)
         member.state.residuals[fragment] = None
         member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest)
         member.rounds[fragment].restart()
@@ -147,16 +152,18 @@ class Snapshots:
             new = sorted(trainers & (fetch.idle | (trainers - asked)))
             if new:
                 asked |= set(new)
-                offers = await self._ask(fragment, new, offer.digest)
+                offers = await self._ask(fragment, new, offer.digest, offer.standing)
                 fetch.add([peer for peer, offered in offers.items() if offered == offer])
 
-    async def _choose(self, fragment: int, donors: Sequence[PeerId]) -> tuple[Offer, list[PeerId]]:
+    async def _choose(
+        self, fragment: int, donors: Sequence[PeerId], least: Standing
+    ) -> tuple[Offer, list[PeerId]]:
         """The state to fetch, and who serves it; one that has come in part is preferred."""
         begun = self._incoming.get(fragment)
         wanted = (
             begun.digest if begun else await self._member.in_pool(unfinished, fragment, self._member.folder)
         )
-        offers = await self._ask(fragment, donors, wanted)
+        offers = await self._ask(fragment, donors, wanted, least)
         if not offers:
             raise PeerUnreachableError(f"none of {len(donors)} islands offers a state of fragment {fragment}")
         votes: dict[Digest, list[PeerId]] = {}
@@ -166,14 +173,13 @@ class Snapshots:
         chosen = offers[votes[digest][0]]
         others = [peer for peer in offers if offers[peer] != chosen]
         if others and digest != wanted:
-            offers.update(await self._ask(fragment, others, digest))
+            offers.update(await self._ask(fragment, others, digest, least))
         return chosen, [peer for peer in donors if offers.get(peer) == chosen]
 
     async def _ask(
-        self, fragment: int, peers: Sequence[PeerId], wanted: Digest | None
+        self, fragment: int, peers: Sequence[PeerId], wanted: Digest | None, least: Standing
     ) -> dict[PeerId, Offer]:
         member, offers = self._member, {}
-        least = member.state.chains[fragment].standing if member.peers.state.phase == "training" else NONE
         body: dict[str, Json] = {"wanted": wanted, **least._asdict()}
         for peer, fields in (await member.requests.ask_all(peers, "snapshot", body, fragment)).items():
             try:

@@ -163,6 +163,11 @@ class ClaimJudge:
         if members:
             self._norms.append(_low_median(members))
 
+    def refused_by(self, reason: str) -> None:
+        """Others don't accept this island's own contribution."""
+        self.rejected.append(reason)
+        del self.rejected[:-HISTORY]
+
     def take_rejected(self) -> tuple[str, ...]:
         """The rejections since the last call, as `peer: reason`."""
         taken = tuple(self.rejected)

@@ -2,98 +2,123 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping
-
-from lowcomm.algorithms.reduce_shares import reduce_shares
-from lowcomm.ledger.ranges import stops_of
-from lowcomm.rounds.decision import Context, Decision, Ready
-from lowcomm.rounds.electorate import Electorate
-from lowcomm.rounds.roster import NO_BALLOT, Ballot, Participant, Roster, leader_order
-from lowcomm.types import PeerId
+from lowcomm.ledger.certificate import Ballot, is_quorum
+from lowcomm.rounds.decision import Decision
+from lowcomm.rounds.patience import Patience
+from lowcomm.rounds.policy import Rules
+from lowcomm.rounds.proposal import Edge, absent_members, connected, edge, make_roster, ranks
+from lowcomm.rounds.roster import Roster, leader_order
+from lowcomm.rounds.values import Ready, View
+from lowcomm.types import PeerId, Reason
 
 LEADER_PATIENCE = 1.5
 """A leader that is alive but silent is followed by the next one after so many deadlines."""
 
 
+def aligned(decision: Decision, view: View, rules: Rules) -> set[PeerId]:
+    """Live peers with this peer's head."""
+    head = decision.slot.previous
+    return {peer for peer, seen in view.live.items() if seen.head(rules.fragment) == head}
+
+
+def edges_of(me: PeerId, decision: Decision, patience: Patience) -> set[Edge]:
+    """Between whom data doesn't pass, by what all have said."""
+    said = {
+        edge(peer, other)
+        for peer, ready in decision.readies.items()
+        for other in ready.stalled
+        if other != peer
+    }
+    own = {edge(me, peer) for peer in patience.stalled(decision.slot.outer_step)}
+    return decision.edges | said | own
+
+
+def contested_s(decision: Decision, now_s: float) -> float:
+    """For how long somebody has been ready for this outer step."""
+    return now_s - decision.opened_s if decision.opened_s is not None else 0.0
+
+
 def next_roster(
-    context: Context, fragment: int, decision: Decision, electorate: Electorate, now_s: float
-) -> Roster | str | None:
+    me: PeerId, decision: Decision, view: View, rules: Rules, patience: Patience, now_s: float
+) -> Roster | Reason | None:
     """The roster to propose now, the reason why none can be formed, or None while there is time.
 
-    Marks peers that missed the deadline as absent.
+    Marks peers that missed the deadline.
     """
-    me, policy, chain = context.exchange.peer_id, context.policy, context.state.chains[fragment]
-    if context.peers.state.phase != "training" or not decision.readies or decision.task is not None:
+    if view.phase != "training" or not decision.readies or decision.under_way is not None:
         return None
-    if electorate.ahead():
-        return None  # first catch up; what others have committed is decided
-    aligned, waiting = electorate.look()
-    waited_s = now_s - decision.first_ready_s
-    stalled = {peer.id for peer in context.peers.live() if peer.stalled and peer.id not in decision.readies}
-    heeded = aligned - decision.avoid
-    order = leader_order([*(heeded - stalled), me], context.exchange.run_id, fragment, decision.outer_step)
-    turn = int(waited_s / (LEADER_PATIENCE * policy.deadline_s))
+    deadline_s, waited_s = rules.policy.deadline_s, now_s - decision.first_ready_s
+    here = aligned(decision, view, rules)
+    stalled = {p for p, seen in view.live.items() if seen.stalled and p not in decision.readies}
+    rank, edges = ranks([*view.live, me], decision.slot.previous), edges_of(me, decision, patience)
+    heeded = connected({me, *here} - decision.avoid, edges, rank) - {me}
+    cut_off = set(view.live) - connected({me, *view.live}, edges, rank)
+    order = leader_order([*(heeded - stalled), me], rules.run_id, rules.fragment, decision.slot.outer_step)
+    turn = int(waited_s / (LEADER_PATIENCE * deadline_s))
     if order[turn % len(order)] != me or decision.busy & (heeded | {me}):
         return None
     ready = {
         peer: said
         for peer, said in decision.readies.items()
-        if said.previous == chain.head and (peer == me or peer in aligned) and peer not in decision.rejected
+        if said.previous == decision.slot.previous
+        and (peer == me or peer in here)
+        and peer not in decision.rejected
     }
-    missing = ({me} | waiting) - set(ready) - decision.avoid
-    late = waited_s >= policy.deadline_s or (bool(missing) and missing <= stalled)
+    missing = ({me} | patience.waited_for(view)) - set(ready) - decision.avoid - cut_off
+    late = waited_s >= deadline_s or (bool(missing) and missing <= stalled)
     if not ready or (missing and not late):
         return None
-    electorate.absent |= missing
-    willing = {peer: said for peer, said in ready.items() if peer not in decision.avoid}
-    if not electorate.may_commit(willing):
-        willing = ready
-    if electorate.may_commit(willing):
-        return _roster(context, fragment, decision, willing)
-    if not late:
+    patience.missed(missing - {me}, now_s)
+    candidates = [connected(set(ready) - decision.avoid, edges, rank)]
+    if waited_s >= deadline_s:
+        candidates.append(set(ready))  # what has not passed may pass again
+    for chosen in candidates:
+        roster = _roster(me, decision, view, rules, patience, now_s, {p: ready[p] for p in sorted(chosen)})
+        if roster is not None:
+            return roster
+    return _why_none(me, decision, view, rules, set(ready), len(here) + 1, waited_s) if late else None
+
+
+def _roster(
+    me: PeerId,
+    decision: Decision,
+    view: View,
+    rules: Rules,
+    patience: Patience,
+    now_s: float,
+    chosen: dict[PeerId, Ready],
+) -> Roster | None:
+    """The roster with these, if they are enough."""
+    tardy = ({me} | patience.abstains(view)) - decision.readies.keys()
+    absent = absent_members(chosen, tardy, decision.slot, view, rules, contested_s(decision, now_s))
+    if absent is None or len(chosen) < rules.policy.min_participants:
         return None
-    return (
-        f"{len(willing)} of {len(aligned) + 1} live islands were ready within "
-        f"{policy.deadline_s:g} s; needed {policy.min_participants}, partition = "
-        f"{policy.partition}, {len(chain.last.participants) if chain.last else 0} took part before"
+    highest = max(decision.seen, *(said.promised for said in decision.readies.values()))
+    return make_roster(rules, decision.slot, Ballot(highest.attempt + 1, me), chosen, absent)
+
+
+def _why_none(
+    me: PeerId,
+    decision: Decision,
+    view: View,
+    rules: Rules,
+    ready: set[PeerId],
+    live: int,
+    waited_s: float,
+) -> Reason:
+    policy, members = rules.policy, set(decision.slot.electorate)
+    text = (
+        f"{len(ready)} of {live} live islands were ready within {policy.deadline_s:g} s; needed "
+        f"{policy.min_participants}"
     )
-
-
-def _roster(context: Context, fragment: int, decision: Decision, ready: dict[PeerId, Ready]) -> Roster:
-    state = context.state
-    accepted = [said.accepted for said in ready.values() if said.accepted is not None]
-    newest = max(accepted, key=lambda pair: pair[0]) if accepted else None
-    highest = max(decision.seen, *(said.promised for said in ready.values()))
-    elements = state.fragments[fragment].elements
-    return Roster(
-        fragment=fragment,
-        outer_step=decision.outer_step,
-        ballot=Ballot(highest.attempt + 1, context.exchange.peer_id),
-        previous=state.chains[fragment].head,
-        participants=tuple(
-            Participant(peer, said.tokens, said.norm, said.inner_step, said.speed)
-            for peer, said in sorted(ready.items())
-        ),
-        stops=stops_of(elements, reduce_shares(bandwidths(ready)), context.codec.block_elements),
-        chunk_elements=context.chunk_elements,
-        entry=newest[1] if newest else None,
-        accepted_in=newest[0] if newest else NO_BALLOT,
-    )
-
-
-def bandwidths(ready: Mapping[PeerId, Ready]) -> list[float]:
-    """Each peer's bandwidth in bytes per second, ascending by peer id, from what all have received.
-
-    A peer sends what the others receive from it, and receives what it says; the lower of both counts. Who
-    has not been measured is taken for average.
-    """
-    found: dict[PeerId, float] = {}
-    for peer in ready:
-        sent = [said.rates[peer] for other, said in ready.items() if other != peer and peer in said.rates]
-        received = [rate for other, rate in ready[peer].rates.items() if other != peer and other in ready]
-        if sent:
-            mean = min(statistics.fmean(way) for way in (sent, received) if way)
-            found[peer] = mean * (len(ready) - 1)
-    usual = statistics.fmean(found.values()) if found else 1.0
-    return [found.get(peer, usual) for peer in sorted(ready)]
+    if not is_quorum(ready, members, ()):
+        text += f", and more than half of the {len(members)} that took part before"
+        silent = sorted(peer for peer in members - ready if peer not in view.live and peer != me)
+        if silent and not rules.majority:
+            heard_s = min(view.unheard(peer) for peer in silent)
+            text += (
+                f" (or {', '.join(silent)} not heard for {rules.grace_s:g} s; "
+                f"it is {min(heard_s, waited_s):.0f} s now)"
+            )
+        text += f", partition = {policy.partition}"
+    return Reason("few", text, tuple(sorted(members - ready)), waited_s)

@@ -1,120 +1,160 @@
-"""What a peer has voted for, kept over a crash.
+"""What an acceptor has promised and voted for, kept over a crash.
 
-An acceptor that forgets its vote can be made to vote for something else (Paxos Made Simple, section
-2.2), so with `partition = "majority"` a vote is written down before it is sent. Votes are enough: an
-update commits with the votes of *all* participants of its ballot, so a ballot that a peer has joined
-and not voted in can't have committed, and forgetting it harms nobody.
-
-The vote is made durable (fsync); the update beside it is not, as it only has to outlive the process.
+An acceptor that forgets can be made to vote for something else (Paxos Made Simple, section 2.2). So a ballot
+that it joins is written down before its data leaves, since others may accept an update with that data in it,
+and its vote before that leaves (docs/design/0019-rounds.md).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import Fields
-from lowcomm.ledger.entry import Entry, parse_entry
+from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.update import Update
-from lowcomm.rounds.roster import Ballot, parse_ballot
-from lowcomm.storage.files import write_atomically
+from lowcomm.rounds.values import Record, parse_record
+from lowcomm.storage.files import sync_folder, write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A vote for `entry` in `ballot`, with the update that the entry names."""
-
-    ballot: Ballot
-    entry: Entry
-    update: Update
-
-
 class Promises(Protocol):
-    """Where the newest vote of each fragment is kept. Called from worker threads."""
+    """Where the newest record of each fragment is kept. Called from worker threads."""
 
-    def save(self, promise: Promise) -> None:
-        """Keep a vote in place of the one before; returns when it is safe.
+    def save(self, record: Record, update: Update | None) -> None:
+        """Keep a record, unless a later one is kept; returns when it is safe.
+
+        Args:
+            update: the accepted one, which is to be safe before the record that names it; None = is not kept.
 
         Raises:
-            OSError: it could not be written, so the vote must not be sent.
+            OSError: it could not be written, so nothing that depends on it may be sent.
         """
         ...
 
-    def load(self, fragment: int) -> Promise | None:
-        """The newest vote, if there is one and its update is whole."""
+    def load(self, fragment: int) -> Record | None:
+        """The newest record."""
+        ...
+
+    def load_update(self, entry: Entry) -> Update | None:
+        """The update of an accepted entry; None where it is not here whole."""
+        ...
+
+    def forget(self, fragment: int) -> None:
+        """Drop a record that binds nobody any more, as all have gone back to before it."""
         ...
 
 
 class FilePromises:
-    """Promises in `promises/` of the run folder."""
+    """Promises in `promises/` of the run folder; nothing in it goes back, whichever thread comes first.
+
+    Raises:
+        ProtocolError: by `load`, if a record is damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "promises"
+        self._lock = Lock()
 
-    def save(self, promise: Promise) -> None:
+    def save(self, record: Record, update: Update | None) -> None:
         """See `Promises`."""
-        self._folder.mkdir(exist_ok=True)
-        path = self._path(promise.entry.fragment)
-        update = self._folder / f"{promise.entry.update_hash}.update"
-        if not update.exists():  # else it is voted for again, in a higher ballot
-            with update.open("wb") as file:
-                file.writelines(promise.update.parts)
-        body = {"ballot": promise.ballot.to_json(), "entry": promise.entry.to_json()}
-        before = self._read(path)
-        write_atomically(path, json.dumps(body).encode())
-        if before is not None and before[1].update_hash != promise.entry.update_hash:
-            (self._folder / f"{before[1].update_hash}.update").unlink(missing_ok=True)
+        with self._lock:
+            if not self._folder.exists():
+                self._folder.mkdir()
+                sync_folder(self._folder.parent)
+            before = self.load(record.fragment)
+            if before is not None and before.order > record.order:
+                return
+            entry = record.accepted[1] if record.accepted else None
+            if update is not None and entry is not None and not self._is_whole(entry):
+                self._write_update(self._update_path(entry), update)
+            write_atomically(self._path(record.fragment), json.dumps(record.to_json()).encode())
+            last = before.accepted[1] if before and before.accepted else None
+            if last is not None and (entry is None or last.update_hash != entry.update_hash):
+                self._update_path(last).unlink(missing_ok=True)
 
-    def load(self, fragment: int) -> Promise | None:
-        """See `Promises`."""
-        found = self._read(self._path(fragment))
-        if found is None:
-            return None
-        ballot, entry = found
+    def load(self, fragment: int) -> Record | None:
+        """See `Promises`.
+
+        Raises:
+            ProtocolError: it can't be read, and what this island has promised is not known.
+        """
+        path = self._path(fragment)
         try:
-            update = Update([(self._folder / f"{entry.update_hash}.update").read_bytes()])
-        except OSError:
-            update = Update([])
-        if update.digest != entry.update_hash:
-            logger.error(
-                "fragment %d: the update that this island has voted for in outer step %d is not whole on "
-                "disk; its vote is forgotten",
-                fragment,
-                entry.outer_step,
-            )
-            return None
-        return Promise(ballot, entry, update)
-
-    def _path(self, fragment: int) -> Path:
-        return self._folder / f"{fragment}.json"
-
-    def _read(self, path: Path) -> tuple[Ballot, Entry] | None:
-        try:
-            fields = Fields("promise", json.loads(path.read_text(encoding="utf-8")))
-            return parse_ballot(fields), parse_entry(fields.inner("entry"))
+            return parse_record(Fields("promise", json.loads(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, ProtocolError) as error:
-            logger.error("%s: a vote can't be read: %s", path, error)
+            raise ProtocolError(
+                f"{path}: what this island has promised in its last round can't be read ({error}); without "
+                "it the run could get two histories. Mend the disk; or remove the run folder, to join as a "
+                "new island"
+            ) from error
+
+    def load_update(self, entry: Entry) -> Update | None:
+        """See `Promises`."""
+        try:
+            update = Update([self._update_path(entry).read_bytes()])
+        except OSError:
             return None
+        return update if update.digest == entry.update_hash else None
+
+    def forget(self, fragment: int) -> None:
+        """See `Promises`."""
+        with self._lock:
+            self._path(fragment).unlink(missing_ok=True)
+            sync_folder(self._folder)
+
+    def _is_whole(self, entry: Entry) -> bool:
+        return self.load_update(entry) is not None
+
+    def _write_update(self, path: Path, update: Update) -> None:
+        partial = path.with_name(path.name + ".new")
+        with partial.open("wb") as file:
+            file.writelines(update.parts)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+
+    def _update_path(self, entry: Entry) -> Path:
+        return self._folder / f"{entry.update_hash}.update"
+
+    def _path(self, fragment: int) -> Path:
+        return self._folder / f"{fragment}.json"
 
 
 class MemoryPromises:
     """Promises of a simulated island, which outlive its crashes."""
 
     def __init__(self) -> None:
-        self._newest: dict[int, Promise] = {}
+        self._newest: dict[int, Record] = {}
+        self._updates: dict[int, tuple[str, Update]] = {}
 
-    def save(self, promise: Promise) -> None:
+    def save(self, record: Record, update: Update | None) -> None:
         """See `Promises`."""
-        self._newest[promise.entry.fragment] = promise
+        before = self._newest.get(record.fragment)
+        if before is not None and before.order > record.order:
+            return
+        self._newest[record.fragment] = record
+        if update is not None and record.accepted is not None:
+            self._updates[record.fragment] = record.accepted[1].update_hash, update
 
-    def load(self, fragment: int) -> Promise | None:
+    def load(self, fragment: int) -> Record | None:
         """See `Promises`."""
         return self._newest.get(fragment)
+
+    def load_update(self, entry: Entry) -> Update | None:
+        """See `Promises`."""
+        name, update = self._updates.get(entry.fragment, ("", None))
+        return update if name == entry.update_hash else None
+
+    def forget(self, fragment: int) -> None:
+        """See `Promises`."""
+        self._newest.pop(fragment, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgpack
 
@@ -18,34 +17,22 @@ from lowcomm.algorithms.intervals import MAX_STEP_S, UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Signer
 from lowcomm.exchanges.fields import Fields, checked_float, checked_int, checked_text
-from lowcomm.ledger.entry import MAX_PARTICIPANTS, MAX_TOKENS, Entry, hash_value, parse_entry
+from lowcomm.ledger.certificate import NO_BALLOT, Ballot, parse_ballot
+from lowcomm.ledger.entry import (
+    MAX_PARTICIPANTS,
+    MAX_TOKENS,
+    MAX_TOTAL_TOKENS,
+    SUM_LENGTH,
+    Entry,
+    hash_value,
+    parse_entry,
+    parse_sum,
+)
 from lowcomm.types import Digest, Json, PeerId
 
-MAX_ATTEMPTS = 1 << 62
+NO_SUM = "0" * SUM_LENGTH
 MAX_LEAP = 1_000
 """A ballot so far above all that were seen is no attempt but an attempt to use them up."""
-
-
-class Ballot(NamedTuple):
-    """One attempt at one outer step; ordered, and led by one peer only."""
-
-    attempt: int
-    leader: str
-
-    def to_json(self) -> list[Json]:
-        return [self.attempt, self.leader]
-
-
-NO_BALLOT = Ballot(0, "")
-
-
-def parse_ballot(fields: Fields, name: str = "ballot") -> Ballot:
-    """Read a ballot from a message."""
-    items = fields.items(name, 2)
-    if len(items) != 2:
-        raise ProtocolError(f"{fields.kind}.{name}: expected [attempt, leader]")
-    attempt = checked_int(f"{fields.kind}.{name}", items[0], 0, MAX_ATTEMPTS)
-    return Ballot(attempt, checked_text(f"{fields.kind}.{name}", items[1], 128))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +41,7 @@ class Participant:
 
     Attributes:
         tokens: its weight in the mean.
+        start, sum: which contribution it is, see `ContributionId`.
         norm: L2 norm of its pseudo-gradient.
         inner_step: where it stood when it became due; who is out of step takes over the furthest.
         speed: as it has measured it; all derive from these how many inner steps each takes next.
@@ -64,6 +52,8 @@ class Participant:
     norm: float
     inner_step: int
     speed: Speed = UNMEASURED
+    start: int = 0
+    sum: str = NO_SUM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +66,8 @@ class Roster:
         stops: ends of the participants' ranges, one each, ascending.
         entry: the update to finalise, or None to reduce.
         accepted_in: the ballot in which `entry` was accepted.
+        holders: who said that it has accepted `entry`, so has its update.
+        absent: members of the electorate that are left out of it.
     """
 
     fragment: int
@@ -87,6 +79,8 @@ class Roster:
     chunk_elements: int
     entry: Entry | None
     accepted_in: Ballot = NO_BALLOT
+    holders: tuple[PeerId, ...] = ()
+    absent: tuple[PeerId, ...] = ()
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -98,11 +92,15 @@ class Roster:
             "outer_step": self.outer_step,
             "ballot": self.ballot.to_json(),
             "previous": self.previous,
-            "participants": [[m.peer, m.tokens, m.norm, m.inner_step, *m.speed] for m in self.participants],
+            "participants": [
+                [m.peer, m.tokens, m.norm, m.inner_step, *m.speed, m.start, m.sum] for m in self.participants
+            ],
             "stops": list(self.stops),
             "chunk_elements": self.chunk_elements,
             "entry": self.entry.to_json() if self.entry else None,
             "accepted_in": self.accepted_in.to_json(),
+            "holders": [str(peer) for peer in self.holders],
+            "absent": [str(peer) for peer in self.absent],
         }
 
     def signed_bytes(self, run_id: str) -> bytes:
@@ -133,9 +131,10 @@ def parse_roster(fields: Fields) -> Roster:
     """
     participants = []
     for item in fields.items("participants", MAX_PARTICIPANTS):
-        if not isinstance(item, list) or len(item) != 6:
+        if not isinstance(item, list) or len(item) != 8:
             raise ProtocolError(
-                "roster.participants: expected [peer, tokens, norm, inner_step, step_s, step_tokens]"
+                "roster.participants: expected [peer, tokens, norm, inner_step, step_s, step_tokens, start, "
+                "sum]"
             )
         participants.append(
             Participant(
@@ -143,7 +142,9 @@ def parse_roster(fields: Fields) -> Roster:
                 checked_int("roster.tokens", item[1], 0, MAX_TOKENS),
                 checked_float("roster.norm", item[2]),
                 checked_int("roster.inner_step", item[3], 0, 1 << 62),
-                parse_speed("roster.speed", item[4:]),
+                parse_speed("roster.speed", item[4:6]),
+                checked_int("roster.start", item[6], 0, MAX_TOTAL_TOKENS),
+                parse_sum(item[7]),
             )
         )
     names = [member.peer for member in participants]
@@ -152,6 +153,13 @@ def parse_roster(fields: Fields) -> Roster:
         raise ProtocolError("roster.participants: expected distinct peers in ascending order")
     if len(stops) != len(names) or list(stops) != sorted(stops):
         raise ProtocolError("roster.stops: expected one ascending stop per participant")
+    entry = parse_entry(fields.inner("entry")) if fields.has("entry") else None
+    accepted_in = parse_ballot(fields, "accepted_in")
+    if (entry is None) != (accepted_in == NO_BALLOT):
+        raise ProtocolError("roster: expected an accepted update together with its ballot")
+    absent = tuple(PeerId(peer) for peer in fields.texts("absent", MAX_PARTICIPANTS))
+    if set(absent) & set(names) or list(absent) != sorted(set(absent)):
+        raise ProtocolError("roster.absent: expected peers in ascending order that take no part")
     return Roster(
         fragment=fields.integer("fragment"),
         outer_step=fields.integer("outer_step", 1),
@@ -160,8 +168,10 @@ def parse_roster(fields: Fields) -> Roster:
         participants=tuple(participants),
         stops=stops,
         chunk_elements=fields.integer("chunk_elements", 1),
-        entry=parse_entry(fields.inner("entry")) if fields.has("entry") else None,
-        accepted_in=parse_ballot(fields, "accepted_in"),
+        entry=entry,
+        accepted_in=accepted_in,
+        holders=tuple(PeerId(peer) for peer in fields.texts("holders", MAX_PARTICIPANTS)),
+        absent=absent,
     )
 
 

@@ -1,36 +1,78 @@
-"""The round as a state machine: ready, roster, transfer, votes, commit or the next ballot.
+"""The rounds of one fragment on one peer: hands events to the machine, and does what it says.
 
-The rules that make it atomic (docs/design/0001-skeleton.md):
-
-- joining a ballot is a promise never to vote in a lower one;
-- who has accepted an update joins no later ballot but one that finalises it (or a newer one);
-- an update commits with the equal votes of all participants of a ballot, or when a peer that has
-  committed it says so and it has been accepted here, too.
+What is decided, and when, is `lowcomm.rounds.machine`'s; here messages are parsed and sent, promises written,
+data exchanged and states swapped in.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from typing import Any
 
-from lowcomm.errors import ProtocolError
+from torch import Tensor
+
+from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
-from lowcomm.ledger.entry import Entry
+from lowcomm.ledger.certificate import (
+    Certificate,
+    check_certificate,
+    parse_ballot,
+    parse_signature,
+    vote_bytes,
+)
+from lowcomm.ledger.chain import Certified
+from lowcomm.ledger.entry import ContributionId, Entry
 from lowcomm.ledger.ranges import check_cut
+from lowcomm.ledger.update import Update
+from lowcomm.peers.failure_detector import AdaptiveTimeout
 from lowcomm.peers.notice import Notice
 from lowcomm.peers.peer import Peer
-from lowcomm.rounds.ballots import Ballots
-from lowcomm.rounds.decision import Accepted, Context, Contribution, Decision, Ready, parse_ready
-from lowcomm.rounds.electorate import Electorate
-from lowcomm.rounds.leading import next_roster
-from lowcomm.rounds.promises import Promise
-from lowcomm.rounds.roster import MAX_LEAP, Ballot, Roster, parse_ballot, parse_signed_roster
-from lowcomm.rounds.topic import Topic
-from lowcomm.rounds.updates import fetch_own
-from lowcomm.types import Digest, PeerId
+from lowcomm.rounds.claims import ClaimJudge
+from lowcomm.rounds.context import Context
+from lowcomm.rounds.contribution import Accepted, Contribution
+from lowcomm.rounds.following import Following
+from lowcomm.rounds.machine import RoundMachine
+from lowcomm.rounds.roster import Roster, parse_signed_roster
+from lowcomm.rounds.transfer import BadContributionError, PeerFailedError, Transfer
+from lowcomm.rounds.updates import fetch_update, make_transfer, reduce_update
+from lowcomm.rounds.values import (
+    Action,
+    AskForCertificate,
+    CastVote,
+    Commit,
+    Drop,
+    Ended,
+    Finish,
+    Forget,
+    Keep,
+    Propose,
+    Record,
+    Reduce,
+    Reject,
+    Tell,
+    View,
+    Vote,
+    parse_ready,
+    parse_reason,
+)
+from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
 
 logger = logging.getLogger(__name__)
+
+STALL_LEAST_S = 5.0
+"""A ballot that stands still is never ended sooner, unless somebody is gone or silent."""
+LOOK_S = 1.0
+"""A round that is not under way is looked at so often."""
+MAX_ENDS = 16
+"""Ballots that are kept for the report of a round."""
+PROGRESS_BYTES = 1 << 16
+"""So many bytes to or from its participants are progress; signs of life are far less."""
+
+AskEntries = Callable[[PeerId, int], Coroutine[Any, Any, Sequence[Certified]]]
+"""The entries after this peer's head in a fragment, as another peer has them."""
 
 
 class FragmentRound:
@@ -38,100 +80,124 @@ class FragmentRound:
 
     Args:
         fragment: its index.
-        on_commit: called with each entry that was committed here.
+        on_commit: called with each entry that was committed here, and what this peer has sent to it.
+        ask_entries: for the certificate of what others have committed.
     """
 
-    def __init__(self, context: Context, fragment: int, on_commit: Callable[[Entry, Accepted], None]) -> None:
-        self._topic = Topic(context, fragment)
-        self._on_commit = on_commit
-        self._electorate = Electorate(context, fragment)
-        self._early: dict[int, dict[PeerId, Ready]] = {}
-        self._recalled: Promise | None = None
-        self._held_since_s = 0.0
-        self.ballots = Ballots(self._topic, self.announce, self._commit)
+    def __init__(
+        self,
+        context: Context,
+        fragment: int,
+        on_commit: Callable[[Accepted, Certificate, Sequence[Contribution]], None],
+        ask_entries: AskEntries,
+    ) -> None:
+        self._context, self._fragment = context, fragment
+        self._on_commit, self._ask_entries = on_commit, ask_entries
+        self._judge = ClaimJudge(context.policy.limits)
+        self._machine: RoundMachine | None = None
+        self.following = Following(context, fragment)
+        self.changed = Notice()
+        self._sent: dict[ContributionId, Contribution] = {}
+        self._accepted: dict[Digest, Accepted] = {}
+        self._ends: list[BallotEnd] = []
+        self._promised_update: Update | None = None
+        self._transfer: Transfer | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._standstill: AdaptiveTimeout | None = None
+        self._moved_bytes = 0
+        self._closed = False
 
     @property
-    def decision(self) -> Decision:
-        """On the next outer step."""
-        return self._topic.decision
+    def machine(self) -> RoundMachine:
+        """What decides; it begins where the chain is."""
+        if self._machine is None:  # not sooner: a peer may have no name before its exchange has started
+            context = self._context
+            rules, slot = context.rules(self._fragment), context.slot(self._fragment)
+            self._machine = RoundMachine(context.exchange.peer_id, rules, slot, self._judge)
+        return self._machine
 
-    @property
-    def changed(self) -> Notice:
-        """Notified whenever something happened that whoever waits for the round could care about."""
-        return self._topic.changed
-
-    # -- called by the node ----------------------------------------------------------------------
+    # -- called by the node --------------------------------------------------------------------------
 
     def is_called(self) -> bool:
         """Whether others have gone past the next outer step, or are ready for it and enough are live."""
-        if self.ahead():
-            return True
-        ready = any(said.previous == self._topic.chain.head for said in list(self.decision.readies.values()))
-        return ready and self._electorate.may_commit({self._topic.me, *self._electorate.look()[0]})
+        return bool(self.ahead()) or self.machine.may_be_formed()
 
     @property
     def waiting_s(self) -> float:
         """For how long other peers have been ready for the next outer step."""
-        return self._topic.now_s() - self.decision.first_ready_s if self.decision.readies else 0.0
+        decision = self.machine.decision
+        return _now_s() - decision.first_ready_s if decision.readies else 0.0
+
+    @property
+    def trouble(self) -> tuple[Reason | None, bool]:
+        """Why the round that is waited for comes to nothing, and whether that is this island's own part."""
+        decision = self.machine.decision
+        return decision.refusal or decision.unformed, decision.refusal is not None
+
+    @property
+    def outer_step(self) -> int:
+        """The one that is decided next."""
+        return self.machine.decision.slot.outer_step
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no ballot is under way."""
+        return self.machine.decision.under_way is None
+
+    @property
+    def ballots(self) -> int:
+        """How many this outer step has had here."""
+        return self.machine.decision.ballots
+
+    @property
+    def joined_accepted_s(self) -> tuple[float, float]:
+        """Loop time at which this outer step's latest ballot was joined, and its update was held."""
+        return self.machine.decision.joined_s, self.machine.decision.accepted_s
+
+    def take_ends(self) -> tuple[BallotEnd, ...]:
+        """Ballots that came to nothing since the last call."""
+        taken, self._ends = tuple(self._ends), []
+        return taken
+
+    @property
+    def contributions(self) -> list[Contribution]:
+        """What this peer has sent to this outer step, and others may hold."""
+        return [self._sent[name] for name in self.machine.decision.sent if name in self._sent]
+
+    @property
+    def sent(self) -> dict[ContributionId, Tensor]:
+        """The values of those."""
+        return {contribution.id: contribution.values for contribution in self.contributions}
 
     def look(self) -> None:
-        """The swarm changed: perhaps a round can be formed now, or has become hopeless."""
-        self._follow_commit()
-        if self._recalled is not None and self.decision.contribution is not None and not self._held():
-            self.announce()  # what held it back is void, or has been caught up with
-        self._tell_ready()
-        self._lead()
-        self.changed.notify()
+        """The swarm changed, or time has passed."""
+        machine, view = self.machine, self._view()
+        machine.following = self.following.is_led()
+        machine.look(view, _now_s())
+        self._act()
+
+    def _view(self) -> View:
+        return self._context.view()
 
     def contribute(self, contribution: Contribution) -> None:
-        """This peer is due: announce it, or what it has sent before and others may still commit."""
-        self.decision.contribution = self.decision.to_send(contribution)
-        self.decision.unformed = self.decision.refusal = ""
-        self._held_since_s = self._topic.now_s()
-        if not self._held():
-            self.announce()
-
-    def announce(self) -> None:
-        """Broadcast that this peer is due, with what it has promised and accepted."""
-        decision, contribution = self.decision, self.decision.contribution
-        if contribution is None:
-            return
-        accepted = decision.accepted
-        decision.ready = Ready(
-            previous=self._topic.chain.head,
-            tokens=contribution.tokens,
-            norm=contribution.norm,
-            inner_step=contribution.inner_step,
-            promised=decision.promised,
-            accepted=(accepted.ballot, accepted.entry) if accepted else None,
-            rates=self._topic.context.rates.known,
-            speed=contribution.speed,
-        )
-        decision.told.clear()
-        self._tell_ready()
-        self._take_ready(self._topic.me, decision.ready)
-
-    def _tell_ready(self) -> None:
-        """Send this peer's readiness to those who train and have not heard of it, newcomers too."""
-        decision = self.decision
-        if decision.ready is None or decision.task is not None:
-            return
-        untold = [
-            peer.id
-            for peer in self._topic.context.peers.live()
-            if peer.state.phase == "training" and peer.id not in decision.told
-        ]
-        decision.told.update(untold)
-        self._topic.send(tuple(untold), "ready", decision.ready.to_json())
+        """This peer is due."""
+        self._sent[contribution.id] = contribution
+        self._refresh()
+        self.machine.contribute(contribution.offer, _now_s())
+        self._act()
 
     def next_deadline_s(self) -> float:
         """When to look again although nothing has come: seconds from now."""
-        decision, deadline_s = self.decision, self._topic.context.policy.deadline_s
-        since = decision.first_ready_s
-        if decision.task is not None:
-            since, deadline_s = decision.progress_s, self._topic.stall_s()
-        waited = self._topic.now_s() - since
-        return max(0.05, deadline_s - waited if waited < deadline_s else deadline_s / 4)
+        decision, deadline_s = self.machine.decision, self._context.policy.deadline_s
+        since_s = decision.first_ready_s
+        if decision.under_way is not None:
+            since_s, deadline_s = decision.under_way.progress_s, self._stall_s()
+        waited_s = _now_s() - since_s
+        wait_s = deadline_s - waited_s if waited_s < deadline_s else deadline_s / 4
+        if decision.under_way is None:
+            wait_s = min(wait_s, LOOK_S)  # the grace of somebody that is absent may be over
+        return max(0.05, wait_s)
 
     async def abandon(self, *, answers: bool) -> None:
         """Give up on this round, and say so. Training goes on; promises and an accepted update stay.
@@ -139,282 +205,478 @@ class FragmentRound:
         Args:
             answers: this peer will be ready as soon as others are, so it is worth waiting for.
         """
-        decision = self.decision
-        decision.contribution = None  # first, so that no ballot is joined while the one under way ends
-        await self.ballots.end()
-        if decision.ready is not None:  # else nothing was announced, maybe for lack of a name: never started
-            decision.readies.pop(self._topic.me, None)
-        self._topic.broadcast("unready", {"answers": int(answers)})
-        decision.ready = None
+        work = self._work
+        if self._machine is not None:
+            self._machine.abandon(_now_s(), answers=answers)
+            self._act()
+        await _ended(work)
 
     def restart(self) -> None:
-        """The chain moved by other means (catch-up, snapshot): decide what follows it."""
-        self.ballots.cancel()
-        previous = self.decision
-        decision = self._topic.decision = Decision(self._topic.chain.outer_step + 1)
-        decision.contribution = previous.contribution
-        for outer_step in [step for step in self._early if step < decision.outer_step]:
-            del self._early[outer_step]
-        decision.readies = self._early.pop(decision.outer_step, {})
-        if previous.outer_step == decision.outer_step:
-            decision.readies = previous.readies  # another head at the same height; who shares it counts
-        decision.first_ready_s = self._topic.now_s()
-        self._be_bound()
-        self.changed.notify()
+        """The chain moved by other means (catch-up, snapshot, checkpoint): decide what follows it."""
+        self.machine.begin(self._context.slot(self._fragment), _now_s())
+        self._accepted.clear()
+        self._act()
 
-    def recall(self) -> None:
-        """Read what an earlier life of this peer has voted for; it binds as soon as that step is reached."""
-        promises = self._topic.context.promises
-        self._recalled = promises.load(self._topic.fragment) if promises else None
-        self._be_bound()
+    async def recall(self) -> None:
+        """Read what an earlier life of this peer has promised; it binds as soon as that step is reached.
 
-    def _be_bound(self) -> None:
-        promise, chain = self._recalled, self._topic.chain
-        if promise is None or promise.entry.outer_step > chain.outer_step + 1:
-            return
-        self._recalled = None
-        if promise.entry.outer_step == chain.outer_step + 1 and promise.entry.previous == chain.head:
-            logger.info(
-                "fragment %d: this island has voted in outer step %d before, and stands by it",
-                self._topic.fragment,
-                promise.entry.outer_step,
-            )
-            try:
-                self.ballots.recall(promise)
-            except ProtocolError as error:
-                logger.error("fragment %d: an earlier vote is void: %s", self._topic.fragment, error)
-
-    def _held(self) -> bool:
-        """Whether an earlier vote keeps this peer out; after a deadline the round is given up."""
-        reason = self._bound_beyond()
-        if reason and self._topic.now_s() - self._held_since_s >= self._topic.context.policy.deadline_s:
-            self.decision.unformed = reason
-        return bool(reason)
-
-    def _bound_beyond(self) -> str:
-        """Why this peer must not vote here: it has voted in a later outer step, so it knew more once.
-
-        Where all who took part in that step are here and none has that history, all have gone back
-        to a checkpoint, and the vote is void.
+        Raises:
+            ProtocolError: it can't be read.
         """
-        promise = self._recalled
-        if promise is None:
-            return ""
-        height, live = self._topic.chain.outer_step, self._topic.context.peers.live()
-        steps = {peer.id: peer.state.outer_steps[self._topic.fragment :] for peer in live}
-        others = {peer for peer, _ in promise.entry.participants} - {self._topic.me}
-        if all(peer in steps and steps[peer] and steps[peer][0] <= height for peer in others):
-            logger.warning(
-                "fragment %d: nobody who took part in outer step %d has that history any more; the run "
-                "goes on from outer step %d",
-                self._topic.fragment,
-                promise.entry.outer_step,
-                height,
+        promises, loop = self._context.promises, asyncio.get_running_loop()
+        if promises is None:
+            return
+        record = await loop.run_in_executor(self._context.pool, promises.load, self._fragment)
+        if record is not None:
+            logger.info(
+                "fragment %d: this island has taken part in outer step %d before, and stands by it",
+                self._fragment,
+                record.outer_step,
             )
-            self._recalled = None
-            return ""
-        return (
-            f"this island has voted in outer step {promise.entry.outer_step} before it was restarted, and "
-            f"none of the live islands knows what came after outer step {height}"
-        )
+            if record.accepted is not None:
+                self._promised_update = await loop.run_in_executor(
+                    self._context.pool, promises.load_update, record.accepted[1]
+                )
+            self.machine.recall(record)
+            self._act()
+
+    def halt(self) -> None:
+        """This peer takes no part any more."""
+        self.machine.halt()
+        self._act()
 
     async def close(self) -> None:
         """End the ballot under way."""
-        await self.ballots.end()
+        work = self._work
+        self._closed = True
+        if self._machine is not None:
+            self.halt()
+        for task in self._tasks:
+            task.cancel()
+        await _ended(work, *self._tasks)
 
-    # -- messages --------------------------------------------------------------------------------
+    def ahead(self) -> list[Peer]:
+        """Live peers that have committed more of this fragment, the furthest first."""
+        return self.following.ahead()
+
+    def find_update(self, name: Digest) -> Update | None:
+        """The update with this hash, where it is accepted here and not committed yet."""
+        held = [accepted.update for accepted in self._accepted.values()]
+        known = [*held, *([self._promised_update] if self._promised_update else [])]
+        return next((update for update in known if update.digest == name), None)
+
+    # -- messages ------------------------------------------------------------------------------------
 
     def on_ready(self, peer: PeerId, fields: Fields) -> None:
         """A peer is due."""
-        ready, outer_step = parse_ready(fields), fields.integer("outer_step", 1)
-        self._check_leap(peer, outer_step, ready.promised)
-        if outer_step == self.decision.outer_step:
-            self._take_ready(peer, ready)
-        elif outer_step == self.decision.outer_step + 1:
-            self._early.setdefault(outer_step, {})[peer] = ready  # it has committed, this peer not yet
+        self._refresh()
+        self.machine.on_ready(peer, fields.integer("outer_step", 1), parse_ready(fields), _now_s())
+        self._act()
 
     def on_unready(self, peer: PeerId, fields: Fields) -> None:
         """A peer has given up on a round."""
-        outer_step = fields.integer("outer_step", 1)
-        if fields.integer("answers", 0, 1):
-            self._electorate.will_answer(peer)
-        if outer_step == self.decision.outer_step:
-            self.decision.readies.pop(peer, None)
-        else:
-            self._early.get(outer_step, {}).pop(peer, None)
+        self._refresh()
+        answers = fields.integer("answers", 0, 1) > 0
+        self.machine.on_unready(peer, fields.integer("outer_step", 1), answers=answers)
+        self._act()
+
+    def on_unformed(self, peer: PeerId, fields: Fields) -> None:
+        """The leader found too few participants by the deadline."""
+        text = fields.text("reason", 1_000)
+        self.machine.on_unformed(peer, fields.integer("outer_step", 1), text, _now_s())
+        self._act()
 
     def on_roster(self, peer: PeerId, fields: Fields) -> None:
-        """A leader's proposal: join it if no promise forbids.
+        """A leader's proposal.
 
         Raises:
             ProtocolError: it is not the sender's to propose, or not signed by it.
         """
-        roster = parse_signed_roster(fields, peer, self._topic.context.exchange)
-        if roster.fragment != self._topic.fragment:
+        roster = parse_signed_roster(fields, peer, self._context.exchange)
+        if roster.fragment != self._fragment:
             raise ProtocolError(f"roster of {peer}: it names fragment {roster.fragment}")
-        elements = self._topic.context.state.fragments[roster.fragment].elements
-        check_cut(roster.stops, roster.chunk_elements, elements)
-        self._check_leap(peer, roster.outer_step, roster.ballot)
-        if self._electorate.may_commit(roster.peers):
-            self.ballots.join(roster)
-        elif roster.outer_step == self.decision.outer_step:  # a leader may count otherwise, or lie
-            self.ballots.decline(roster, f"{len(roster.peers)} are too few to commit, as it counts")
-            self.decision.avoid.add(peer)
-            self._lead()
+        check_cut(roster.stops, roster.chunk_elements, self._context.state.fragments[self._fragment].elements)
+        self._refresh()
+        self.machine.on_roster(roster, _now_s())
+        self._act()
+
+    def on_vote(self, peer: PeerId, fields: Fields) -> None:
+        """A participant holds the whole update and names it.
+
+        Raises:
+            ProtocolError: the signature isn't its own.
+        """
+        outer_step, ballot = fields.integer("outer_step", 1), parse_ballot(fields)
+        absent = tuple(PeerId(p) for p in fields.texts("absent", 4_096))
+        vote = Vote(fields.digest("entry"), fields.digest("state"), parse_signature(fields.text("signature")))
+        exchange = self._context.exchange
+        signed = vote_bytes(exchange.run_id, self._fragment, outer_step, ballot, absent, vote.entry)
+        if not exchange.verify(peer, signed, vote.signature):
+            raise ProtocolError(f"vote of {peer}: the signature is not its own")
+        self.machine.on_vote(peer, outer_step, ballot, vote, _now_s())
+        self._act()
+
+    def on_joined(self, peer: PeerId, fields: Fields) -> None:
+        """A participant has joined a ballot that finishes an update."""
+        outer_step, ballot = fields.integer("outer_step", 1), parse_ballot(fields)
+        self.machine.on_joined(peer, outer_step, ballot, fields.digest("entry"), _now_s())
+        self._act()
 
     def on_abort(self, peer: PeerId, fields: Fields) -> None:
         """A participant ended a ballot."""
-        self._check_leap(peer, fields.integer("outer_step", 1), parse_ballot(fields))
-        self.ballots.on_abort(peer, fields)
-
-    def _check_leap(self, peer: PeerId, outer_step: int, ballot: Ballot) -> None:
-        """Refuse a ballot that no honest peer can have come to: nobody could go above it."""
-        decision = self.decision
-        seen = max(decision.seen, decision.promised).attempt if outer_step == decision.outer_step else 0
-        if outer_step >= decision.outer_step and ballot.attempt > seen + MAX_LEAP:
-            raise ProtocolError(f"{peer}: ballot {ballot.attempt} is far above all that were seen")
-
-    def on_unformed(self, fields: Fields) -> None:
-        """The leader found too few participants by the deadline."""
-        if fields.integer("outer_step", 1) == self.decision.outer_step and self.decision.task is None:
-            self.decision.unformed = fields.text("reason", 500)
-            self.changed.notify()
+        outer_step, ballot = fields.integer("outer_step", 1), parse_ballot(fields)
+        rejected = [PeerId(p) for p in fields.texts("rejected", 4_096)]
+        machine, now_s = self.machine, _now_s()
+        if self._transfer is not None:
+            owing = self._transfer.missing_parts_from() or self._transfer.missing_means_from()
+            machine.standing_still(now_s, self._stall_s(), owing)
+        machine.on_abort(peer, outer_step, ballot, parse_reason(fields), rejected, now_s)
+        self._act()
 
     def on_rejected(self, peer: PeerId, fields: Fields) -> None:
         """A peer doesn't accept this island's contribution; it says why."""
         reason = f"{peer} rejected this island's contribution: {fields.text('reason', 500)}"
-        logger.warning("fragment %d: %s", self._topic.fragment, reason)
-        if fields.integer("outer_step", 1) == self.decision.outer_step:
-            self.decision.failures.append(reason)
-
-    def take_rejected(self) -> tuple[str, ...]:
-        """Contributions of others that were rejected since the last call, as `peer: reason`."""
-        return self._topic.contributions.take_rejected()
-
-    def on_peer_down(self, peer: PeerId, reason: str) -> None:
-        """A peer is gone: it is not ready any more, and the ballot with it is over."""
-        self._topic.context.rates.forget(peer)
-        self.decision.readies.pop(peer, None)
-        self.decision.told.discard(peer)
-        self.decision.busy.discard(peer)
-        for early in self._early.values():
-            early.pop(peer, None)
-        roster = self.decision.roster
-        if roster is not None and peer in roster.peers:
-            self.ballots.fail(f"{peer} is gone ({reason})")
-
-    def on_silent(self, peer: PeerId, reason: str) -> None:
-        """A peer says nothing any more: the ballot with it is over. What it has announced stays."""
-        roster = self.decision.roster
-        if roster is not None and peer in roster.peers:
-            self.ballots.fail(f"{peer} is {reason}")
+        logger.warning("fragment %d: %s", self._fragment, reason)
+        self._judge.refused_by(reason)
 
     async def on_piece(self, peer: PeerId, fields: Fields, message: Message) -> None:
         """A `part` or `mean` chunk. One that is ahead of its roster waits for it (back-pressure)."""
-        outer_step, ballot = fields.integer("outer_step", 1), parse_ballot(fields)
-        give_up_s = self._topic.now_s() + self._topic.context.policy.deadline_s
+        asked = (fields.integer("outer_step", 1), parse_ballot(fields))
+        give_up_s = _now_s() + self._context.policy.deadline_s
         while True:
-            decision = self.decision
-            ours = (decision.outer_step, decision.promised)
-            if (outer_step, ballot) == ours or (outer_step, ballot) < ours:
+            decision = self.machine.decision
+            here = (decision.slot.outer_step, decision.promised)
+            if asked < here or (asked == here and (self._transfer is not None or self.is_idle)):
                 break
-            if self._topic.now_s() >= give_up_s or outer_step > decision.outer_step + 1:
+            if _now_s() >= give_up_s or asked[0] > here[0] + 1:
                 return
-            await self.changed.wait(give_up_s - self._topic.now_s())
-        transfer = self.decision.transfer
-        if transfer is not None and (outer_step, ballot) == (
-            self.decision.outer_step,
-            self.decision.promised,
-        ):
-            transfer.on_piece(
-                peer, message.kind, fields.integer("chunk"), fields.text("sum"), message.payload
-            )
+            await self.changed.wait(give_up_s - _now_s())
+        if self._transfer is not None and asked == here:
+            chunk, given = fields.integer("chunk"), fields.text("sum")
+            self._transfer.on_piece(peer, message.kind, chunk, given, message.payload)
 
     def on_again(self, peer: PeerId, fields: Fields) -> None:
         """A chunk came there damaged."""
-        transfer, decision = self.decision.transfer, self.decision
+        decision = self.machine.decision
         asked = (fields.integer("outer_step", 1), parse_ballot(fields))
-        if transfer is not None and asked == (decision.outer_step, decision.promised):
-            transfer.send_again(peer, fields.text("piece"), fields.integer("chunk"))
+        if self._transfer is not None and asked == (decision.slot.outer_step, decision.promised):
+            self._transfer.send_again(peer, fields.text("piece"), fields.integer("chunk"))
 
-    # -- leading ---------------------------------------------------------------------------------
+    def on_peer_down(self, peer: PeerId, reason: str) -> None:
+        """A peer is gone."""
+        self._context.rates.forget(peer)
+        self._refresh()
+        self.machine.peer_down(peer, reason, _now_s())
+        self._act()
 
-    def _take_ready(self, peer: PeerId, ready: Ready) -> None:
-        if not self.decision.readies:
-            self.decision.first_ready_s = self._topic.now_s()
-        self.decision.readies[peer] = ready
-        self.decision.busy.discard(peer)
-        self._electorate.ready(peer)
-        self._lead()
+    def on_silent(self, peer: PeerId, reason: str) -> None:
+        """A peer says nothing any more."""
+        self._refresh()
+        self.machine.peer_silent(peer, reason, _now_s())
+        self._act()
+
+    def check(self, certified: Certified, electorate: Collection[PeerId] | None) -> Certificate:
+        """The certificate of an entry, if it proves it.
+
+        Args:
+            electorate: who may decide it; None where that isn't known.
+
+        Raises:
+            ProtocolError: it says what is missing.
+        """
+        entry, certificate = certified
+        if certificate is None:
+            raise ProtocolError(f"fragment {entry.fragment}, outer step {entry.outer_step}: no certificate")
+        policy = self._context.policy
+        check_certificate(
+            entry,
+            certificate,
+            electorate,
+            self._context.exchange.verify,
+            majority=policy.partition == "majority",
+            min_participants=policy.min_participants,
+        )
+        return certificate
+
+    def on_certificate(self, entry: Entry, certificate: Certificate) -> bool:
+        """Commit what another peer has committed, if it was voted for here; the certificate is checked."""
+        if entry.hash not in self._accepted or not self.machine.on_certificate(entry, certificate):
+            return False  # what an earlier life has voted for is fetched like any other
+        self._act()
+        return True
+
+    def _refresh(self) -> None:
+        """Let the machine see the swarm as it is."""
+        self.machine.view = self._view()
+        self.machine.rates = self._context.rates.known
+        self.machine.following = self.following.is_led()
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def check_stall(self) -> None:
+        """End a ballot in which nothing has moved for longer than it ever takes."""
+        under, transfer = self.machine.decision.under_way, self._transfer
+        if under is None:
+            return
+        by_peer = self._context.exchange.traffic.by_peer
+        moved = sum(by_peer.get(peer, 0) for peer in under.roster.peers)
+        if not under.voted and moved - self._moved_bytes >= PROGRESS_BYTES:
+            self._progressed()  # pieces of chunks are progress, too: a slow link is no stall
+        if moved - self._moved_bytes >= PROGRESS_BYTES or moved < self._moved_bytes:
+            self._moved_bytes = moved
+        parts = transfer.missing_parts_from() if transfer else []
+        means = transfer.missing_means_from() if transfer else []
+        self.machine.tick(_now_s(), self._stall_s(), parts, means)
+        self._act()
+
+    def _progressed(self) -> None:
+        """The ballot under way has moved."""
+        now_s = _now_s()
+        self.machine.moved(now_s)
+        if self._standstill is not None and not self.is_idle:
+            self._standstill.beat(now_s)
+
+    def _stall_s(self) -> float:
+        """How long a ballot may stand still: as judged by earlier ones, at most the deadline."""
+        return self._standstill.limit_s if self._standstill else self._context.policy.deadline_s
+
+    # -- doing what the machine says -----------------------------------------------------------------
+
+    def _act(self) -> None:
+        machine = self.machine
+        while actions := machine.take_actions():
+            for action in actions:
+                self._do(action)
+        keep = {*machine.decision.sent, *([machine.decision.offer.id] if machine.decision.offer else [])}
+        for unknown in [name for name in self._sent if name not in keep]:
+            del self._sent[unknown]
         self.changed.notify()
 
-    def _lead(self) -> None:
-        """Propose a roster if this peer leads and it is time."""
-        topic = self._topic
-        found = next_roster(topic.context, topic.fragment, self.decision, self._electorate, topic.now_s())
-        if isinstance(found, Roster) and found.entry is None:
-            refused = topic.contributions.judge(
-                found.participants, found.outer_step, topic.chain.total_tokens
-            )
-            refused.pop(topic.me, None)
-            for peer, reason in refused.items():
-                topic.reject(peer, reason)
-            if refused:
-                return self._lead()
-        if isinstance(found, Roster):
-            exchange = topic.context.exchange
-            signature = exchange.sign(found.signed_bytes(exchange.run_id)).hex()
-            self._topic.broadcast("roster", {"roster": found.to_json(), "signature": signature})
-            self.ballots.join(found)
-        elif found is not None:
-            self._topic.broadcast("unformed", {"reason": found})
-            self.decision.unformed = found
-            self.decision.readies.clear()
-            self.changed.notify()
+    def _do(self, action: Action) -> None:
+        match action:
+            case Tell(peers, kind, body):
+                self._send(peers, kind, body)
+            case Propose(roster):
+                exchange = self._context.exchange
+                signature = exchange.sign(roster.signed_bytes(exchange.run_id)).hex()
+                live = tuple(peer.id for peer in self._context.peers.live())
+                self._send(live, "roster", {"roster": roster.to_json(), "signature": signature})
+            case Keep(record):
+                self._spawn(self._keep(record))
+            case Forget():
+                self._forget()
+            case Reduce(roster, sent):
+                self._reduce(roster, self._sent[sent])
+            case Finish(roster):
+                self._begin_work(roster, self._finish(roster))
+            case Drop(_):
+                self._drop()
+            case Ended(end):
+                self._note_end(end)
+            case CastVote(roster, entry):
+                self._vote(roster, entry)
+            case Commit(entry, certificate):
+                self._commit(entry, certificate)
+            case Reject(peer, reason, accuser):
+                self._reject(peer, reason, accuser)
+            case AskForCertificate(peer):
+                self._spawn(self._ask_for_certificate(peer))
 
-    def ahead(self) -> list[Peer]:
-        """Live peers that have committed more of this fragment, the furthest first."""
-        return self._electorate.ahead()
+    def _note_end(self, end: BallotEnd) -> None:
+        logger.info(
+            "fragment %d, outer step %d: ballot ended: %s", self._fragment, self.outer_step, end.reason.text
+        )
+        self._ends.append(end)
+        del self._ends[:-MAX_ENDS]
 
-    def judge_donor(self, peer: PeerId, *, helped: bool) -> None:
-        """Note whether a peer that is ahead has handed over anything."""
-        if helped:
-            self._electorate.trust(peer)
-        else:
-            self._electorate.doubt(peer)
+    async def _keep(self, record: Record) -> None:
+        context = self._context
+        held = self._accepted.get(record.accepted[1].hash) if record.accepted else None
+        update = held.update if held is not None and context.policy.partition == "majority" else None
+        if context.promises is not None:
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(context.pool, context.promises.save, record, update)
+            except (OSError, ProtocolError) as error:
+                why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+                self.machine.on_not_kept(record, why, _now_s())
+                self._act()
+                return
+        self.machine.on_kept(record, _now_s())
+        self._act()
 
-    async def fetch(self, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
-        """See `fetch_own`."""
-        return await fetch_own(self._topic, entry, donors, ballot)
+    def _forget(self) -> None:
+        logger.warning(
+            "fragment %d: nobody who took part in this island's last outer step has that history any more; "
+            "the run goes on from outer step %d",
+            self._fragment,
+            self.outer_step - 1,
+        )
+        if self._context.promises is not None:
+            self._context.promises.forget(self._fragment)
 
-    # -- deciding --------------------------------------------------------------------------------
+    def _reduce(self, roster: Roster, contribution: Contribution) -> None:
+        # made at once, as pieces may come before the task's first step
+        self._transfer = make_transfer(self._context, roster, contribution, self._judge, self._progressed)
+        self._begin_work(roster, self._exchange(roster, contribution, self._transfer))
 
-    def commit_voted(self, head: Digest) -> bool:
-        """Commit the update that leads to `head`, which another peer has committed.
+    def _begin_work(self, roster: Roster, work: Coroutine[Any, Any, None]) -> None:
+        now_s = _now_s()
+        if self._standstill is None:
+            self._standstill = AdaptiveTimeout(STALL_LEAST_S, self._context.policy.deadline_s, now_s)
+        self._standstill.resume(now_s)
+        self._work = asyncio.get_running_loop().create_task(self._guard(roster, work))
 
-        Returns:
-            Whether this peer had voted for it; if not, nothing happens.
+    async def _guard(self, roster: Roster, work: Coroutine[Any, Any, None]) -> None:
+        """What goes wrong in a ballot ends the ballot, not the peer.
+
+        A mistake of ours, or a lack of memory, ends this peer's round, too: ready again at once, it could
+        break the next ballot in the same way, and so on without an end.
         """
-        voted = self.decision.voted.get(head)
-        if voted is not None:
-            self._commit(voted)
-        return voted is not None
+        hollow = False
+        try:
+            await work
+            return
+        except NonFiniteError as error:
+            hollow = True
+            reason = Reason("own", f"this island's pseudo-gradient is not finite: {error}")
+        except PeerFailedError as error:
+            bad = isinstance(error, BadContributionError)
+            reason = Reason("bad" if bad else "gone", str(error), tuple(error.peers))
+        except PeerUnreachableError as error:
+            reason = Reason("fetch", str(error), roster.holders)
+        except ProtocolError as error:
+            reason = Reason("fetch", str(error), roster.holders)
+        except Exception as error:  # the boundary of the task
+            logger.error("fragment %d: the round broke", self._fragment, exc_info=error)
+            reason = Reason("own", f"this island's part in the round broke: {error!r}")
+        self.machine.on_broken(roster.ballot, reason, _now_s(), hollow=hollow)
+        self._act()
 
-    def _follow_commit(self) -> None:
-        """Commit what this peer has voted for as soon as another says that it has committed just that."""
-        for peer in self._topic.context.peers.linked.values():
-            heads = peer.state.heads
-            if self.decision.voted and self._topic.fragment < len(heads):
-                self.commit_voted(heads[self._topic.fragment])
+    async def _exchange(self, roster: Roster, contribution: Contribution, transfer: Transfer) -> None:
+        self._stage(await reduce_update(self._context, roster, contribution, transfer))
 
-    def _commit(self, accepted: Accepted) -> None:
-        state = self._topic.context.state
-        state.commit(accepted.entry, accepted.update, accepted.after)
+    async def _finish(self, roster: Roster) -> None:
+        """Take over an update that was accepted in an earlier ballot, from this peer or another."""
+        entry = roster.entry
+        assert entry is not None
+        held = self._accepted.get(entry.hash)
+        if held is None:
+            donors = [*roster.holders, *(peer for peer in roster.peers if peer not in roster.holders)]
+            held = await self.fetch(
+                entry, [peer for peer in donors if peer != self._context.exchange.peer_id]
+            )
+        self._stage(Accepted(
+            roster.ballot, held.entry, held.update, held.after, held.residual, held.unsent, held.mean_norm,
+            held.contribution, held.participants,
+        ))  # fmt: skip
+
+    def _stage(self, accepted: Accepted) -> None:
+        self._accepted[accepted.entry.hash] = accepted
+        self._progressed()
+        self.machine.on_staged(accepted.ballot, accepted.entry, _now_s())
+        for head in [head for head in self._accepted if head not in self.machine.decision.voted]:
+            del self._accepted[head]
+        self._act()
+
+    async def fetch(self, entry: Entry, donors: list[PeerId]) -> Accepted:
+        """The update of an entry that follows this chain, and what this peer had put into it, if anything.
+
+        What the encodings lost is gone, and the residual before it has been sent, so there is none.
+
+        Raises:
+            PeerUnreachableError, ProtocolError: see `fetch_update`.
+        """
+        mine = entry.contribution_of(self._context.exchange.peer_id)
+        own = self._sent.get(mine) if mine else None
+        return await fetch_update(self._context, self._fragment, entry, donors, own, self._promised_update)
+
+    def _drop(self) -> None:
+        work, transfer = self._work, self._transfer
+        self._work = self._transfer = None
+        if transfer is not None:
+            self._spawn(transfer.close())
+        if work is not None and work is not asyncio.current_task():
+            work.cancel()
+
+    def _vote(self, roster: Roster, entry: Entry) -> None:
+        exchange = self._context.exchange
+        signed = vote_bytes(
+            exchange.run_id, self._fragment, roster.outer_step, roster.ballot, roster.absent, entry.hash
+        )
+        vote = Vote(entry.hash, entry.state_digest, exchange.sign(signed))
+        body: dict[str, Json] = {
+            "ballot": roster.ballot.to_json(),
+            "absent": [str(peer) for peer in roster.absent],
+            "entry": vote.entry,
+            "state": vote.state,
+            "signature": vote.signature.hex(),
+        }
+        self._send(roster.peers, "vote", body)
+        self.machine.on_vote(exchange.peer_id, roster.outer_step, roster.ballot, vote, _now_s())
+
+    def _commit(self, entry: Entry, certificate: Certificate) -> None:
+        accepted, sent = self._accepted[entry.hash], self.contributions
+        state, machine = self._context.state, self.machine
+        state.commit(entry, accepted.update, accepted.after, certificate)
         if accepted.contribution is not None:
-            state.residuals[self._topic.fragment] = accepted.residual
-        if accepted.contribution is not None:
-            self.decision.contribution = None  # what is left of it is announced anew
-        self._electorate.committed_here = True
-        self._topic.contributions.committed(accepted.entry, accepted.participants)
+            state.residuals[self._fragment] = accepted.residual
+        machine.committed(entry, accepted.participants, mine=accepted.contribution is not None)
+        self._promised_update = None
         self.restart()
-        self._on_commit(accepted.entry, accepted)
+        self._on_commit(accepted, certificate, sent)
+
+    def _reject(self, peer: PeerId, reason: str, accuser: PeerId | None) -> None:
+        """Leave a peer out of this outer step and tell it why; after too many times it is out.
+
+        Args:
+            accuser: who saw it, if not this peer itself.
+        """
+        peers, me = self._context.peers, self._context.exchange.peer_id
+        if peer == me or peer in peers.banned:
+            return
+        called = peers.called(peer)
+        logger.warning("fragment %d: contribution of %s rejected: %s", self._fragment, called, reason)
+        self.machine.rejected(peer)
+        if accuser is None:
+            self._send((peer,), "rejected", {"reason": reason[:500]})
+        company = len(peers.live()) > 1
+        out = self._judge.reject(peer, reason, accuser or me, company=company)
+        if out or self._judge.insists(peer, me):
+            peers.ban(peer, f"contributions were rejected too often, last: {reason}")
+
+    def take_rejected(self) -> tuple[str, ...]:
+        """Contributions of others that were rejected since the last call, as `peer: reason`."""
+        return self._judge.take_rejected()
+
+    async def _ask_for_certificate(self, peer: PeerId) -> None:
+        try:
+            for certified in (await self._ask_entries(peer, self._fragment))[:1]:
+                certificate = self.check(certified, self.machine.decision.slot.electorate)
+                self.on_certificate(certified.entry, certificate)
+        except (PeerUnreachableError, ProtocolError):
+            return  # catching up asks others, too
+
+    def _send(self, peers: Sequence[PeerId], kind: str, body: dict[str, Json]) -> None:
+        """Send to `peers`, this one left out, addressed to this fragment and outer step."""
+        address: dict[str, Json] = {"fragment": self._fragment, "outer_step": self.outer_step}
+        message = Message(kind, {**address, **body})
+        for peer in peers:
+            if peer != self._context.exchange.peer_id:
+                self._context.peers.post(peer, message)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._closed:  # what still comes over links that are about to go begins nothing
+            coroutine.close()
+            return
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _ended(*tasks: asyncio.Task[None] | None) -> None:
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)

@@ -113,7 +113,7 @@ class Transfer:
         codec: Codec,
         optimizer: OuterOptimizer,
         aggregation: Aggregation,
-        contributions: ClaimJudge,
+        judge: ClaimJudge,
         pool: Executor,
         on_progress: Callable[[], None],
         rates: Rates,
@@ -129,8 +129,8 @@ class Transfer:
         self._place = roster.peers.index(me)
         self._range = (0, 0) if self._gathers else range_of(roster.stops, self._place)
         self._lost = Residual.blank(*self._range, vectors) if codec.error_feedback else None
-        self._scales = contributions.scales(roster.participants)
-        self._bounds = contributions.bounds(roster.participants, residual=codec.error_feedback)
+        self._scales = judge.scales(roster.participants)
+        self._bounds = judge.bounds(roster.participants, residual=codec.error_feedback)
         self._squares = [0.0] * len(roster.participants)
         self._squares_lock = threading.Lock()
         self._parts: list[dict[PeerId, Buffer]] = [{} for _ in self._chunks]

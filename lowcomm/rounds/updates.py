@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
 
 from lowcomm.errors import ProtocolError
+from lowcomm.ledger.certificate import NO_BALLOT
 from lowcomm.ledger.chunks import max_update_bytes
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.fetching import fetch_bytes
 from lowcomm.ledger.ranges import check_cut
 from lowcomm.ledger.update import Update
 from lowcomm.rounds.claims import ClaimJudge
-from lowcomm.rounds.decision import Accepted, Context, Contribution
-from lowcomm.rounds.roster import Ballot, Roster
-from lowcomm.rounds.topic import Topic
+from lowcomm.rounds.context import Context
+from lowcomm.rounds.contribution import Accepted, Contribution
+from lowcomm.rounds.roster import Roster
 from lowcomm.rounds.transfer import Transfer
 from lowcomm.types import PeerId
 
@@ -24,7 +24,7 @@ def make_transfer(
     context: Context,
     roster: Roster,
     contribution: Contribution,
-    contributions: ClaimJudge,
+    judge: ClaimJudge,
     on_progress: Callable[[], None],
 ) -> Transfer:
     """The transfer of one ballot."""
@@ -40,7 +40,7 @@ def make_transfer(
         codec=context.codec,
         optimizer=state.optimizer,
         aggregation=state.aggregation,
-        contributions=contributions,
+        judge=judge,
         pool=context.pool,
         on_progress=on_progress,
         rates=context.rates,
@@ -65,6 +65,7 @@ async def reduce_update(
         update_bytes=staged.update.size_bytes,
         state_digest=staged.after.digest,
         previous=roster.previous,
+        contributions=tuple((m.start, m.sum) for m in roster.participants),
     )
     return Accepted(
         roster.ballot,
@@ -80,9 +81,18 @@ async def reduce_update(
 
 
 async def fetch_update(
-    context: Context, fragment: int, entry: Entry, donors: list[PeerId], ballot: Ballot
+    context: Context,
+    fragment: int,
+    entry: Entry,
+    donors: list[PeerId],
+    mine: Contribution | None,
+    held: Update | None = None,
 ) -> Accepted:
     """Fetch the update of an entry that follows this chain and recompute the state after it.
+
+    Args:
+        mine: what this peer has put into it.
+        held: an update that is here already; used if it is this one.
 
     Raises:
         PeerUnreachableError: no donor delivered it.
@@ -107,20 +117,13 @@ async def fetch_update(
         raise ProtocolError(
             f"entry {entry.outer_step} names {entry.update_bytes} bytes for {elements} elements"
         )
-    deadline_s = context.policy.deadline_s
-    data = await fetch_bytes(
-        context.blobs, entry.update_hash, entry.update_bytes, donors, deadline_s, context.pool
-    )
-    update = Update([data])
+    update = held
+    if update is None or update.digest != entry.update_hash:
+        deadline_s = context.policy.deadline_s
+        data = await fetch_bytes(
+            context.blobs, entry.update_hash, entry.update_bytes, donors, deadline_s, context.pool
+        )
+        update = Update([data])
     loop = asyncio.get_running_loop()
     after = await loop.run_in_executor(context.pool, context.state.apply, entry, update)
-    return Accepted(ballot, entry, update, after, None, None, None, None, ())
-
-
-async def fetch_own(topic: Topic, entry: Entry, donors: list[PeerId], ballot: Ballot) -> Accepted:
-    """`fetch_update`, with what this peer has put into the entry before it lost touch, if anything.
-
-    What the encodings lost is gone, and the residual before it has been sent, so there is none.
-    """
-    accepted = await fetch_update(topic.context, topic.fragment, entry, donors, ballot)
-    return replace(accepted, contribution=topic.decision.sent_in(entry, topic.me))
+    return Accepted(NO_BALLOT, entry, update, after, None, None, None, mine, ())

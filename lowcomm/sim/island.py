@@ -18,6 +18,7 @@ from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
+from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import OuterState
 from lowcomm.ledger.update import Update
@@ -25,7 +26,8 @@ from lowcomm.outer.node import Node
 from lowcomm.outer.outcome import Movement, RoundOutcome
 from lowcomm.outer.pacing import Pacing
 from lowcomm.outer.progress import Progress
-from lowcomm.rounds.decision import Contribution, RoundPolicy
+from lowcomm.rounds.contribution import Contribution
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import Promises
 from lowcomm.sim.disk import SimExecutor
 from lowcomm.types import Digest, Layout, TensorSpec
@@ -75,9 +77,9 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
     snapshots: list[tuple[int, int, Digest]] = field(default_factory=list)
 
-    def append(self, entry: Entry, update: Update | None) -> None:
+    def append(self, certified: Certified, update: Update | None) -> None:
         """See `LedgerFile`."""
-        self.entries.append(entry)
+        self.entries.append(certified.entry)
 
     def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
         """See `LedgerFile`."""
@@ -242,11 +244,12 @@ class SimIsland:
         values = node.submissions.bases[fragment].load() - self.local[fragment]
         steps = self._pacing.begin(fragment, progress.inner_step)
         self.intervals.append((fragment, loop.time(), steps))
-        contribution = Contribution(
+        contribution = Contribution.of(
             values,
-            progress.tokens[fragment],
-            float(values.norm()),
-            progress.inner_step,
+            start=max(0, progress.tokens_trained - progress.tokens[fragment]),
+            tokens=progress.tokens[fragment],
+            norm=float(values.norm()),
+            inner_step=progress.inner_step,
             speed=self._pacing.speed(steps),
         )
         task = loop.create_task(node.submissions.contribute(fragment, contribution))

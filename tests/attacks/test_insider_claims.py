@@ -11,7 +11,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.outer.outcome import RoundOutcome
 from lowcomm.rounds.claims import Limits
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken

@@ -9,7 +9,7 @@ import pytest
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.shaped import Fate
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name

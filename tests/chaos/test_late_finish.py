@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from lowcomm.exchanges.base import Message
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm, name

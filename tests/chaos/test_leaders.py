@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings

@@ -13,7 +13,7 @@ from lowcomm.exchanges.shaped import Fate
 from lowcomm.ledger.fetching import WINDOW
 from lowcomm.ledger.pieces import PIECE_BYTES
 from lowcomm.recovery.donor import FOLLOWING_SHARE, MAX_PINNED
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import Outcome, SimSwarm, name

@@ -11,7 +11,7 @@ import pytest
 
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import Fate
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.disk import Disk, SimExecutor
 from lowcomm.sim.invariants import broken, lost
 from lowcomm.sim.island import IslandSettings

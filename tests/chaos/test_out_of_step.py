@@ -3,7 +3,7 @@ other again they are due at other times, for other fragments, and further apart 
 
 import pytest
 
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lowcomm.exchanges.base import Message
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape
@@ -32,9 +32,10 @@ def test_who_has_not_put_the_liar_out_goes_on_with_the_others() -> None:
         nonlocal rosters_of_the_liar
         now_s = asyncio.get_running_loop().time()
         liar = swarm._lives[LIAR][0].node
-        if now_s > PUT_OUT_AT_S and liar.rounds[0]._topic.context.policy.min_participants != 1:
-            context = liar.rounds[0]._topic.context
-            context.policy = replace(context.policy, min_participants=1)
+        machine = liar.rounds[0].machine
+        if now_s > PUT_OUT_AT_S and machine.rules.policy.min_participants != 1:
+            lax = replace(machine.rules.policy, min_participants=1)
+            machine.rules, liar.context.policy = replace(machine.rules, policy=lax), lax
             for number in HONEST[1:]:
                 swarm._lives[number][0].node.peers.ban(name(LIAR), "it lies")
         if message.kind == "state" and message.body["outer_steps"]:

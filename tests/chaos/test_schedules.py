@@ -13,7 +13,7 @@ import pytest
 
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.exchanges.base import Message
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import simulate

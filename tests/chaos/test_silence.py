@@ -8,7 +8,7 @@ import pytest
 
 from lowcomm.exchanges.base import Message
 from lowcomm.peers.failure_detector import WARM_UP, AdaptiveTimeout
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import SimSwarm, name

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Message
+from lowcomm.ledger.certificate import Ballot
 from lowcomm.ledger.entry import hash_bytes
-from lowcomm.rounds.decision import RoundPolicy
-from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promise
+from lowcomm.ledger.update import Update
+from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.rounds.promises import FilePromises, MemoryPromises
+from lowcomm.rounds.values import Record
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate
@@ -23,7 +27,7 @@ from lowcomm.types import PeerId
 class Forgetful(MemoryPromises):
     """What an island without a run folder remembers."""
 
-    def load(self, fragment: int) -> Promise | None:
+    def load(self, fragment: int) -> Record | None:
         return None
 
 
@@ -87,17 +91,47 @@ def test_random_crashes_with_votes_on_disk(seed: int, tmp_path: Path) -> None:
         assert not broken(simulate(4, make_tape(seed + offset, 4), settings("majority"), folder))
 
 
-def test_a_vote_that_is_not_whole_on_disk_is_forgotten(tmp_path: Path) -> None:
+def test_an_update_that_is_not_whole_on_disk_voids_no_vote(tmp_path: Path) -> None:
     outcome = simulate(2, Tape(1, (), (), quiet_s=10.0), settings("majority"), tmp_path)
     assert not broken(outcome)
     promises = FilePromises(tmp_path / name(0))
-    promise = promises.load(0)
-    assert promise is not None
-    assert promise.entry == outcome.final[0].node.state.chains[0].last
+    record = promises.load(0)
+    assert record is not None
+    assert record.accepted is not None
+    entry = record.accepted[1]
+    assert entry == outcome.final[0].node.state.chains[0].last
+    assert promises.load_update(entry) is not None
     files = list((tmp_path / name(0) / "promises").glob("*.update"))
     assert len(files) == 1
     files[0].write_bytes(b"torn")
+    assert promises.load(0) == record
+    assert promises.load_update(entry) is None
+    promises.save(record, Update([b"whole"]))  # what is torn is written again, also in the same ballot
+    assert files[0].read_bytes() == b"whole"
+
+
+def test_an_older_record_never_takes_the_place_of_a_newer_one(tmp_path: Path) -> None:
+    """Two threads may save in another order than that in which they were told to."""
+    promises = FilePromises(tmp_path)
+    older, newer = (
+        Record(
+            fragment=0, outer_step=3, previous=hash_bytes(b"head"), promised=Ballot(attempt, "a"),
+            peers=(name(0),), accepted=None,
+        )
+        for attempt in (1, 2)
+    )  # fmt: skip
+    promises.save(newer, None)
+    promises.save(older, None)
+    assert promises.load(0) == newer
+    promises.forget(0)
     assert promises.load(0) is None
+
+
+def test_a_record_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "promises").mkdir()
+    (tmp_path / "promises" / "0.json").write_text("{")
+    with pytest.raises(ProtocolError, match="what this island has promised in its last round can't be read"):
+        FilePromises(tmp_path).load(0)
 
 
 @pytest.mark.parametrize("partition", ["continue", "majority"])

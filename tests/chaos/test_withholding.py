@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from lowcomm.exchanges.base import Message
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name

@@ -76,7 +76,7 @@ def of_another_run(found: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("tamper", "says"),
     [
-        (set_field("participants", [["island-0", 1]]), "ledger.jsonl:3: .*it was changed"),
+        (set_field("participants", [["island-0", 1], ["island-1", 1]]), "ledger.jsonl:3: .*it was changed"),
         (set_field("state_digest", "0" * 64), "ledger.jsonl:3: .*it was changed"),
         (set_field("hash", "0" * 64), "ledger.jsonl:3: .*it was changed"),
         (set_field("outer_step", -1), "ledger.jsonl:3: entry.outer_step"),

@@ -37,7 +37,8 @@ from lowcomm.exchanges.swarm.identity import Identity
 from lowcomm.exchanges.swarm.links import Links
 from lowcomm.exchanges.swarm.streams import FrameDecoder
 from lowcomm.ledger.blobs import Blobs
-from lowcomm.ledger.entry import Entry, hash_bytes, parse_entry
+from lowcomm.ledger.certificate import Ballot, parse_ballot
+from lowcomm.ledger.entry import ContributionId, Entry, hash_bytes, parse_entry
 from lowcomm.ledger.pieces import check_manifest, make_manifest, name_of
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.peers.acquaintances import record_addresses
@@ -46,8 +47,8 @@ from lowcomm.peers.table import PROTOCOL, Peers
 from lowcomm.peers.terms import Terms
 from lowcomm.recovery.donor import MAX_ENTRIES
 from lowcomm.recovery.snapshots import _follows, parse_offer
-from lowcomm.rounds.decision import Ready, parse_ready
-from lowcomm.rounds.roster import NO_BALLOT, Ballot, Participant, Roster, parse_ballot, parse_roster
+from lowcomm.rounds.roster import Participant, Roster, parse_roster
+from lowcomm.rounds.values import Offer, Ready, parse_ready
 from lowcomm.sim.virtual_time import InlineExecutor
 from lowcomm.types import Json, PeerId
 
@@ -64,10 +65,16 @@ ENTRY = Entry(
 ROSTER = Roster(
     fragment=0, outer_step=4, ballot=Ballot(1, "a"), previous=HASH,
     participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10)), Participant(PeerId("b"), 20, 2.0, 5)),
-    stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=NO_BALLOT,
+    stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=Ballot(1, "a"), holders=(PeerId("a"),),
+    absent=(PeerId("c"),),
 )  # fmt: skip
 READY = Ready(
-    HASH, 10, 1.5, 30, Ballot(1, "a"), (Ballot(1, "a"), ENTRY), rates={PeerId("b"): 9}, speed=Speed(0.5, 10)
+    HASH,
+    Offer(ContributionId(7, 10, "0" * 32), 1.5, 30, Speed(0.5, 10)),
+    Ballot(1, "a"),
+    (Ballot(1, "a"), ENTRY),
+    (PeerId("b"),),
+    {PeerId("b"): 9},
 )
 STATE = State(
     outer_steps=(1, 2),

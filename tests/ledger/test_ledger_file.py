@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.entry import Entry, hash_bytes
 from lowcomm.ledger.file import LedgerFile
 from lowcomm.ledger.recorder import MOST_WAITING, Recorder
@@ -30,7 +31,7 @@ def entry(outer_step: int) -> Entry:
 def test_only_the_newest_updates_are_kept(tmp_path: Path) -> None:
     file = LedgerFile(tmp_path / "ledger.jsonl", keep_updates=2)
     for outer_step in range(1, 12):
-        file.append(entry(outer_step), Update([b"update"]))
+        file.append(Certified(entry(outer_step), None), Update([b"update"]))
     assert sorted(path.name for path in (tmp_path / "updates").iterdir()) == [
         "0-000000010.update",
         "0-000000011.update",
@@ -40,10 +41,10 @@ def test_only_the_newest_updates_are_kept(tmp_path: Path) -> None:
 
 def test_a_half_written_line_is_cut_off_before_the_next(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    LedgerFile(path).append(entry(1), b"")
+    LedgerFile(path).append(Certified(entry(1), None), None)
     whole = path.read_text()
     path.write_text(whole + whole[:40])
-    LedgerFile(path).append(entry(2), b"")
+    LedgerFile(path).append(Certified(entry(2), None), None)
     assert [line[:1] + line[-1:] for line in path.read_text().splitlines()] == ["{}", "{}"]
     assert not (tmp_path / "updates").exists()
 
@@ -53,9 +54,9 @@ def test_a_slow_disk_holds_few_updates_in_memory_and_no_entry_is_lost() -> None:
     stuck, given = threading.Event(), []
 
     class Slow:
-        def append(self, entry: Entry, update: Update | None) -> None:
+        def append(self, certified: Certified, update: Update | None) -> None:
             assert stuck.wait(20.0)
-            given.append((entry.outer_step, update is not None))
+            given.append((certified.entry.outer_step, update is not None))
 
         def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
             given.append((outer_step, False))
@@ -63,11 +64,11 @@ def test_a_slow_disk_holds_few_updates_in_memory_and_no_entry_is_lost() -> None:
     with ThreadPoolExecutor(2) as pool:
         recorder = Recorder(Slow(), pool)
         for outer_step in range(1, 9):
-            recorder.committed(entry(outer_step), Update([b"update"]))
+            recorder.committed(Certified(entry(outer_step), None), Update([b"update"]))
         recorder.snapshot(0, 9, Digest("0" * 64), Digest("0" * 64))
         stuck.set()
         recorder.written().result(timeout=20.0)
-        recorder.committed(entry(10), Update([b"update"]))
+        recorder.committed(Certified(entry(10), None), Update([b"update"]))
         recorder.written().result(timeout=20.0)
     assert [step for step, _ in given] == list(range(1, 11))
     assert [step for step, kept in given if kept] == [*range(1, MOST_WAITING + 1), 10]

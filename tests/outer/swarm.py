@@ -78,6 +78,7 @@ class Swarm:
     schedule: Schedule = field(default_factory=lambda: Schedule(inner_steps=4))
     codec: Callable[[], Codec] = codecs.fp32
     optimizer: OuterOptimizer = field(default_factory=nesterov)
+    lease_s: float = 30.0
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=20.0))
     lr: float = 0.05
     hub: Any = field(default_factory=exchanges.hub)
@@ -102,7 +103,7 @@ class Swarm:
             "expected_peers": self.islands if self.expected is None else self.expected,
             "gather_timeout_s": 30.0,
             "heartbeat_s": 0.5,
-            "lease_s": 30.0,
+            "lease_s": self.lease_s,
             "chunk_bytes": self.chunk_bytes,
         }
         if not founder:

@@ -14,7 +14,7 @@ from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.islands.vectors import HostVector
-from lowcomm.ledger.chain import Standing
+from lowcomm.ledger.chain import Certified, Standing
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import FragmentState, OuterState
 from lowcomm.ledger.update import Update
@@ -55,8 +55,8 @@ class Scene:
                 update_hash=update.digest, update_bytes=UPDATE_BYTES, state_digest=after.digest,
                 previous=chain.head,
             )  # fmt: skip
-            self.state.commit(entry, update, after)
-            self.donor.committed(entry, update)
+            self.state.commit(entry, update, after, None)
+            self.donor.committed(Certified(entry, None), update)
 
     def serve(self, peer: PeerId, least: Standing = NONE, wanted: Any = None) -> int:
         """The outer step of the version that a peer is given."""

@@ -99,7 +99,7 @@ def test_a_lost_message_costs_a_deadline_and_forks_nothing(kind: str) -> None:
 
 
 def test_the_founder_may_die_and_others_still_join() -> None:
-    swarm = Swarm(islands=2)
+    swarm = Swarm(islands=2, lease_s=1.0)
     gone, late_one = threading.Event(), swarm.results.setdefault(2, Result())
 
     def leave(inner_step: int, outer: OuterLoop) -> None:

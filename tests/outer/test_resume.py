@@ -145,7 +145,9 @@ def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
 
 def test_what_may_have_been_credited_is_not_sent_again() -> None:
     """Killed after a round that its checkpoint doesn't know of; back so late that it takes a snapshot."""
-    swarm = Swarm(islands=2, schedule=Schedule(inner_steps=2), policy=RoundPolicy(deadline_s=1.0))
+    swarm = Swarm(
+        islands=2, schedule=Schedule(inner_steps=2), policy=RoundPolicy(deadline_s=5.0), lease_s=1.0
+    )
     died, back = threading.Event(), threading.Event()
     saved = io.BytesIO()
     lives: list[dict[str, int]] = []

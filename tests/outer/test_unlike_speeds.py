@@ -3,7 +3,7 @@
 import pytest
 
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import simulate
 from lowcomm.sim.tapes import Tape

@@ -24,7 +24,7 @@ from lowcomm.peers.terms import (
     Differences,
     Terms,
 )
-from lowcomm.rounds.decision import RoundPolicy
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import simulate

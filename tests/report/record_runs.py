@@ -60,15 +60,15 @@ STARTED = {"seconds": 180.0}
 
 def child(truth: str, arguments: list[str]) -> int:
     """`lowcomm ARGUMENTS`, which notes this process's own traffic at each line of metrics.jsonl."""
-    from lowcomm import exchanges
+    from lowcomm import train
     from lowcomm.cli.main import main
     from lowcomm.metrics.jsonl import JsonLinesSink
 
     made: list[Any] = []
-    make, log = exchanges.swarm, JsonLinesSink.log
+    make, log = train.build_exchange, JsonLinesSink.log
 
-    def swarm(**settings: Any) -> Any:
-        made.append(make(**settings))
+    def build(*given: Any) -> Any:
+        made.append(make(*given))
         return made[-1]
 
     def noted(sink: JsonLinesSink, record: Any) -> None:
@@ -79,7 +79,7 @@ def child(truth: str, arguments: list[str]) -> int:
         with Path(truth).open("a") as file:
             file.write(json.dumps(note) + "\n")
 
-    exchanges.swarm, JsonLinesSink.log = swarm, noted  # type: ignore[assignment,method-assign]
+    train.build_exchange, JsonLinesSink.log = build, noted  # type: ignore[assignment,method-assign]
     return main(arguments)
 
 

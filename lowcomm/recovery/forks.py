@@ -1,0 +1,57 @@
+"""Two histories of one run: where they part, and which of them stands (docs/design/0019-rounds.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from lowcomm.ledger.certificate import is_quorum
+from lowcomm.ledger.chain import Certified, Standing
+from lowcomm.types import Digest, PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """What another peer has after the last entry that is common.
+
+    Attributes:
+        electorate: of the outer step after the common one; empty where that isn't known.
+        mine: this peer's entry there; None where the other history only goes on with this one.
+        theirs: the other peer's entries from there on, as far as it has them.
+    """
+
+    electorate: tuple[PeerId, ...]
+    mine: Certified | None
+    theirs: tuple[Certified, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two histories: how far it is, its head, and how many live islands have that."""
+
+    standing: Standing
+    head: Digest
+    support: int
+
+
+def other_stands(branch: Branch, here: Side, there: Side) -> bool:
+    """Whether the other history is the one to follow; both sides come to the same answer.
+
+    The one whose first entry has the votes of more than half of those who may decide; if neither has, the one
+    with more credited tokens, then more outer steps, more live islands, the lesser head.
+    """
+    if branch.mine is None or not branch.theirs:
+        return there.standing > here.standing
+    whole_here, whole_there = (
+        _is_whole(first, branch.electorate) for first in (branch.mine, branch.theirs[0])
+    )
+    if whole_here != whole_there:
+        return whole_there
+    if there.standing != here.standing:
+        return there.standing > here.standing
+    return (-there.support, there.head) < (-here.support, here.head)
+
+
+def _is_whole(first: Certified, electorate: Collection[PeerId]) -> bool:
+    certificate = first.certificate
+    return certificate is not None and bool(electorate) and is_quorum(certificate.voters, electorate, ())

@@ -1,0 +1,82 @@
+"""What all fragments' rounds of one peer share."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from lowcomm.codecs.base import Codec
+from lowcomm.exchanges.base import Exchange
+from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.state import OuterState
+from lowcomm.peers.table import Peers
+from lowcomm.rounds.policy import RoundPolicy, Rules
+from lowcomm.rounds.promises import Promises
+from lowcomm.rounds.rates import Rates
+from lowcomm.rounds.values import Seen, Slot, View
+from lowcomm.types import PeerId
+
+VIEW_S = 0.1
+"""A view is as old as that at most."""
+
+
+@dataclass(slots=True)
+class Context:
+    """What all fragments' rounds of one peer share.
+
+    Attributes:
+        grace_s: who has not been heard for so long counts as absent, with `continue`.
+        promises: what outlives a crash; None = nothing does.
+        founders: who may decide the first outer step; empty where nobody has said so.
+        rates: at which contributions came in.
+    """
+
+    exchange: Exchange
+    peers: Peers
+    blobs: Blobs
+    state: OuterState
+    codec: Codec
+    policy: RoundPolicy
+    pool: Executor
+    chunk_elements: int
+    grace_s: float
+    promises: Promises | None = None
+    founders: tuple[PeerId, ...] = ()
+    rates: Rates = field(default_factory=Rates)
+    _viewed: tuple[tuple[int, str, int], View] | None = None
+
+    def view(self) -> View:
+        """The swarm as it is now."""
+        peers, me, now_s = self.peers, self.exchange.peer_id, asyncio.get_running_loop().time()
+        seen = (peers.version, peers.state.phase, int(now_s / VIEW_S))
+        if self._viewed is None or self._viewed[0] != seen:
+            members = {peer for slot in range(len(self.state.chains)) for peer in self.slot(slot).electorate}
+            view = View(
+                live={peer.id: Seen(peer.state, peer.stalled, peer.seen_at_s) for peer in peers.live()},
+                phase=peers.state.phase,
+                unheard_s={peer: peers.unheard_s(peer) for peer in members - {me}} | {me: 0.0},
+                goodbyes=dict(peers.departed),
+                banned=frozenset(peer for peer in peers.banned.names() if peer in peers.banned),
+            )
+            self._viewed = seen, view
+        return self._viewed[1]
+
+    def rules(self, fragment: int) -> Rules:
+        """What the round machine of a fragment goes by."""
+        return Rules(
+            run_id=self.exchange.run_id,
+            fragment=fragment,
+            policy=self.policy,
+            grace_s=self.grace_s,
+            elements=self.state.fragments[fragment].elements,
+            block_elements=self.codec.block_elements,
+            chunk_elements=self.chunk_elements,
+        )
+
+    def slot(self, fragment: int) -> Slot:
+        """What a fragment's chain has to decide next."""
+        chain = self.state.chains[fragment]
+        last = chain.last
+        members = tuple(peer for peer, _ in last.participants) if last else self.founders
+        return Slot(chain.outer_step + 1, chain.head, members, chain.total_tokens)

@@ -1,0 +1,797 @@
+"""One fragment's rounds on one peer, without I/O: events and the time in, actions out.
+
+This is docs/design/0019-rounds.md as code. Nothing in here waits, sends, reads a clock or calls back: a
+driver (`lowcomm.rounds.round`) hands in what has happened, and does what `take_actions` gives, in order. So
+it can be run under all orders of events, and is (`lowcomm.sim.checker`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from lowcomm.errors import ProtocolError
+from lowcomm.ledger.certificate import Ballot, Certificate, is_quorum
+from lowcomm.ledger.entry import ContributionId, Entry
+from lowcomm.rounds.claims import ClaimJudge
+from lowcomm.rounds.decision import Decision, UnderWay
+from lowcomm.rounds.leading import aligned, contested_s, next_roster
+from lowcomm.rounds.patience import Patience
+from lowcomm.rounds.policy import Rules
+from lowcomm.rounds.proposal import absent_members, edge, may_leave_out
+from lowcomm.rounds.roster import MAX_LEAP, Participant, Roster
+from lowcomm.rounds.values import (
+    Action,
+    AskForCertificate,
+    CastVote,
+    Commit,
+    Drop,
+    Ended,
+    Finish,
+    Forget,
+    Keep,
+    Offer,
+    Propose,
+    Ready,
+    Record,
+    Reduce,
+    Reject,
+    Slot,
+    Tell,
+    View,
+    Vote,
+)
+from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
+
+REDUCER_PATIENCE = 1.5
+"""Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
+QUICK_PROPOSALS, FIRST_PAUSE_S = 4, 0.1
+"""A leader whose ballots of one outer step come to nothing so often proposes ever more slowly."""
+MAX_SENT = 2
+"""Contributions to one outer step whose fate is open; each is as large as the fragment."""
+MAX_VOTED_BALLOTS = 64
+MAX_VOTED_UPDATES = 2
+"""Each holds an outer state."""
+MAX_QUITS = 3
+"""Who ends so many ballots of one outer step and names nobody is left out."""
+
+
+class RoundMachine:
+    """The rounds of one fragment.
+
+    Args:
+        me: this peer.
+        judge: of what contributions may claim.
+
+    Attributes:
+        decision: on the next outer step.
+        rates: at which data came from others lately; told with `ready`.
+        following: whether others are ahead, so that this peer catches up before it leads.
+    """
+
+    def __init__(self, me: PeerId, rules: Rules, slot: Slot, judge: ClaimJudge) -> None:
+        self.me, self.rules, self.judge = me, rules, judge
+        self.decision = Decision(slot)
+        self.view = View({}, "starting", {}, {})
+        self.rates: Mapping[PeerId, int] = {}
+        self.following = False
+        self._patience = Patience(me)
+        self._early: dict[PeerId, tuple[int, Ready]] = {}
+        self._recalled: Record | None = None
+        self._held_since_s = 0.0
+        self._actions: list[Action] = []
+
+    def take_actions(self) -> list[Action]:
+        """What is to be done now, in order."""
+        taken, self._actions = self._actions, []
+        return taken
+
+    # -- what the island does ------------------------------------------------------------------------
+
+    def contribute(self, offer: Offer, now_s: float) -> None:
+        """This peer is due: announce its contribution, or one that others may still commit."""
+        decision = self.decision
+        if len(decision.sent) >= MAX_SENT and offer.id not in decision.sent:
+            offer = Offer(decision.sent[-1], offer.norm, offer.inner_step, offer.speed)
+        decision.offer = offer
+        decision.unformed = decision.refusal = None
+        self._held_since_s = now_s
+        if not self._held(now_s):
+            self._announce(now_s)
+
+    def abandon(self, now_s: float, *, answers: bool) -> None:
+        """Give up on this round, and say so. Training goes on; promises and an accepted update stay.
+
+        Args:
+            answers: this peer will be ready as soon as others are, so it is worth waiting for.
+        """
+        decision = self.decision
+        decision.offer = None
+        self._drop()
+        decision.readies.pop(self.me, None)
+        self._tell(self.view.live, "unready", {"answers": int(answers)})
+        decision.ready = None
+
+    def begin(self, slot: Slot, now_s: float) -> None:
+        """The chain has moved, by a commit or by other means: decide what follows it."""
+        before = self.decision
+        if (before.slot.outer_step, before.slot.previous) == (slot.outer_step, slot.previous):
+            before.slot = slot  # its promises bind still
+            return
+        self._drop()
+        decision = self.decision = Decision(slot)
+        decision.offer = before.offer
+        if before.slot.outer_step == slot.outer_step:
+            decision.readies = before.readies  # another head at the same height; who shares it counts
+        for peer, (outer_step, ready) in list(self._early.items()):
+            if outer_step <= slot.outer_step:
+                del self._early[peer]
+            if outer_step == slot.outer_step:
+                decision.readies[peer] = ready
+        decision.first_ready_s = now_s
+        decision.opened_s = now_s if decision.readies else None
+        self._be_bound()
+
+    def committed(self, entry: Entry, participants: Collection[Participant], *, mine: bool) -> None:
+        """An entry is applied; the next slot begins with `begin`.
+
+        Args:
+            mine: this peer's contribution is in it.
+        """
+        self._patience.committed = True
+        self.judge.committed(entry, tuple(participants))
+        if mine:
+            self.decision.offer = None  # what is left of it is announced anew
+
+    def recall(self, record: Record) -> None:
+        """What an earlier life of this peer has promised; it binds as soon as that step is reached."""
+        self._recalled = record
+        self._be_bound()
+
+    def halt(self) -> None:
+        """This peer takes no part any more."""
+        self.decision.offer = None
+        self._drop()
+
+    # -- the swarm -----------------------------------------------------------------------------------
+
+    def look(self, view: View, now_s: float) -> None:
+        """The swarm has changed, or time has passed: perhaps a ballot can be formed now, or has to end."""
+        self.view = view
+        decision = self.decision
+        for peer, seen in view.live.items():
+            head = seen.head(self.rules.fragment)
+            if head in decision.voted and peer not in decision.asked:
+                decision.asked.add(peer)
+                self._do(AskForCertificate(peer))
+        if self._recalled is not None and decision.offer is not None and not self._held(now_s):
+            self._announce(now_s)  # what held it back is void, or has been caught up with
+        self._tell_ready()
+        self._lead(now_s)
+
+    def may_be_formed(self) -> bool:
+        """Whether others are ready for the next outer step, and enough of them are live."""
+        decision = self.decision
+        if not any(said.previous == decision.slot.previous for said in decision.readies.values()):
+            return False
+        there = {self.me, *aligned(decision, self.view, self.rules)}
+        tardy = self._patience.abstains(self.view)
+        return absent_members(there, tardy, decision.slot, self.view, self.rules, 0.0) is not None
+
+    def peer_down(self, peer: PeerId, reason: str, now_s: float) -> None:
+        """A link broke: whoever was there is not ready any more, and the ballot with it is over."""
+        decision = self.decision
+        decision.readies.pop(peer, None)
+        decision.told.discard(peer)
+        decision.asked.discard(peer)
+        decision.busy.discard(peer)
+        self._early.pop(peer, None)
+        self._lost(peer, Reason("gone", f"{peer} is gone ({reason})", (peer,)), now_s)
+
+    def peer_silent(self, peer: PeerId, reason: str, now_s: float) -> None:
+        """A peer says nothing any more: the ballot with it is over. What it has announced stays."""
+        self._lost(peer, Reason("silent", f"{peer} is {reason}", (peer,)), now_s)
+
+    def _lost(self, peer: PeerId, reason: Reason, now_s: float) -> None:
+        under = self.decision.under_way
+        if under is not None and peer in under.roster.peers and not self._count_votes(now_s, patient=False):
+            self._fail(reason, now_s)
+
+    # -- messages ------------------------------------------------------------------------------------
+
+    def on_ready(self, peer: PeerId, outer_step: int, ready: Ready, now_s: float) -> None:
+        """A peer is due.
+
+        Raises:
+            ProtocolError: its ballot is out of reach.
+        """
+        self._check_leap(peer, outer_step, ready.promised)
+        if outer_step == self.decision.slot.outer_step:
+            self._take_ready(peer, ready, now_s)
+        elif outer_step == self.decision.slot.outer_step + 1:
+            self._early[peer] = outer_step, ready  # it has committed, this peer not yet
+
+    def on_unready(self, peer: PeerId, outer_step: int, *, answers: bool) -> None:
+        """A peer has given up on a round."""
+        if answers and peer in aligned(self.decision, self.view, self.rules):
+            # who is behind, and can't catch up, means well
+            self._patience.will_answer(peer, self.decision.slot.outer_step)
+        if outer_step == self.decision.slot.outer_step:
+            self.decision.readies.pop(peer, None)
+        elif self._early.get(peer, (0,))[0] == outer_step:
+            del self._early[peer]
+
+    def on_unformed(self, peer: PeerId, outer_step: int, text: str, now_s: float) -> None:
+        """A leader found too few participants; believed where this peer has waited as long itself."""
+        decision = self.decision
+        late = now_s - decision.first_ready_s >= 0.8 * self.rules.policy.deadline_s
+        if outer_step == decision.slot.outer_step and decision.under_way is None and late:
+            decision.unformed = Reason("few", text, (peer,), now_s - decision.first_ready_s)
+
+    def on_roster(self, roster: Roster, now_s: float) -> None:
+        """A leader's proposal, its signature checked: join it if no promise forbids.
+
+        Raises:
+            ProtocolError: its ballot is out of reach.
+        """
+        leader = PeerId(roster.ballot.leader)
+        self._check_leap(leader, roster.outer_step, roster.ballot)
+        decision = self.decision
+        slot = decision.slot
+        if roster.outer_step != slot.outer_step or roster.previous != slot.previous:
+            return
+        if not self._may_decide(roster, now_s):
+            left = f", with {', '.join(roster.absent)} left out" if roster.absent else ""
+            self._decline(roster, f"{len(roster.peers)} are too few to commit, as it counts{left}")
+            decision.avoid.add(leader)
+            self._lead(now_s)
+            return
+        self._join(roster, now_s)
+
+    def _may_decide(self, roster: Roster, now_s: float) -> bool:
+        slot = self.decision.slot
+        waited_s = contested_s(self.decision, now_s)
+        return (
+            len(roster.peers) >= self.rules.policy.min_participants
+            and is_quorum(roster.peers, slot.electorate, roster.absent)
+            and may_leave_out(roster.absent, self.decision.readies, slot, self.view, self.rules, waited_s)
+        )
+
+    def on_abort(
+        self,
+        peer: PeerId,
+        outer_step: int,
+        ballot: Ballot,
+        reason: Reason,
+        rejected: Collection[PeerId],
+        now_s: float,
+    ) -> None:
+        """A participant has ended a ballot; whom it names counts also if another has ended it before.
+
+        Raises:
+            ProtocolError: its ballot is out of reach.
+        """
+        self._check_leap(peer, outer_step, ballot)
+        decision, under = self.decision, self.decision.under_way
+        if outer_step != decision.slot.outer_step:
+            return
+        if under is None and ballot > decision.promised:
+            # Its roster has not come here. Those who have joined it take this peer for a part of it until it
+            # says that it is ready, which would be a lie if it still joined.
+            decision.promised = ballot
+            self._announce(now_s)
+            return
+        roster = under.roster if under else decision.ended
+        if roster is None or peer not in roster.peers or ballot != roster.ballot:
+            return
+        named = set(reason.peers) & set(roster.peers) - {peer}
+        decision.edges |= {edge(peer, other) for other in named}
+        for liar in set(rejected) & named:
+            self._do(Reject(liar, f"{peer} says so: {reason.text}", peer))
+        if not named and reason.kind not in ("gone", "silent"):
+            self._note_quit(peer)
+        if under is not None and not self._count_votes(now_s, patient=False):
+            self._fail(Reason("told", f"{peer}: {reason.text}", (peer, *sorted(named))), now_s, tell=False)
+
+    def _note_quit(self, peer: PeerId) -> None:
+        quits = self.decision.quits[peer] = self.decision.quits.get(peer, 0) + 1
+        if quits >= MAX_QUITS:
+            self.decision.avoid.add(peer)
+
+    def on_vote(self, peer: PeerId, outer_step: int, ballot: Ballot, vote: Vote, now_s: float) -> None:
+        """A participant holds the whole update and names it; its signature is checked."""
+        decision, under = self.decision, self.decision.under_way
+        if outer_step != decision.slot.outer_step:
+            return
+        decision.votes.setdefault(ballot, {}).setdefault(peer, vote)
+        self._note_joined(peer, ballot, vote.entry)
+        while len(decision.votes) > MAX_VOTED_BALLOTS:
+            del decision.votes[min(decision.votes)]
+        if under is not None and peer in under.roster.peers:
+            under.progress_s = now_s
+            self._accept(under)
+        self._count_votes(now_s, patient=True)
+
+    def on_certificate(self, entry: Entry, certificate: Certificate) -> bool:
+        """Another peer has committed an entry, with a certificate that was checked.
+
+        Returns:
+            Whether this peer had voted for it, and commits it now.
+        """
+        if entry.hash not in self.decision.voted:
+            return False
+        self._commit(entry, certificate)
+        return True
+
+    def _check_leap(self, peer: PeerId, outer_step: int, ballot: Ballot) -> None:
+        """Refuse a ballot that no honest peer can have come to: nobody could go above it."""
+        decision = self.decision
+        here = decision.slot.outer_step
+        seen = max(decision.seen, decision.promised).attempt if outer_step == here else 0
+        if outer_step >= here and ballot.attempt > seen + MAX_LEAP:
+            raise ProtocolError(f"{peer}: ballot {ballot.attempt} is far above all that were seen")
+
+    # -- being ready, and leading --------------------------------------------------------------------
+
+    def _announce(self, now_s: float) -> None:
+        """Tell everybody that this peer is due, with what it has promised and accepted."""
+        decision = self.decision
+        if decision.offer is None or self._recalled is not None:
+            return
+        decision.ready = Ready(
+            previous=decision.slot.previous,
+            offer=decision.offer,
+            promised=decision.promised,
+            accepted=decision.accepted,
+            stalled=self._patience.stalled(decision.slot.outer_step),
+            rates=self.rates,
+        )
+        decision.told.clear()
+        self._tell_ready()
+        self._take_ready(self.me, decision.ready, now_s)
+
+    def _tell_ready(self) -> None:
+        """Send this peer's readiness to those who train and have not heard of it, newcomers too."""
+        decision = self.decision
+        if decision.ready is None or decision.under_way is not None:
+            return
+        live = self.view.live.items()
+        untold = [p for p, seen in live if seen.state.phase == "training" and p not in decision.told]
+        decision.told.update(untold)
+        self._tell(untold, "ready", decision.ready.to_json())
+
+    def _take_ready(self, peer: PeerId, ready: Ready, now_s: float) -> None:
+        decision = self.decision
+        if not decision.readies:
+            decision.first_ready_s = now_s
+        if decision.opened_s is None:
+            decision.opened_s = now_s
+        decision.readies[peer] = ready
+        decision.busy.discard(peer)
+        self._patience.ready(peer)
+        self._lead(now_s)
+
+    def _lead(self, now_s: float) -> None:
+        """Propose a roster if this peer leads and it is time."""
+        if self.following or now_s < self.decision.propose_from_s:
+            return  # first catch up; what others have committed is decided
+        found = next_roster(self.me, self.decision, self.view, self.rules, self._patience, now_s)
+        if isinstance(found, Roster) and found.entry is None:
+            refused = self.judge.judge(found.participants, found.outer_step, self.decision.slot.total_tokens)
+            refused.pop(self.me, None)
+            for peer, why in refused.items():
+                self._reject(peer, why)
+            if refused:
+                return self._lead(now_s)
+        if isinstance(found, Roster):
+            decision, longest_s = self.decision, self.rules.policy.deadline_s / 2
+            decision.proposals += 1
+            more = decision.proposals - QUICK_PROPOSALS
+            pause_s = min(longest_s, FIRST_PAUSE_S * 2.0 ** min(more, 16)) if more >= 0 else 0.0
+            decision.propose_from_s = now_s + pause_s
+            self._do(Propose(found))
+            self._join(found, now_s)
+        elif found is not None:
+            self._tell(self.view.live, "unformed", {"reason": found.text})
+            self.decision.unformed = found
+            self.decision.readies.clear()
+
+    # -- a ballot ------------------------------------------------------------------------------------
+
+    def _join(self, roster: Roster, now_s: float) -> None:
+        """Take part in a ballot, if no promise forbids and this peer is in it."""
+        decision = self.decision
+        if roster.ballot <= decision.promised:
+            if roster.ballot != decision.promised:
+                self._decline(roster, f"it has joined a later ballot, {decision.promised.attempt}")
+                if decision.under_way is None:
+                    self._announce(now_s)
+            return
+        decision.seen = max(decision.seen, roster.ballot)
+        for peer in roster.peers:
+            decision.readies.pop(peer, None)  # stale from here on: who leaves this ballot says so anew
+        decision.busy = set(roster.peers)
+        offer = decision.offer
+        if self.me not in roster.peers or offer is None or self._recalled is not None:
+            self._decline(roster, "it has given up on this round")
+            return
+        if decision.accepted is not None and roster.accepted_in < decision.accepted[0]:
+            self._announce(now_s)  # the leader did not know; it will propose to finish this one
+            return
+        member = next(m for m in roster.participants if m.peer == self.me)
+        if roster.entry is None and ContributionId(member.start, member.tokens, member.sum) != offer.id:
+            self._announce(now_s)
+            return
+        under = decision.under_way
+        if under is not None:
+            self._end(under, Reason("superseded", f"ballot {roster.ballot.attempt} took its place"), now_s)
+        decision.promised = roster.ballot
+        decision.under_way = UnderWay(roster, now_s, now_s)
+        decision.ballots += 1
+        decision.joined_s = now_s
+        self._do(Keep(self._record()))
+
+    def _record(self) -> Record:
+        decision = self.decision
+        under = decision.under_way
+        return Record(
+            fragment=self.rules.fragment,
+            outer_step=decision.slot.outer_step,
+            previous=decision.slot.previous,
+            promised=decision.promised,
+            peers=under.roster.peers if under else (),
+            accepted=decision.accepted,
+        )
+
+    def on_kept(self, record: Record, now_s: float) -> None:
+        """A record is on disk: what waited for it may leave."""
+        under = self._of(record.outer_step, record.promised)
+        if under is None:
+            return
+        roster = under.roster
+        if not under.kept:
+            under.kept = True
+            under.progress_s = now_s
+            if roster.entry is not None:
+                body: dict[str, Json] = {"ballot": roster.ballot.to_json(), "entry": roster.entry.hash}
+                self._tell(roster.peers, "joined", body)
+                self._note_joined(self.me, roster.ballot, roster.entry.hash)
+                self._do(Finish(roster))
+                return
+            refused = self._refused(roster)
+            if refused is not None:
+                self.decision.edges |= {edge(self.me, peer) for peer in refused.peers if peer != self.me}
+                self._fail(refused, now_s, liars=refused.peers if refused.kind == "claims" else ())
+                return
+            offer = self.decision.offer
+            if offer is None:
+                return
+            if offer.id not in self.decision.sent:
+                self.decision.sent.append(offer.id)
+            self._do(Reduce(roster, offer.id))
+        elif under.entry is not None and not under.voted and record.accepted is not None:
+            under.voted = True
+            under.progress_s = self.decision.accepted_s = now_s
+            self._do(CastVote(roster, under.entry))
+
+    def on_not_kept(self, record: Record, why: str, now_s: float) -> None:
+        """A record could not be written: nothing that depends on it leaves, and this peer drops out."""
+        if self._of(record.outer_step, record.promised) is not None:
+            text = f"a promise of this island could not be written down: {why}"
+            self.decision.refusal = Reason("disk", text, (self.me,))
+            self._fail(self.decision.refusal, now_s)
+
+    def _refused(self, roster: Roster) -> Reason | None:
+        """Why this peer takes no part in a ballot with somebody that is out, or claims what can't be."""
+        out = [peer for peer in roster.peers if peer in self.view.banned]
+        if out:
+            return Reason("declined", f"{', '.join(out)} is out of the run", tuple(out))
+        refused = self.judge.judge(roster.participants, roster.outer_step, self.decision.slot.total_tokens)
+        if self.me in refused:  # ready again at once, it would be refused at once
+            text = f"this island's contribution can't be accepted: {refused[self.me]}"
+            self.decision.refusal = Reason("claims", text, (self.me,))
+        if not refused:
+            return None
+        return Reason(
+            "claims", "; ".join(f"{p}: {why}" for p, why in refused.items()), tuple(sorted(refused))
+        )
+
+    def on_staged(self, ballot: Ballot, entry: Entry, now_s: float) -> None:
+        """The whole update of a ballot is held here, and makes this entry."""
+        under = self._of(entry.outer_step, ballot)
+        if under is None or not under.kept:
+            return
+        under.entry, under.progress_s = entry, now_s
+        decision = self.decision
+        decision.voted.pop(entry.hash, None)
+        decision.voted[entry.hash] = entry
+        while len(decision.voted) > MAX_VOTED_UPDATES:
+            del decision.voted[next(iter(decision.voted))]
+        self._accept(under)
+
+    def _accept(self, under: UnderWay) -> None:
+        """Accept the update that is held, once a quorum has joined its ballot: from then on none below it can
+        be decided otherwise.
+
+        Whose data is in an update has joined; where one is finished, those who have joined say so.
+        """
+        roster, entry, decision = under.roster, under.entry, self.decision
+        done = decision.accepted is not None and decision.accepted[0] == roster.ballot
+        if entry is None or done or (roster.entry is not None and not self._has_quorum(roster)):
+            return
+        decision.accepted = roster.ballot, entry
+        self._do(Keep(self._record()))
+
+    def _has_quorum(self, roster: Roster) -> bool:
+        return is_quorum(self._joined(roster), self.decision.slot.electorate, roster.absent)
+
+    def _joined(self, roster: Roster) -> list[PeerId]:
+        """Who has said that it has joined this ballot, which finishes an update."""
+        said = self.decision.joined.get(roster.ballot, {})
+        return [peer for peer in roster.peers if roster.entry and said.get(peer) == roster.entry.hash]
+
+    def _note_joined(self, peer: PeerId, ballot: Ballot, entry: Digest) -> None:
+        joined = self.decision.joined
+        joined.setdefault(ballot, {}).setdefault(peer, entry)
+        while len(joined) > MAX_VOTED_BALLOTS:
+            del joined[min(joined)]
+
+    def on_joined(self, peer: PeerId, outer_step: int, ballot: Ballot, entry: Digest, now_s: float) -> None:
+        """A participant has joined a ballot that finishes an update, and has that on disk."""
+        if outer_step != self.decision.slot.outer_step:
+            return
+        self._note_joined(peer, ballot, entry)
+        under = self._of(outer_step, ballot)
+        if under is not None and peer in under.roster.peers:
+            under.progress_s = now_s
+            self._accept(under)
+
+    def on_broken(self, ballot: Ballot, reason: Reason, now_s: float, *, hollow: bool = False) -> None:
+        """What was done for a ballot has failed; a reason of kind `own` keeps this peer out of the slot.
+
+        Args:
+            hollow: nobody can have the whole of what this peer has sent.
+        """
+        under = self._of(self.decision.slot.outer_step, ballot)
+        if under is None:
+            return
+        if reason.kind == "own":
+            self.decision.refusal = reason
+        if hollow and self.decision.offer is not None:
+            mine = self.decision.offer.id
+            self.decision.sent = [sent for sent in self.decision.sent if sent != mine]
+        liars: tuple[PeerId, ...] = ()
+        others = tuple(peer for peer in reason.peers if peer != self.me)
+        if reason.kind == "bad":
+            liars = others
+            for peer in liars:
+                self._reject(peer, reason.text)
+        elif others:
+            self._note_stalls(others)
+        self._fail(reason, now_s, liars=liars)
+
+    def moved(self, now_s: float) -> None:
+        """Data of the ballot under way has come or gone."""
+        if self.decision.under_way is not None:
+            self.decision.under_way.progress_s = now_s
+
+    def tick(
+        self, now_s: float, limit_s: float, parts: Collection[PeerId], means: Collection[PeerId]
+    ) -> None:
+        """End a ballot in which nothing has moved for longer than it ever takes, or decide it without those
+        whose vote has not come.
+
+        Args:
+            limit_s: how long a ballot may stand still.
+            parts, means: who owes this peer data.
+        """
+        under = self.decision.under_way
+        if under is None:
+            return
+        owing = sorted(parts)
+        if under.entry is not None and under.roster.entry is not None:
+            owing = sorted(set(under.roster.peers) - set(self._joined(under.roster)))
+        elif not owing and means:
+            owing = sorted(means)
+            limit_s = max(limit_s, min(REDUCER_PATIENCE * limit_s, self.rules.policy.deadline_s))
+        still_s = now_s - under.progress_s
+        if still_s < limit_s:
+            return
+        if not under.voted:
+            self._note_stalls(owing)
+            names = f" from {', '.join(owing)}" if owing else ""
+            reason = Reason("stalled", f"nothing came for {still_s:.1f} s{names}", tuple(owing), still_s)
+            self._fail(reason, now_s)
+        elif not self._count_votes(now_s, patient=False):
+            silent = self._without_vote(under)
+            self._note_stalls(silent)
+            text = f"no vote of {', '.join(silent)} within {still_s:.1f} s"
+            self._fail(Reason("votes", text, tuple(silent), still_s), now_s)
+
+    def standing_still(self, now_s: float, limit_s: float, owing: Collection[PeerId]) -> None:
+        """Note who owes this peer data in a ballot that has stood still for half as long as one may.
+
+        So a ballot that is ended by whoever holds it up is not formed with it again.
+        """
+        under = self.decision.under_way
+        if under is not None and not under.voted and now_s - under.progress_s >= limit_s / 2:
+            self._note_stalls(owing)
+
+    def _without_vote(self, under: UnderWay) -> list[PeerId]:
+        votes = self.decision.votes.get(under.roster.ballot, {})
+        return [peer for peer in under.roster.peers if peer not in votes]
+
+    def _note_stalls(self, peers: Collection[PeerId]) -> None:
+        """Data of these, or their vote, does not come."""
+        self.decision.edges |= self._patience.note_stalls(peers, self.decision.slot.outer_step)
+
+    def _of(self, outer_step: int, ballot: Ballot) -> UnderWay | None:
+        """The ballot under way, if it is this one."""
+        under = self.decision.under_way
+        matches = (
+            under is not None
+            and outer_step == self.decision.slot.outer_step
+            and ballot == under.roster.ballot
+        )
+        return under if matches else None
+
+    # -- deciding ------------------------------------------------------------------------------------
+
+    def _count_votes(self, now_s: float, *, patient: bool) -> bool:
+        """Commit with the equal votes of all, or without patience of a quorum; end it where votes differ.
+
+        Returns:
+            Whether the ballot is over.
+        """
+        decision, under = self.decision, self.decision.under_way
+        if under is None or not under.voted or under.entry is None:
+            return False
+        roster, entry = under.roster, under.entry
+        votes = decision.votes.get(roster.ballot, {})
+        own = (entry.hash, entry.state_digest)
+        cast = {peer: votes[peer] for peer in roster.peers if peer in votes}
+        agreeing = [peer for peer, vote in cast.items() if (vote.entry, vote.state) == own]
+        differing = [peer for peer in cast if peer not in agreeing]
+        whole = len(agreeing) == len(roster.peers)
+        enough = is_quorum(agreeing, decision.slot.electorate, roster.absent)
+        if enough and (whole or not patient or len(cast) == len(roster.peers)):
+            for peer in differing:
+                self._reject(peer, f"its digest after outer step {roster.outer_step} is {cast[peer].state}")
+            if silent := self._without_vote(under):
+                still_s = now_s - under.progress_s
+                text = f"committed without the vote of {', '.join(silent)}, not here after {still_s:.1f} s"
+                self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s)
+                self._note_stalls(silent)
+            self._patience.data_passed(agreeing)
+            self._commit(entry, self._certificate(roster, agreeing))
+            return True
+        if not differing or len(cast) < len(roster.peers):
+            return False
+        # Honest votes that differ can't commit anywhere, so this promise is void; a liar may have sent
+        # another vote to the others, so what was voted for is kept until one of them has committed.
+        decision.accepted = None
+        decision.refusal = Reason(
+            "differ",
+            f"digests differ after outer step {roster.outer_step}: here {entry.state_digest[:12]}, "
+            + ", ".join(f"{peer} {cast[peer].state[:12]}" for peer in differing),
+            tuple(differing),
+        )
+        self._fail(decision.refusal, now_s)
+        return True
+
+    def _certificate(self, roster: Roster, voters: Collection[PeerId]) -> Certificate:
+        votes = self.decision.votes[roster.ballot]
+        return Certificate(
+            ballot=roster.ballot,
+            absent=roster.absent,
+            votes=tuple((peer, votes[peer].signature) for peer in sorted(voters)),
+            goodbyes=tuple(self.view.goodbyes[peer] for peer in roster.absent if peer in self.view.goodbyes),
+        )
+
+    def _commit(self, entry: Entry, certificate: Certificate) -> None:
+        self._drop()
+        self._do(Commit(entry, certificate))
+
+    def _fail(
+        self, reason: Reason, now_s: float, *, tell: bool = True, liars: Collection[PeerId] = ()
+    ) -> None:
+        """End the ballot under way; the next one is formed by whoever leads."""
+        decision, under = self.decision, self.decision.under_way
+        if under is None:
+            return
+        roster = under.roster
+        if tell:
+            self._tell_abort(roster, reason, liars)
+        self._end(under, reason, now_s)
+        decision.ended = roster
+        decision.first_ready_s = now_s
+        if decision.refusal is None:
+            self._announce(now_s)
+
+    def _end(self, under: UnderWay, reason: Reason, now_s: float) -> None:
+        self._note_end(under, reason, now_s)
+        self._drop()
+
+    def _note_end(self, under: UnderWay, reason: Reason, now_s: float) -> None:
+        roster, seconds = under.roster, now_s - under.joined_s
+        leader = PeerId(roster.ballot.leader)
+        self._do(Ended(BallotEnd(roster.ballot.attempt, leader, roster.peers, reason, seconds)))
+
+    def _drop(self) -> None:
+        """Drop the ballot under way without a word."""
+        if self.decision.under_way is not None:
+            self._do(Drop(self.decision.under_way.roster.ballot))
+            self.decision.under_way = None
+
+    def _decline(self, roster: Roster, text: str) -> None:
+        """Tell all in a ballot that this peer takes no part in it; they would wait for it."""
+        if self.me in roster.peers:
+            self._tell_abort(roster, Reason("declined", text), ())
+
+    def _tell_abort(self, roster: Roster, reason: Reason, liars: Collection[PeerId]) -> None:
+        named = [str(peer) for peer in sorted(set(reason.peers) & set(roster.peers) - {self.me})]
+        body: dict[str, Json] = {
+            "ballot": roster.ballot.to_json(),
+            "kind": reason.kind,
+            "reason": reason.text[:500],
+            "blamed": list(named),
+            "rejected": [str(peer) for peer in sorted(liars)],
+        }
+        self._tell(roster.peers, "abort", body)
+
+    def _reject(self, peer: PeerId, why: str) -> None:
+        if peer == self.me:
+            return
+        self.decision.avoid.add(peer)
+        self.decision.rejected.add(peer)
+        self._do(Reject(peer, why))
+
+    def rejected(self, peer: PeerId) -> None:
+        """A rejection that others report is believed: the peer is left out of this outer step."""
+        self.decision.avoid.add(peer)
+        self.decision.rejected.add(peer)
+
+    # -- what an earlier life has promised -----------------------------------------------------------
+
+    def _be_bound(self) -> None:
+        record, slot = self._recalled, self.decision.slot
+        if record is None or record.outer_step > slot.outer_step:
+            return
+        self._recalled = None
+        if record.outer_step == slot.outer_step and record.previous == slot.previous:
+            decision = self.decision
+            decision.promised = decision.seen = record.promised
+            decision.accepted = record.accepted
+            if record.accepted is not None:
+                decision.voted[record.accepted[1].hash] = record.accepted[1]
+
+    def _held(self, now_s: float) -> bool:
+        """Whether an earlier promise keeps this peer out; after a deadline the round is given up.
+
+        Where all who took part in that ballot are here and none has that history, all have gone back to a
+        checkpoint, and the promise is void.
+        """
+        record, decision = self._recalled, self.decision
+        if record is None:
+            return False
+        fragment, height = self.rules.fragment, decision.slot.outer_step - 1
+        steps = {peer: seen.state.outer_steps[fragment:] for peer, seen in self.view.live.items()}
+        others = set(record.peers) - {self.me}
+        if all(peer in steps and steps[peer] and steps[peer][0] <= height for peer in others):
+            self._recalled = None
+            self._do(Forget())
+            return False
+        if now_s - self._held_since_s >= self.rules.policy.deadline_s:
+            text = (
+                f"this island has taken part in outer step {record.outer_step} before it was restarted, and "
+                f"none of the live islands knows what came after outer step {height}"
+            )
+            decision.unformed = Reason("bound", text, tuple(sorted(others)), now_s - self._held_since_s)
+        return True
+
+    def _tell(self, peers: Collection[PeerId], kind: str, body: dict[str, Json]) -> None:
+        others = tuple(peer for peer in peers if peer != self.me)
+        if others:
+            self._do(Tell(others, kind, body))
+
+    def _do(self, action: Action) -> None:
+        self._actions.append(action)

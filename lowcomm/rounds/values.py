@@ -1,0 +1,366 @@
+"""What a round machine is told, what it answers with, and what it has to say of a ballot that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast, get_args
+
+from lowcomm.algorithms.intervals import UNMEASURED, Speed
+from lowcomm.errors import ProtocolError
+from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_int, checked_text
+from lowcomm.ledger.certificate import Ballot, Certificate, Goodbye, parse_ballot
+from lowcomm.ledger.entry import (
+    MAX_PARTICIPANTS,
+    MAX_TOKENS,
+    MAX_TOTAL_TOKENS,
+    ContributionId,
+    Entry,
+    parse_entry,
+    parse_sum,
+)
+from lowcomm.peers.peer import State
+from lowcomm.rounds.rates import MAX_RATE
+from lowcomm.rounds.roster import Roster, parse_speed
+from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason, ReasonKind
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What is decided: the outer step of a fragment that follows a head, and by whom.
+
+    Attributes:
+        electorate: the participants of the entry before, or the founders; empty where nobody knows them.
+        total_tokens: that the chain has counted before.
+    """
+
+    outer_step: int
+    previous: Digest
+    electorate: tuple[PeerId, ...]
+    total_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an island says of its contribution."""
+
+    id: ContributionId
+    norm: float
+    inner_step: int
+    speed: Speed = UNMEASURED
+
+    @property
+    def tokens(self) -> int:
+        return self.id.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A peer's announcement that it is due: its head, its contribution, its promises.
+
+    Attributes:
+        promised: the highest ballot that it has joined.
+        accepted: the update that it has voted for, and in which ballot.
+        stalled: peers whose data did not reach it lately.
+        rates: bytes per second that came from other peers in its latest transfers.
+    """
+
+    previous: Digest
+    offer: Offer
+    promised: Ballot
+    accepted: tuple[Ballot, Entry] | None
+    stalled: tuple[PeerId, ...] = ()
+    rates: Mapping[PeerId, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        accepted: Json = None
+        if self.accepted is not None:
+            accepted = {"ballot": self.accepted[0].to_json(), "entry": self.accepted[1].to_json()}
+        return {
+            "previous": self.previous,
+            "tokens": self.offer.id.tokens,
+            "start": self.offer.id.start,
+            "sum": self.offer.id.sum,
+            "norm": self.offer.norm,
+            "inner_step": self.offer.inner_step,
+            "promised": self.promised.to_json(),
+            "accepted": accepted,
+            "speed": list(self.offer.speed),
+            "stalled": [str(peer) for peer in self.stalled],
+            **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
+        }
+
+
+def parse_ready(fields: Fields) -> Ready:
+    """Check and build a `Ready` from the network.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    accepted = None
+    if fields.has("accepted"):
+        inner = fields.inner("accepted")
+        accepted = (parse_ballot(inner), parse_entry(inner.inner("entry")))
+    norm = fields.number("norm")
+    if norm < 0:
+        raise ProtocolError(f"ready.norm: expected 0 or more, got {norm}")
+    named = ContributionId(
+        fields.integer("start", 0, MAX_TOTAL_TOKENS),
+        fields.integer("tokens", 0, MAX_TOKENS),
+        parse_sum(fields.text("sum")),
+    )
+    speed = parse_speed("ready.speed", fields.items("speed", 2))
+    return Ready(
+        previous=fields.digest("previous"),
+        offer=Offer(named, norm, fields.integer("inner_step"), speed),
+        promised=parse_ballot(fields, "promised"),
+        accepted=accepted,
+        stalled=tuple(PeerId(peer) for peer in fields.texts("stalled", MAX_PARTICIPANTS)),
+        rates=_parse_rates(fields),
+    )
+
+
+def _parse_rates(fields: Fields) -> dict[PeerId, int]:
+    rates: dict[PeerId, int] = {}
+    if not fields.has("rates"):
+        return rates
+    for item in fields.items("rates", MAX_PARTICIPANTS):
+        if not isinstance(item, list) or len(item) != 2:
+            raise ProtocolError("ready.rates: expected [peer, bytes per second]")
+        rates[PeerId(checked_text("ready.rates", item[0], MAX_NAME))] = checked_int(
+            "ready.rates", item[1], 1, MAX_RATE
+        )
+    return rates
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """A participant holds the whole update: which entry it makes, and the state after it; signed."""
+
+    entry: Digest
+    state: Digest
+    signature: bytes
+
+
+def parse_reason(fields: Fields) -> Reason:
+    """Check and build the reason that a participant gives for an abort.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    kind = fields.text("kind")
+    if kind not in get_args(ReasonKind):
+        raise ProtocolError(f"{fields.kind}.kind: expected a known reason, got {kind!r:.80}")
+    blamed = tuple(PeerId(peer) for peer in fields.texts("blamed", MAX_PARTICIPANTS))
+    return Reason(cast("ReasonKind", kind), fields.text("reason", 500), blamed)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A live island as this peer sees it.
+
+    Attributes:
+        stalled: it has made no step for longer than it ever takes.
+        heard_s: when anything last came from it.
+    """
+
+    state: State
+    stalled: bool = False
+    heard_s: float = 0.0
+
+    def head(self, fragment: int) -> Digest | None:
+        """Of a fragment; None where it doesn't train, or doesn't say."""
+        trains = self.state.phase == "training" and fragment < len(self.state.heads)
+        return self.state.heads[fragment] if trains else None
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The swarm as this peer sees it.
+
+    Attributes:
+        live: islands that are linked, heard and not put out; this peer is not among them.
+        phase: of this peer.
+        unheard_s: for how much of this peer's waking time others have said nothing; infinite where they never
+            have.
+        goodbyes: of those that have left in order.
+        banned: whom this peer has put out.
+    """
+
+    live: Mapping[PeerId, Seen]
+    phase: str
+    unheard_s: Mapping[PeerId, float]
+    goodbyes: Mapping[PeerId, Goodbye]
+    banned: frozenset[PeerId] = frozenset()
+
+    def unheard(self, peer: PeerId) -> float:
+        """Seconds for which nothing has come from a peer; 0 where it is live."""
+        return 0.0 if peer in self.live else self.unheard_s.get(peer, float("inf"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What an acceptor has to remember over a crash, of the newest outer step in which it took part.
+
+    Attributes:
+        promised: the highest ballot that it has joined.
+        peers: the participants of that ballot.
+        accepted: the update that it has voted for, and in which ballot.
+    """
+
+    fragment: int
+    outer_step: int
+    previous: Digest
+    promised: Ballot
+    peers: tuple[PeerId, ...]
+    accepted: tuple[Ballot, Entry] | None
+
+    @property
+    def order(self) -> tuple[int, Ballot, Ballot]:
+        """Which of two records of a fragment is the later one."""
+        return self.outer_step, self.promised, self.accepted[0] if self.accepted else Ballot(0, "")
+
+    def to_json(self) -> dict[str, Json]:
+        accepted: Json = None
+        if self.accepted is not None:
+            accepted = {"ballot": self.accepted[0].to_json(), "entry": self.accepted[1].to_json()}
+        return {
+            "fragment": self.fragment,
+            "outer_step": self.outer_step,
+            "previous": self.previous,
+            "promised": self.promised.to_json(),
+            "peers": [str(peer) for peer in self.peers],
+            "accepted": accepted,
+        }
+
+
+def parse_record(fields: Fields) -> Record:
+    """Check and build a record from a file.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    accepted = None
+    if fields.has("accepted"):
+        inner = fields.inner("accepted")
+        accepted = (parse_ballot(inner), parse_entry(inner.inner("entry")))
+    return Record(
+        fragment=fields.integer("fragment"),
+        outer_step=fields.integer("outer_step", 1),
+        previous=fields.digest("previous"),
+        promised=parse_ballot(fields, "promised"),
+        peers=tuple(PeerId(peer) for peer in fields.texts("peers", MAX_PARTICIPANTS)),
+        accepted=accepted,
+    )
+
+
+# -- what a machine wants done -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Send a control message about this outer step to these peers."""
+
+    peers: tuple[PeerId, ...]
+    kind: str
+    body: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    """Sign a roster and send it to all live islands."""
+
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Write a record down, and say so (`on_kept`, `on_not_kept`)."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The record on disk binds nobody any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce:
+    """Exchange the pseudo-gradients of a ballot (`on_staged`, `on_broken`)."""
+
+    roster: Roster
+    sent: ContributionId
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Get hold of the update that a roster names (`on_staged`, `on_broken`)."""
+
+    roster: Roster
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """End what is being done for a ballot."""
+
+    ballot: Ballot
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A ballot has ended without a commit here; or was committed without somebody's vote."""
+
+    end: BallotEnd
+
+
+@dataclass(frozen=True, slots=True)
+class CastVote:
+    """Sign a vote, send it to the participants, and count it here (`on_vote`)."""
+
+    roster: Roster
+    entry: Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The outer step is decided: apply the entry, and begin the next one (`begin`)."""
+
+    entry: Entry
+    certificate: Certificate
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A peer's contribution is not accepted.
+
+    Attributes:
+        accuser: who has seen it, if not this peer itself.
+    """
+
+    peer: PeerId
+    reason: str
+    accuser: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskForCertificate:
+    """A peer has committed what is accepted here (`on_certificate`)."""
+
+    peer: PeerId
+
+
+Action = (
+    Tell
+    | Propose
+    | Keep
+    | Forget
+    | Reduce
+    | Finish
+    | Drop
+    | Ended
+    | CastVote
+    | Commit
+    | Reject
+    | AskForCertificate
+)
