@@ -217,7 +217,7 @@ class RoundMachine:
             self._patience.will_answer(peer, self.decision.slot.outer_step)
         if outer_step == self.decision.slot.outer_step:
             self.decision.readies.pop(peer, None)
-        elif self._early.get(peer, (0,))[0] == outer_step:
+        elif peer in self._early and self._early[peer][0] == outer_step:
             del self._early[peer]
 
     def on_unformed(self, peer: PeerId, outer_step: int, text: str, now_s: float) -> None:
