@@ -155,6 +155,7 @@ class Peer:
         pages_told: pages of what this peer trains with that it has asked for.
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         round_trip_s: what the newest heartbeat took to it and back.
+        answered_s: when the newest heartbeat was sent to it that it has answered.
         heard_awake_s: when anything last came from it, in this peer's waking time.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
@@ -176,4 +177,5 @@ class Peer:
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0
     heard_awake_s: float = 0.0
+    answered_s: float = 0.0
     settled: asyncio.Event = field(default_factory=asyncio.Event)

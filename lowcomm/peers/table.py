@@ -496,6 +496,7 @@ class Peers:
         self.round_trips_s.append(round_trip_s)
         if peer in self.linked:
             self.linked[peer].round_trip_s = round_trip_s
+            self.linked[peer].answered_s = max(self.linked[peer].answered_s, fields.number("sent_s"))
 
     async def _beat(self) -> None:
         while True:

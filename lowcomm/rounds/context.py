@@ -53,7 +53,7 @@ class Context:
         if self._viewed is None or self._viewed[0] != seen:
             members = {peer for slot in range(len(self.state.chains)) for peer in self.slot(slot).electorate}
             view = View(
-                live={peer.id: Seen(peer.state, peer.stalled, peer.seen_at_s) for peer in peers.live()},
+                live={peer.id: Seen(peer.state, peer.stalled, peer.answered_s) for peer in peers.live()},
                 phase=peers.state.phase,
                 unheard_s={peer: peers.unheard_s(peer) for peer in members - {me}} | {me: 0.0},
                 goodbyes=dict(peers.departed),

@@ -51,9 +51,12 @@ def next_roster(
     here = aligned(decision, view, rules)
     stalled = {p for p, seen in view.live.items() if seen.stalled and p not in decision.readies}
     rank, edges = ranks([*view.live, me], decision.slot.previous), edges_of(me, decision, patience)
-    heeded = connected({me, *here} - decision.avoid, edges, rank) - {me}
-    cut_off = set(view.live) - connected({me, *view.live}, edges, rank)
-    order = leader_order([*(heeded - stalled), me], rules.run_id, rules.fragment, decision.slot.outer_step)
+    heeded = connected({me, *here} - decision.avoid, edges, rank)
+    others = view.live.keys() - decision.avoid
+    cut_off = others - connected({me, *others}, edges, rank)
+    lead = heeded - stalled
+    order = leader_order(lead, rules.run_id, rules.fragment, decision.slot.outer_step)
+    order += [] if me in lead else [me]  # whose data doesn't pass leaves the lead to those among whom it does
     turn = int(waited_s / (LEADER_PATIENCE * deadline_s))
     if order[turn % len(order)] != me or decision.busy & (heeded | {me}):
         return None

@@ -193,7 +193,7 @@ class RoundMachine:
 
     def _lost(self, peer: PeerId, reason: Reason, now_s: float) -> None:
         under = self.decision.under_way
-        if under is not None and peer in under.roster.peers and not self._count_votes(now_s, patient=False):
+        if under is not None and peer in under.roster.peers and not self._count_votes(now_s, without=(peer,)):
             self._fail(reason, now_s)
 
     # -- messages ------------------------------------------------------------------------------------
@@ -238,6 +238,9 @@ class RoundMachine:
         decision = self.decision
         slot = decision.slot
         if roster.outer_step != slot.outer_step or roster.previous != slot.previous:
+            return
+        if leader in decision.rejected:
+            self._decline(roster, "the contribution of its leader was not accepted")
             return
         if not self._may_decide(roster, now_s):
             left = f", with {', '.join(roster.absent)} left out" if roster.absent else ""
@@ -286,10 +289,12 @@ class RoundMachine:
         named = set(reason.peers) & set(roster.peers) - {peer}
         decision.edges |= {edge(peer, other) for other in named}
         for liar in set(rejected) & named:
+            if liar != self.me:
+                self.rejected(liar)  # before the next ballot is formed
             self._do(Reject(liar, f"{peer} says so: {reason.text}", peer))
         if not named and reason.kind not in ("gone", "silent"):
             self._note_quit(peer)
-        if under is not None and not self._count_votes(now_s, patient=False):
+        if under is not None and not self._count_votes(now_s, without=(peer,)):
             self._fail(Reason("told", f"{peer}: {reason.text}", (peer, *sorted(named))), now_s, tell=False)
 
     def _note_quit(self, peer: PeerId) -> None:
@@ -309,7 +314,7 @@ class RoundMachine:
         if under is not None and peer in under.roster.peers:
             under.progress_s = now_s
             self._accept(under)
-        self._count_votes(now_s, patient=True)
+        self._count_votes(now_s)
 
     def on_certificate(self, entry: Entry, certificate: Certificate) -> bool:
         """Another peer has committed an entry, with a certificate that was checked.
@@ -601,7 +606,7 @@ class RoundMachine:
             names = f" from {', '.join(owing)}" if owing else ""
             reason = Reason("stalled", f"nothing came for {still_s:.1f} s{names}", tuple(owing), still_s)
             self._fail(reason, now_s)
-        elif not self._count_votes(now_s, patient=False):
+        elif not self._count_votes(now_s, without=under.roster.peers):
             silent = self._without_vote(under)
             self._note_stalls(silent)
             text = f"no vote of {', '.join(silent)} within {still_s:.1f} s"
@@ -636,8 +641,12 @@ class RoundMachine:
 
     # -- deciding ------------------------------------------------------------------------------------
 
-    def _count_votes(self, now_s: float, *, patient: bool) -> bool:
-        """Commit with the equal votes of all, or without patience of a quorum; end it where votes differ.
+    def _count_votes(self, now_s: float, *, without: Collection[PeerId] = ()) -> bool:
+        """Commit with the equal votes of all, or of a quorum without some; end it where votes differ.
+
+        Args:
+            without: whose votes are not waited for. The others may still lack data of this peer, which would
+                have to be fetched from it later.
 
         Returns:
             Whether the ballot is over.
@@ -651,9 +660,8 @@ class RoundMachine:
         cast = {peer: votes[peer] for peer in roster.peers if peer in votes}
         agreeing = [peer for peer, vote in cast.items() if (vote.entry, vote.state) == own]
         differing = [peer for peer in cast if peer not in agreeing]
-        whole = len(agreeing) == len(roster.peers)
         enough = is_quorum(agreeing, decision.slot.electorate, roster.absent)
-        if enough and (whole or not patient or len(cast) == len(roster.peers)):
+        if enough and set(roster.peers) <= {*cast, *without}:
             for peer in differing:
                 self._reject(peer, f"its digest after outer step {roster.outer_step} is {cast[peer].state}")
             if silent := self._without_vote(under):

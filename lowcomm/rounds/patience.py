@@ -8,9 +8,7 @@ from lowcomm.rounds.proposal import Edge, edge
 from lowcomm.rounds.values import View
 from lowcomm.types import PeerId
 
-HEARD_AFTER_S = 1.0
-"""What was on its way when a link broke comes sooner."""
-FIRST_PAUSE, LONGEST_PAUSE = 2, 8
+FIRST_PAUSE, LONGEST_PAUSE = 1, 8
 """A stall is remembered for so many outer steps, the first time and at most."""
 
 
@@ -63,14 +61,15 @@ class Patience:
             self.tardy.setdefault(peer, now_s)
 
     def abstains(self, view: View) -> set[PeerId]:
-        """Peers that missed a deadline, and were heard after that: they live, and take no part.
+        """Peers that missed a deadline, and have answered a heartbeat that was sent after it.
 
-        Who has only just fallen silent would look the same.
+        Control messages keep their order: so they have heard that this peer is ready, and are not. Who has
+        only just fallen silent, or hears nothing of this peer, would look the same without that.
         """
         return {
             peer
             for peer, at_s in self.tardy.items()
-            if peer in view.live and view.live[peer].heard_s >= at_s + HEARD_AFTER_S
+            if peer in view.live and view.live[peer].answered_s >= at_s
         }
 
     def note_stalls(self, peers: Collection[PeerId], outer_step: int) -> set[Edge]:

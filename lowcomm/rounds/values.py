@@ -161,12 +161,12 @@ class Seen:
 
     Attributes:
         stalled: it has made no step for longer than it ever takes.
-        heard_s: when anything last came from it.
+        answered_s: when the newest heartbeat was sent to it that it has answered.
     """
 
     state: State
     stalled: bool = False
-    heard_s: float = 0.0
+    answered_s: float = 0.0
 
     def head(self, fragment: int) -> Digest | None:
         """Of a fragment; None where it doesn't train, or doesn't say."""

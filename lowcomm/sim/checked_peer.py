@@ -102,7 +102,7 @@ class CheckedPeer:
         for peer in sorted(self.linked - self.silent):
             height, head, tokens = self.seen.get(peer, (0, self._genesis(), 0))
             state = State(phase="training", outer_steps=(height,), heads=(head,), total_tokens=(tokens,))
-            live[peer] = Seen(state, heard_s=now_s)
+            live[peer] = Seen(state, answered_s=now_s)
         unheard_s = {peer: now_s - since_s for peer, since_s in self.unheard_since_s.items()}
         return View(live, "training", {**unheard_s, self.me: 0.0}, {})
 

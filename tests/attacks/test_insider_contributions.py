@@ -38,7 +38,7 @@ def run(
 ) -> dict[int, Result]:
     swarm = Swarm(
         islands=islands,
-        lease_s=2.0,
+        lease_s=10.0,
         lies={LIAR: lie} if lie else {},
         tokens={LIAR: tokens},
         policy=RoundPolicy(

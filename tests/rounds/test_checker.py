@@ -130,7 +130,7 @@ class JoinsLower(RoundMachine):
 class CountsAnyVotes(RoundMachine):
     """Who has voted commits, whoever else has."""
 
-    def _count_votes(self, now_s, *, patient):
+    def _count_votes(self, now_s, *, without=()):
         under = self.decision.under_way
         if under is not None and under.voted and under.entry is not None:
             voters = list(self.decision.votes.get(under.roster.ballot, {}))

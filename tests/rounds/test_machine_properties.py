@@ -142,7 +142,7 @@ class Driven:
 
     def view(self):
         state = State(phase="training", outer_steps=(0,), heads=(HEAD,), total_tokens=(0,))
-        live = {peer: Seen(state, heard_s=self.now_s) for peer in self.live}
+        live = {peer: Seen(state, answered_s=self.now_s) for peer in self.live}
         return View(live, "training", {ME: 0.0}, {})
 
     def look(self, live):
