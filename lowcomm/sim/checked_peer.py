@@ -64,6 +64,7 @@ class CheckedPeer:
         self.linked, self.silent = set(linked), set[PeerId]()
         self.seen: dict[PeerId, tuple[int, Digest, int]] = {}
         self.unheard_since_s: dict[PeerId, float] = {}
+        self.answered_s: dict[PeerId, float] = {}
         self.held: set[Digest] = set()
         self.pending: list[Record] = []
         self.parts: set[tuple[Ballot, PeerId]] = set()
@@ -102,7 +103,7 @@ class CheckedPeer:
         for peer in sorted(self.linked - self.silent):
             height, head, tokens = self.seen.get(peer, (0, self._genesis(), 0))
             state = State(phase="training", outer_steps=(height,), heads=(head,), total_tokens=(tokens,))
-            live[peer] = Seen(state, answered_s=now_s)
+            live[peer] = Seen(state, answered_s=self.answered_s.get(peer, 0.0))
         unheard_s = {peer: now_s - since_s for peer, since_s in self.unheard_since_s.items()}
         return View(live, "training", {**unheard_s, self.me: 0.0}, {})
 
@@ -156,12 +157,18 @@ class CheckedPeer:
                 self.broken.append(f"{self.me} takes {sender} for a liar: {error}")
         self._act(now_s, slow=slow)
 
-    def pass_time(self, now_s: float, silent: Collection[PeerId], *, slow: bool = False) -> None:
+    def pass_time(
+        self, now_s: float, silent: Collection[PeerId], deaf: Collection[PeerId] = (), *, slow: bool = False
+    ) -> None:
         """A deadline has passed.
 
         Args:
             silent: peers whose messages have not come for all of it.
+            deaf: peers to which messages of this one have not come.
         """
+        sent_s = now_s - self.setting.rules.policy.deadline_s / 2
+        for peer in self.linked - set(silent) - set(deaf):
+            self.answered_s[peer] = sent_s  # a heartbeat of the time that has passed
         for peer in self.silent & self.linked - set(silent):
             self.unheard_since_s.pop(peer, None)
         before, self.silent = self.silent, self.silent & set(silent)

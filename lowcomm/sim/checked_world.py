@@ -297,34 +297,32 @@ class Swarm:
 
     def _pass_time(self, event: Event, world: World) -> Step:
         broken = list[str]()
-        silent = [
-            tuple(
-                self.names[sender]
-                for sender in range(self._count)
-                if world.queues[sender * self._count + receiver]
-            )
-            for receiver in range(self._count)
-        ]
-        for index in range(self._count):
+        count = range(self._count)
+        held = [[bool(world.queues[one * self._count + other]) for other in count] for one in count]
+        for index in count:
             if isinstance(self.peer(world, index), CheckedPeer):
-                world, more = self._look(world, index, silent[index])
+                silent = tuple(self.names[other] for other in count if held[other][index])
+                deaf = tuple(self.names[other] for other in count if held[index][other])
+                world, more = self._look(world, index, silent, deaf)
                 broken += more
         return Step(event, world, tuple(broken))
 
-    def _look(self, world: World, index: int, silent: tuple[PeerId, ...]) -> tuple[World, tuple[str, ...]]:
+    def _look(
+        self, world: World, index: int, silent: tuple[PeerId, ...] = (), deaf: tuple[PeerId, ...] = ()
+    ) -> tuple[World, tuple[str, ...]]:
         now_s = world.deadlines * DEADLINE_S
-        key = (world.peers[index], "time", silent, now_s)
+        key = (world.peers[index], "time", silent, deaf, now_s)
         local = self._local.get(key)
         if local is None:
             peer = self._copy(world.peers[index])
-            peer.pass_time(now_s, silent)
+            peer.pass_time(now_s, silent, deaf)
             local = self._local[key] = self._taken(peer, wrote=False)
         return self._after(world, index, local)
 
     def wait(self, world: World, index: int) -> Step:
         """A deadline has passed without a message, and one peer is the first to notice; all run."""
         world = world._replace(deadlines=world.deadlines + 1)
-        return Step(("time",), *self._look(world, index, ()))
+        return Step(("time",), *self._look(world, index))
 
     def _crash(self, world: World, index: int, how: str) -> World:
         peer = self.peer(world, index)
