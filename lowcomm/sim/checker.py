@@ -44,7 +44,8 @@ PUBLISHED = (
     "--islands 3 --outer-steps 2 --losses 2 --crashes 2 --rollbacks 1 --cuts 2 --slow 3 --deadlines 4 "
     "--walks 1200",
     "--islands 4 --outer-steps 2 --losses 2 --crashes 2 --cuts 4 --slow 3 --deadlines 4 --walks 500",
-    "--islands 4 --partition continue --run 5 --crashes 2 --cuts 3 --slow 3 --deadlines 6 --walks 800 --seed 10",
+    "--islands 4 --partition continue --run 5 --crashes 2 --cuts 3 --slow 3 --deadlines 6 --walks 800 "
+    "--seed 10",
 )
 """The searches of docs/results/model_checker.json; they take some minutes."""
 FAULTS = ("lose", "slow", "crash", "cut", "time")
