@@ -54,6 +54,19 @@ class Offer:
         return self.id.tokens
 
 
+def _accepted_json(accepted: tuple[Ballot, Entry] | None) -> Json:
+    if accepted is None:
+        return None
+    return {"ballot": accepted[0].to_json(), "entry": accepted[1].to_json()}
+
+
+def _parse_accepted(fields: Fields) -> tuple[Ballot, Entry] | None:
+    if not fields.has("accepted"):
+        return None
+    inner = fields.inner("accepted")
+    return parse_ballot(inner), parse_entry(inner.inner("entry"))
+
+
 @dataclass(frozen=True, slots=True)
 class Ready:
     """A peer's announcement that it is due: its head, its contribution, its promises.
@@ -73,9 +86,6 @@ class Ready:
     rates: Mapping[PeerId, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Json]:
-        accepted: Json = None
-        if self.accepted is not None:
-            accepted = {"ballot": self.accepted[0].to_json(), "entry": self.accepted[1].to_json()}
         return {
             "previous": self.previous,
             "tokens": self.offer.id.tokens,
@@ -84,7 +94,7 @@ class Ready:
             "norm": self.offer.norm,
             "inner_step": self.offer.inner_step,
             "promised": self.promised.to_json(),
-            "accepted": accepted,
+            "accepted": _accepted_json(self.accepted),
             "speed": list(self.offer.speed),
             "stalled": [str(peer) for peer in self.stalled],
             **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
@@ -97,10 +107,6 @@ def parse_ready(fields: Fields) -> Ready:
     Raises:
         ProtocolError: a field is missing, of the wrong type or out of range.
     """
-    accepted = None
-    if fields.has("accepted"):
-        inner = fields.inner("accepted")
-        accepted = (parse_ballot(inner), parse_entry(inner.inner("entry")))
     norm = fields.number("norm")
     if norm < 0:
         raise ProtocolError(f"ready.norm: expected 0 or more, got {norm}")
@@ -114,7 +120,7 @@ def parse_ready(fields: Fields) -> Ready:
         previous=fields.digest("previous"),
         offer=Offer(named, norm, fields.integer("inner_step"), speed),
         promised=parse_ballot(fields, "promised"),
-        accepted=accepted,
+        accepted=_parse_accepted(fields),
         stalled=tuple(PeerId(peer) for peer in fields.texts("stalled", MAX_PARTICIPANTS)),
         rates=_parse_rates(fields),
     )
@@ -221,16 +227,13 @@ class Record:
         return self.outer_step, self.promised, self.accepted[0] if self.accepted else Ballot(0, "")
 
     def to_json(self) -> dict[str, Json]:
-        accepted: Json = None
-        if self.accepted is not None:
-            accepted = {"ballot": self.accepted[0].to_json(), "entry": self.accepted[1].to_json()}
         return {
             "fragment": self.fragment,
             "outer_step": self.outer_step,
             "previous": self.previous,
             "promised": self.promised.to_json(),
             "peers": [str(peer) for peer in self.peers],
-            "accepted": accepted,
+            "accepted": _accepted_json(self.accepted),
         }
 
 
@@ -240,17 +243,13 @@ def parse_record(fields: Fields) -> Record:
     Raises:
         ProtocolError: a field is missing, of the wrong type or out of range.
     """
-    accepted = None
-    if fields.has("accepted"):
-        inner = fields.inner("accepted")
-        accepted = (parse_ballot(inner), parse_entry(inner.inner("entry")))
     return Record(
         fragment=fields.integer("fragment"),
         outer_step=fields.integer("outer_step", 1),
         previous=fields.digest("previous"),
         promised=parse_ballot(fields, "promised"),
         peers=tuple(PeerId(peer) for peer in fields.texts("peers", MAX_PARTICIPANTS)),
-        accepted=accepted,
+        accepted=_parse_accepted(fields),
     )
 
 
