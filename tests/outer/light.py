@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -65,6 +66,7 @@ class _Operations(TorchDispatchMode):
 def watching(patch: pytest.MonkeyPatch, *, most_bytes: int) -> Iterator[list[str]]:
     """What network threads did that may take long: files, and work on more than `most_bytes`."""
     global _found
+    gc.collect()  # what other tests have left removes its files wherever it is collected
     original, run_forever = blake3.blake3, LoopThread.start
 
     class Hasher:
