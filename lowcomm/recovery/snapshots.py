@@ -183,7 +183,10 @@ class Snapshots:
         body: dict[str, Json] = {"wanted": wanted, **least._asdict()}
         for peer, fields in (await member.requests.ask_all(peers, "snapshot", body, fragment)).items():
             try:
-                offers[peer] = parse_offer(fields, member.state.run_id, fragment)
+                offer = parse_offer(fields, member.state.run_id, fragment)
+                if offer.tip is not None:  # who may decide its outer step is not known here
+                    await member.in_pool(member.rounds[fragment].check, offer.tip, None)
+                offers[peer] = offer
             except ProtocolError as error:
                 logger.warning(
                     "fragment %d: %s offers a false snapshot: %s", fragment, member.peers.called(peer), error
