@@ -261,3 +261,34 @@ def test_who_decides_alone_leads_nobody_away() -> None:
     assert len(entries) > 15
     assert all(len(entry.participants) >= 3 for entry in entries)
     assert decided_twice(outcome) == []
+
+
+@pytest.mark.parametrize("partition", ["continue", "majority"])
+def test_what_a_vote_has_committed_is_recognised_beside_a_state_that_is_taken_over(partition: str) -> None:
+    """2 votes, hears no other vote, is cut off, and comes back when the updates since are not kept."""
+    swarm = swarm_of(3, partition, quiet_s=90.0)
+    cut: list[float] = []
+
+    def tape(sender: PeerId, receiver: PeerId, message: Message) -> bool:
+        pair = {sender, receiver}
+        if message.kind == "vote" and sender == name(2) and now_s() > 10.0 and not cut:
+            cut.append(now_s())
+        if not cut or name(2) not in pair or now_s() > cut[0] + 60.0:
+            return True
+        return sender == name(2) and message.kind == "vote" and now_s() < cut[0] + 0.5
+
+    outcome = run(swarm, tape)
+    assert cut
+    assert not broken(outcome)
+    assert outcome.final[2].record.snapshots
+    entries = {entry.hash: entry for life in outcome.lives for entry in life.record.entries}
+    head = max((life.node.state.chains[0] for life in outcome.final), key=lambda chain: chain.standing).head
+    credited = dict.fromkeys(map(name, range(3)), 0)
+    while head in entries:
+        for peer, tokens in entries[head].participants:
+            credited[peer] += tokens
+        head = entries[head].previous
+    for life in outcome.final:
+        me = name(life.number)
+        assert credited[me] == life.credited[0] + life.node.submissions.late_tokens(0)
+        assert credited[me] <= life.progress.tokens_trained
