@@ -7,27 +7,44 @@ the next contribution where the other history is taken over ("Forks" in docs/des
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from lowcomm.in_order import InOrder
 from lowcomm.ledger.certificate import Certificate
-from lowcomm.ledger.chain import Certified
+from lowcomm.ledger.chain import KEPT_HEADS, Certified
 from lowcomm.ledger.entry import ContributionId
 from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.types import PeerId
 
 
-class AtRisk:
-    """One fragment's work at risk.
+@dataclass(slots=True)
+class _Sum:
+    """What entries since the common one hold of this island; `total` is changed in worker threads."""
 
-    Attributes:
-        tokens: that entries with absent members credit to this island.
+    entries: int = 0
+    tokens: int = 0
+    total: Tensor | None = None
+
+    def add(self, accepted: Accepted, own: Contribution) -> None:
+        arrived = accepted.sent(own).load()
+        self.total = arrived.clone() if self.total is None else self.total.add_(arrived)
+
+
+class AtRisk:
+    """One fragment's work at risk; call only from the exchange's loop.
+
+    Args:
+        pool: adds vectors up.
     """
 
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._total: Tensor | None = None
+    def __init__(self, pool: Executor) -> None:
+        self._adding = InOrder(pool)
+        self._sum = _Sum()
         self._absent: set[PeerId] = set()
         self._open: dict[ContributionId, Tensor] = {}
 
@@ -45,15 +62,18 @@ class AtRisk:
             return
         if first:
             self._open = {contribution.id: contribution.values for contribution in sent}
-        own = accepted.contribution
-        if own is not None:
-            arrived = accepted.sent(own).load()
-            self._total = arrived.clone() if self._total is None else self._total.add_(arrived)
-            self.tokens += own.tokens
+        self._sum.entries += 1
+        if self._sum.entries >= KEPT_HEADS:  # where the histories part can't be found any more
+            self._sum, self._open = _Sum(KEPT_HEADS), {}
+        elif accepted.contribution is not None:
+            own, sum_ = accepted.contribution, self._sum
+            sum_.tokens += own.tokens
+            self._adding.submit(lambda: sum_.add(accepted, own))
 
-    def lost(self) -> tuple[Tensor | None, int]:
+    async def lost(self) -> tuple[Tensor | None, int]:
         """The other history is taken over: what is in no entry any more, and how many tokens it is."""
-        return self._total, self.tokens
+        await asyncio.wrap_future(self._adding.done())
+        return self._sum.total, self._sum.tokens
 
     def named(
         self, entries: Sequence[Certified], me: PeerId, sent: Mapping[ContributionId, Tensor]
@@ -65,5 +85,4 @@ class AtRisk:
 
     def clear(self) -> None:
         """Nobody is absent any more, or the other history was taken over."""
-        self.tokens, self._total = 0, None
-        self._absent, self._open = set(), {}
+        self._sum, self._absent, self._open = _Sum(), set(), {}

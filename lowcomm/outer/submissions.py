@@ -52,7 +52,7 @@ class Submissions:
         fragments = self._state.fragments
         self._calls: dict[int, _Call] = {}
         self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in fragments]
-        self._at_risk = [AtRisk() for _ in fragments]
+        self._at_risk = [AtRisk(member.pool) for _ in fragments]
         self.bases: list[Vector] = [kept.anchor for kept in self._state.states]
         self.standing = [self._state.position(fragment.index) for fragment in fragments]
 
@@ -207,7 +207,8 @@ class Submissions:
         """
         at_risk = self._at_risk[fragment]
         entries = branch.theirs if branch is not None else ()
-        lost, tokens = at_risk.lost() if branch is not None and branch.mine is not None else (None, 0)
+        changes_sides = branch is not None and branch.mine is not None
+        lost, tokens = await at_risk.lost() if changes_sides else (None, 0)
         named = at_risk.named(entries, self._member.signer.peer_id, sent)
         if branch is not None:
             at_risk.clear()
