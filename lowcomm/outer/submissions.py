@@ -86,7 +86,6 @@ class Submissions:
         call.commits, self._late[fragment] = self._late[fragment], []
         height = chain.outer_step - len(call.commits)
         credited = attempts = 0
-        form_s = transfer_s = 0.0
         mine: Accepted | None = None
         reason, unusable = "", False
         ends: tuple[BallotEnd, ...] = ()
@@ -148,10 +147,6 @@ class Submissions:
                     continue
                 await fragment_round.changed.wait(fragment_round.next_deadline_s())
                 self._member.raise_fatal()
-                joined_s, accepted_s = fragment_round.joined_accepted_s
-                if joined_s:
-                    form_s = joined_s - began_s
-                    transfer_s = max(0.0, accepted_s - joined_s)
                 fragment_round.check_stall()
                 fragment_round.look()
         finally:
@@ -179,8 +174,8 @@ class Submissions:
             speeds={member.peer: member.speed for member in mine.participants} if mine else {},
             total_tokens=chain.total_tokens,
             late_s=late_s,
-            form_s=form_s,
-            transfer_s=transfer_s,
+            form_s=max(0.0, mine.joined_s - began_s) if mine else 0.0,
+            transfer_s=max(0.0, mine.accepted_s - mine.joined_s) if mine else 0.0,
             round_s=loop.time() - began_s,
             bytes_sent=traffic.sent_bytes - sent,
             bytes_received=traffic.received_bytes - received,

@@ -68,7 +68,8 @@ class Accepted:
     """An update that this peer holds whole, and the state after it.
 
     `contribution` is what this peer put into it; None if it was finished without this peer's. `unsent`: what
-    of it stays in the local parameters, as encoding lost it; None for nothing.
+    of it stays in the local parameters, as encoding lost it; None for nothing. `joined_s`, `accepted_s`: loop
+    times at which the ballot that committed it was joined here, and its update held; 0 before.
     """
 
     ballot: Ballot
@@ -80,6 +81,8 @@ class Accepted:
     mean_norm: float | None
     contribution: Contribution | None
     participants: tuple[Participant, ...]
+    joined_s: float = 0.0
+    accepted_s: float = 0.0
 
     def sent(self, contribution: Contribution) -> Vector:
         """What of `contribution`, this peer's part of the entry, has arrived: without what encoding lost."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -149,11 +150,6 @@ class FragmentRound:
     def ballots(self) -> int:
         """How many this outer step has had here."""
         return self.machine.decision.ballots
-
-    @property
-    def joined_accepted_s(self) -> tuple[float, float]:
-        """Loop time at which this outer step's latest ballot was joined, and its update was held."""
-        return self.machine.decision.joined_s, self.machine.decision.accepted_s
 
     def take_ends(self) -> tuple[BallotEnd, ...]:
         """Ballots that came to nothing since the last call."""
@@ -616,8 +612,9 @@ class FragmentRound:
         self.machine.on_vote(exchange.peer_id, roster.outer_step, roster.ballot, vote, _now_s())
 
     def _commit(self, entry: Entry, certificate: Certificate) -> None:
-        accepted, sent = self._accepted[entry.hash], self.contributions
-        state, machine = self._context.state, self.machine
+        state, machine, sent = self._context.state, self.machine, self.contributions
+        joined_s, accepted_s = machine.decision.joined_s, machine.decision.accepted_s
+        accepted = replace(self._accepted[entry.hash], joined_s=joined_s, accepted_s=accepted_s)
         state.commit(entry, accepted.update, accepted.after, certificate)
         if accepted.contribution is not None:
             state.residuals[self._fragment] = accepted.residual

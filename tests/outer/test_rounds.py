@@ -85,6 +85,16 @@ def test_islands_that_begin_with_other_weights_take_over_the_founders() -> None:
     assert torch.equal(results[0].local, results[1].local)
 
 
+def test_every_committed_round_says_how_long_forming_and_moving_took() -> None:
+    results = Swarm(islands=2, codec=codecs.fp32).run(steps=40)
+    for result in results.values():
+        assert len(result.reports) > 4
+        for report in result.reports:
+            assert report.committed
+            assert 0 < report.transfer_s < report.round_s
+            assert report.form_s + report.transfer_s <= report.round_s
+
+
 def test_loss_falls() -> None:
     results = Swarm(islands=2, codec=codecs.int8).run(steps=120)
     for result in results.values():
