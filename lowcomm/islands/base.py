@@ -106,9 +106,9 @@ class Island(Protocol):
         ...
 
     def open_vectors(self) -> Vectors | None:
-        """On the lead a place for vectors of which each rank keeps its part; None elsewhere. Collective.
+        """On the lead a place for vectors of which each host keeps its part; None elsewhere. Collective.
 
-        What the other ranks keep goes when the lead closes it, or dies.
+        What other hosts keep goes when the lead closes it, or dies.
 
         Raises:
             IslandError: the ranks can't connect.

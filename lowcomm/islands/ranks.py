@@ -6,6 +6,8 @@ The CUDA and NCCL paths are written for GPUs and were not run on one here.
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,10 +129,20 @@ class RanksIsland(PlainIsland):
         return bool(box.item())
 
     def open_vectors(self) -> Vectors | None:
-        """On the lead a place for vectors of which each rank keeps its part. Collective."""
-        if self._world_size == 1:
-            return super().open_vectors()
-        return open_vectors(self._rank, self._world_size, self.broadcast)
+        """On the lead a place for vectors of which each host keeps its part. Collective."""
+        first: dict[tuple[str, str], int] = {}
+        for rank, host in enumerate(self._hosts()):
+            first.setdefault(host, rank)
+        keepers = [rank for rank in first.values() if rank > 0]
+        if keepers:
+            return open_vectors(self._rank, keepers, self.broadcast)
+        return super().open_vectors() if self.is_lead else None
+
+    def _hosts(self) -> list[tuple[str, str]]:
+        """Where each rank is: its host's name, and torchrun's number of it. Collective."""
+        hosts = [("", "")] * self._world_size
+        dist.all_gather_object(hosts, (platform.node(), os.environ.get("GROUP_RANK", "")))
+        return hosts
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         """Each rank's state, on the lead; empty elsewhere. Collective."""

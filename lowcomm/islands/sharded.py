@@ -1,11 +1,12 @@
-"""Vectors of which each rank of an island keeps its part, an equal range of the elements.
+"""Vectors of which each host of an island keeps its part, an equal range of the elements.
 
-The lead makes, reads and frees them; in every other rank a thread serves it, beside training, over one
-TCP connection. That is not a process group's: these are requests from one side, at any time, that no
-collective of the training threads may wait for. A connection is opened with a secret that the lead has
-broadcast inside the island. On the wire there are fixed headers and raw numbers, nothing is unpickled.
+The ranks of one host share its memory, so one of them keeps the part of all. The lead makes, reads and frees
+vectors; in the first rank of every other host a thread serves it, beside training, over one TCP connection.
+That is not a process group's: these are requests from one side, at any time, that no collective of the
+training threads may wait for. A connection is opened with a secret that the lead has broadcast inside the
+island. On the wire there are fixed headers and raw numbers, nothing is unpickled.
 
-    request    operation, vector, its elements on that rank, offset, length (bytes); with WRITE the bytes
+    request    operation, vector, its elements on that host, offset, length (bytes); with WRITE the bytes
     answer     to READ: the bytes; nothing else is answered, and requests are served in order
     end        the lead closes the connection, or dies: the rank drops all it keeps
 
@@ -132,7 +133,7 @@ class Link:
 
 
 class Keeper:
-    """A rank's part of the lead's vectors: a thread that serves until the lead closes the connection.
+    """A host's part of the lead's vectors: a thread that serves until the lead closes the connection.
 
     Args:
         connection: owned from now on.
@@ -269,7 +270,7 @@ class ShardedVectors:
     """The lead's side; see `Vectors`.
 
     Args:
-        links: to the other ranks, in order.
+        links: to a rank of each other host, in order.
     """
 
     def __init__(self, links: Sequence[Link]) -> None:
@@ -277,7 +278,7 @@ class ShardedVectors:
         self._numbers = count()
 
     def hold(self, values: Tensor) -> ShardedVector:
-        """Copied to the ranks that keep it."""
+        """Copied to the hosts that keep it."""
         vector = self.empty(values.numel())
         vector.fill(0, values)
         return vector
@@ -298,15 +299,16 @@ class ShardedVectors:
             link.close()
 
 
-def open_vectors(rank: int, world_size: int, broadcast: Broadcast) -> ShardedVectors | None:
-    """Connect the lead, rank 0, with the other ranks. Collective in the island.
+def open_vectors(rank: int, keepers: Sequence[int], broadcast: Broadcast) -> ShardedVectors | None:
+    """Connect the lead, rank 0, with a rank of each other host. Collective in the island.
 
     Args:
+        keepers: these ranks, in order.
         broadcast: gives the lead's integers to all ranks; those of `Island.broadcast`.
 
     Returns:
-        On the lead what makes vectors; None elsewhere, where a thread keeps their parts until the lead
-        closes them.
+        On the lead what makes vectors; None elsewhere. On `keepers` a thread keeps their parts until the
+        lead closes them.
 
     Raises:
         IslandError: a rank does not come, or the lead can't be reached.
@@ -314,24 +316,17 @@ def open_vectors(rank: int, world_size: int, broadcast: Broadcast) -> ShardedVec
     words = 5
     if rank > 0:
         port, *parts = broadcast(None, words)
-        secret = struct.pack("!4q", *parts)
-        Keeper(_connect(rank, port, secret))
+        if rank in keepers:
+            Keeper(_connect(rank, port, struct.pack("!4q", *parts)))
         return None
-    host = _lead_host()
     try:
-        server = socket.create_server((host, 0)) if host == LOOPBACK else _server_for_all()
+        server = _server_for_all()
     except OSError as error:
         raise IslandError(f"the island's lead rank can't listen for the other ranks: {error}") from error
     with server:
         secret = secrets.token_bytes(32)
         broadcast([server.getsockname()[1], *struct.unpack("!4q", secret)], words)
-        return ShardedVectors(_accept(server, world_size, secret))
-
-
-def _lead_host() -> str:
-    """Where the lead listens; torchrun's master is the host of rank 0."""
-    one_host = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
-    return LOOPBACK if one_host else os.environ.get("MASTER_ADDR", LOOPBACK)
+        return ShardedVectors(_accept(server, keepers, secret))
 
 
 def _server_for_all() -> socket.socket:
@@ -341,7 +336,7 @@ def _server_for_all() -> socket.socket:
 
 
 def _connect(rank: int, port: int, secret: bytes) -> socket.socket:
-    host = _lead_host()
+    host = os.environ.get("MASTER_ADDR", LOOPBACK)  # torchrun's master is the host of rank 0
     try:
         connection = socket.create_connection((host, port), timeout=OPEN_S)
         _tune(connection)
@@ -354,19 +349,19 @@ def _connect(rank: int, port: int, secret: bytes) -> socket.socket:
     return connection
 
 
-def _accept(server: socket.socket, world_size: int, secret: bytes) -> list[Link]:
+def _accept(server: socket.socket, keepers: Sequence[int], secret: bytes) -> list[Link]:
     links: dict[int, Link] = {}
     server.settimeout(OPEN_S)
-    while len(links) < world_size - 1:
+    while len(links) < len(keepers):
         try:
             connection, address = server.accept()
         except OSError as error:
-            missing = sorted(set(range(1, world_size)) - set(links))
+            missing = sorted(set(keepers) - set(links))
             raise IslandError(
                 f"ranks {missing} did not connect to the island's lead rank within {OPEN_S:g} s: {error}"
             ) from error
         rank = _greeted(connection, secret)
-        if rank is None or not 0 < rank < world_size or rank in links:
+        if rank is None or rank not in keepers or rank in links:
             logger.warning("a connection from %s, which is no rank of this island, was refused", address[0])
             connection.close()
         else:

@@ -2,7 +2,7 @@
 
 A vector is filled once, range by range, and then never changed, so whoever refers to one holds one
 consistent version; what nobody refers to any more goes. Where it lies is its own business: here, in
-this rank's memory; of an island of several ranks, a part on each (`lowcomm.islands.sharded`).
+this rank's memory; of an island of several hosts, a part on each (`lowcomm.islands.sharded`).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Vectors(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of what other ranks keep; their vectors can't be read any more. Idempotent."""
+        """Let go of what other hosts keep; their vectors can't be read any more. Idempotent."""
         ...
 
 

@@ -24,6 +24,7 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+    os.environ["GROUP_RANK"] = str(rank)  # each a host of its own, as torchrun says it
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=world_size
     )

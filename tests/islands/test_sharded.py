@@ -1,4 +1,4 @@
-"""Vectors of which each rank keeps its part: what is held where, for how long, and what a death does."""
+"""Vectors of which each host keeps its part: what is held where, for how long, and what a death does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOIN_S = 30.0
 
 @contextmanager
 def island(ranks: int) -> Iterator[tuple[ShardedVectors, list[Keeper]]]:
-    """The lead's side, and the threads of the other ranks."""
+    """The lead's side, and the threads of the other hosts."""
     pairs = [socket.socketpair() for _ in range(ranks - 1)]
     keepers = [Keeper(theirs) for _, theirs in pairs]
     vectors = ShardedVectors([Link(rank, mine) for rank, (mine, _) in enumerate(pairs, start=1)])
@@ -153,11 +153,12 @@ def test_a_stranger_is_refused(monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
                 stranger.sendall(hello)
                 stranger.shutdown(socket.SHUT_WR)
                 assert stranger.recv(1) == b""
-        assert open_vectors(1, 2, broadcast) is None
+        assert open_vectors(1, [], broadcast) is None  # another rank of the lead's host
+        assert open_vectors(2, [2], broadcast) is None
 
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(rank)
-        vectors = open_vectors(0, 2, broadcast)
+        vectors = open_vectors(0, [2], broadcast)
         other.result(JOIN_S)
     assert vectors is not None
     assert torch.equal(vectors.hold(torch.ones(5)).load(), torch.ones(5))

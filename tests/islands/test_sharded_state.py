@@ -1,4 +1,4 @@
-"""The outer state of an island of several ranks: each keeps its part, counted by the kernel."""
+"""The outer state of an island of several ranks: each host keeps its part, counted by the kernel."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ FP32 = 4.0
 """Bytes of one number; the rest is in bytes per parameter of the model, too."""
 
 
-def weigh(folder: Path, engine: str, *, error_feedback: bool) -> list[dict[str, float]]:
-    """What each rank of an island that does rounds says of its memory."""
+def weigh(folder: Path, engine: str, *, error_feedback: bool, hosts: int) -> list[dict[str, float]]:
+    """What each rank of an island that does rounds says of its memory; the ranks lie on so many hosts."""
 
     def start(rank: int) -> subprocess.Popen[str]:
         settings = {
@@ -29,6 +29,7 @@ def weigh(folder: Path, engine: str, *, error_feedback: bool) -> list[dict[str, 
             "error_feedback": error_feedback,
         }
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS)}
+        names["GROUP_RANK"] = str(rank * hosts // RANKS)
         command = [sys.executable, "-m", "tests.islands.weighed", json.dumps(settings)]
         return subprocess.Popen(
             command, env={**os.environ, **MALLOC, **names}, stdout=subprocess.PIPE, text=True
@@ -54,13 +55,21 @@ def weigh(folder: Path, engine: str, *, error_feedback: bool) -> list[dict[str, 
         pytest.param("deepspeed-zero3", False, id="zero3", marks=pytest.mark.slow),
     ],
 )
-def test_no_rank_holds_more_than_its_part_and_two_fragments(
+def test_no_host_holds_more_than_its_part_and_two_fragments(
     tmp_path: Path, engine: str, error_feedback: bool
 ) -> None:
     state = 2 * FP32 + (FP32 if error_feedback else 0.0)  # the only island reduces everything
     fragment = state / FRAGMENTS
-    for rank in weigh(tmp_path, engine, error_feedback=error_feedback):
+    for rank in weigh(tmp_path, engine, error_feedback=error_feedback, hosts=RANKS):
         assert (
             abs(rank["rest"] - 2 * FP32 / RANKS) < FP32 / FRAGMENTS
         )  # nothing is lost before the first round
         assert rank["peak"] < state / RANKS + 2 * fragment
+
+
+@pytest.mark.processes
+def test_ranks_of_one_host_hold_the_state_once(tmp_path: Path) -> None:
+    lead, other = weigh(tmp_path, "ddp", error_feedback=False, hosts=1)
+    assert abs(lead["rest"] - 2 * FP32) < FP32 / FRAGMENTS
+    assert abs(other["rest"]) < FP32 / FRAGMENTS
+    assert other["peak"] < 2 * FP32 / FRAGMENTS
