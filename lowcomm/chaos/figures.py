@@ -5,18 +5,22 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from lowcomm.chaos.invariants import Verdict, check_all, credited_tokens, final_eval, trained_tokens
+from lowcomm.chaos.invariants import (
+    Verdict,
+    check_all,
+    credited_tokens,
+    final_eval,
+    tokens_lost,
+    trained_tokens,
+)
 from lowcomm.chaos.records import Story
 from lowcomm.types import Json
 
 
 def participation(story: Story) -> float | None:
-    """Participants over live peers, mean over the commits; None without any."""
-    shares = [
-        len(set(commit.live) & set(commit.participants)) / len(commit.live)
-        for commit in story.commits
-        if commit.live
-    ]
+    """Participants over live peers, mean over the commits with any of these; None without any."""
+    taking_part = [(len(set(c.live) & set(c.participants)), len(c.live)) for c in story.commits]
+    shares = [taken / live for taken, live in taking_part if taken]
     return sum(shares) / len(shares) if shares else None
 
 
@@ -40,7 +44,7 @@ def contract(story: Story, fault_free: Story | None) -> dict[str, Any]:
     """These keys and no others; losses and means are null where there are none.
 
     `tokens_dropped` is what was trained and is in no committed round: on killed islands after what
-    the others had of them, and on all when they left.
+    the others had of them, and on all when they left; `tokens_lost` of it was passed over by credits.
     """
     trained = sum(trained_tokens(island) for island in story.islands)
     credited = credited_tokens(story)
@@ -56,9 +60,19 @@ def contract(story: Story, fault_free: Story | None) -> dict[str, Any]:
         "tokens_trained": trained,
         "tokens_credited": credited,
         "tokens_dropped": trained - credited,
+        "tokens_lost": tokens_lost(story),
+        "slowest_return_s": slowest_returns(story),
         "eval_loss": last["eval_loss"] if last else None,
         "fault_free_eval_loss": eval_at(fault_free, credited) if fault_free else None,
     }
+
+
+def slowest_returns(story: Story) -> dict[str, float]:
+    """Kind of fault -> the longest that an island took, after its end, to be in a commit again."""
+    slowest: dict[str, float] = {}
+    for returned in story.returns:
+        slowest[returned.kind] = max(slowest.get(returned.kind, 0.0), round(returned.seconds, 1))
+    return slowest
 
 
 def rows(figures: dict[str, Json]) -> list[tuple[str, str]]:
@@ -66,6 +80,9 @@ def rows(figures: dict[str, Json]) -> list[tuple[str, str]]:
     found = []
     for key, value in figures.items():
         if key in ("faults", "invariants", "partition"):
+            continue
+        if isinstance(value, dict):
+            found += [(f"slowest return after {kind}", f"{seconds} s") for kind, seconds in value.items()]
             continue
         number = (
             f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else "-"

@@ -10,9 +10,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 from lowcomm.chaos.records import IslandLog, Life, Line, Story
+from lowcomm.chaos.tape import ON_REQUEST
 
 Verdict = bool | str
 """True, or what is wrong."""
+TOGETHER_S = 60.0
 
 
 def digests_equal(story: Story) -> Verdict:
@@ -120,6 +122,37 @@ def residual_conserved(story: Story) -> Verdict:
     return True if seen else "no island has kept a residual; is error feedback on?"
 
 
+def credited_once(story: Story) -> Verdict:
+    """G8: no token of an island is in two entries of the history."""
+    for name, ranges in _contributions(story):
+        end = 0
+        for outer_step, start, tokens in ranges:
+            if start < end:
+                return (
+                    f"{name}: outer step {outer_step} credits {tokens:,} tokens from {start:,} on, but those "
+                    f"up to {end:,} were credited before"
+                )
+            end = start + tokens
+    return True
+
+
+def no_work_lost(story: Story) -> Verdict:
+    """G3: what an island trained before a contribution that was credited is credited, too."""
+    lost = tokens_lost(story)
+    return f"{lost:,} tokens were trained, and passed over by what was credited after them" if lost else True
+
+
+def together_again(story: Story) -> Verdict:
+    """G4: after an outage of any length the islands are together within a minute."""
+    for returned in story.returns:
+        if returned.kind in ON_REQUEST and returned.seconds > TOGETHER_S:
+            return (
+                f"{returned.island} was in a round again {returned.seconds:.1f} s after the end of the "
+                f"{returned.kind}, expected at most {TOGETHER_S:g} s"
+            )
+    return True
+
+
 def no_hang(story: Story) -> Verdict:
     """G5: while enough islands are alive rounds commit, islands train on, and who is asked to leave does."""
     return story.hangs[0] if story.hangs else True
@@ -151,8 +184,8 @@ def loss_falls(story: Story) -> Verdict:
 INVARIANTS: Mapping[str, Callable[[Story], Verdict]] = {
     check.__name__: check
     for check in (
-        digests_equal, outer_step_monotone, tokens_accounted, residual_conserved, no_hang, no_orphan,
-        no_failure, loss_falls,
+        digests_equal, outer_step_monotone, tokens_accounted, credited_once, no_work_lost,
+        residual_conserved, together_again, no_hang, no_orphan, no_failure, loss_falls,
     )
 }  # fmt: skip
 
@@ -178,6 +211,44 @@ def credited_tokens(story: Story, up_to: int | None = None) -> int:
         if up_to is None or outer_step <= up_to
         for _, tokens in line["participants"]
     )
+
+
+def tokens_lost(story: Story) -> int:
+    """Tokens of islands that are in no entry of the history, though later ones of the same life are.
+
+    What was trained after the last credited contribution of a life is not counted: a killed island has lost
+    it, others had no round for it any more.
+    """
+    lost = 0
+    for _, ranges in _contributions(story):
+        ends = [start + tokens for _, start, tokens in ranges]
+        lost += sum(max(0, start - end) for end, (_, start, _) in zip(ends, ranges[1:], strict=False))
+    return lost
+
+
+def _contributions(story: Story) -> list[tuple[str, list[tuple[int, int, int]]]]:
+    """(outer step, first token, tokens) in the history, of each life of each island.
+
+    Without lives in which entries of the history are known to nobody.
+    """
+    history = story.credits()
+    found = []
+    for island in story.islands:
+        begins = [int(life.start["outer_steps"][0]) for life in island.lives]
+        ends = [*begins[1:], max(history, default=0)]
+        for begun, until in zip(begins, ends, strict=True):
+            entries = [history[step] for step in range(begun + 1, until + 1) if step in history]
+            if len(entries) == until - begun:
+                ranges = [
+                    (int(entry["outer_step"]), int(start), int(tokens))
+                    for entry in entries
+                    for (peer, tokens), (start, _) in zip(
+                        entry["participants"], entry["contributions"], strict=True
+                    )
+                    if peer == island.peer
+                ]
+                found.append((island.name, ranges))
+    return found
 
 
 def final_eval(story: Story) -> Line | None:

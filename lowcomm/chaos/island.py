@@ -9,8 +9,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from lowcomm.chaos.machine import CLOCK, SLOW, cut_power
-from lowcomm.chaos.records import METRICS, Ended, Line
+from lowcomm.chaos.machine import CLOCK, SLOW, STALL_IN, STALL_OUT, cut_power
+from lowcomm.chaos.records import METRICS, Ended, Line, Returned
+from lowcomm.chaos.tape import FaultKind
 from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess
 from lowcomm.launching.process_table import ProcessKey, children_of
 
@@ -24,6 +25,7 @@ class Island:
         peer: its name in the swarm, once known.
         trains: its process has written its start line.
         hindered: faults that it is under now: frozen, without p2pd, without a disk, ...
+        returning: which fault is over, and since when, until it takes part again.
         took_part: commits of the swarm with it since it came (back).
         commits_since: commits of the swarm since then, with or without it.
         leaving: it was asked to end.
@@ -39,6 +41,7 @@ class Island:
         self.trains = self.leaving = False
         self.hindered: list[str] = []
         self.took_part = self.commits_since = 0
+        self.returning: tuple[FaultKind, float] | None = None
         self.inner_step = 0
         self.heard_s = 0.0
         self.ends: list[Ended] = []
@@ -69,10 +72,21 @@ class Island:
         self.process, self.trains, self.leaving, self.heard_s = process, False, False, now_s
         self.hindered.clear()
         self.took_part = self.commits_since = 0
+        self.returning = None
 
-    def back(self) -> None:
+    def back(self, kind: FaultKind, now_s: float) -> None:
         """A fault is over: from here on it is counted anew when it takes part."""
         self.took_part = self.commits_since = 0
+        self.returning = kind, now_s
+
+    def committed(self, now_s: float, *, took_part: bool) -> Returned | None:
+        """The swarm has committed; the end of a fault, if that is it."""
+        self.commits_since += 1
+        self.took_part += took_part
+        if not took_part or self.returning is None:
+            return None
+        (kind, since_s), self.returning = self.returning, None
+        return Returned(kind=kind, island=self.name, seconds=now_s - since_s)
 
     def daemons(self) -> list[ProcessKey]:
         """What its process has started: its p2pd."""
@@ -138,6 +152,16 @@ class Island:
     def set_clock(self, by_s: float) -> Callable[[], None]:
         """Its time of day jumps; returns what sets it right."""
         return self._mark(CLOCK, str(by_s))
+
+    def stall(self, *, out: bool, into: bool) -> Callable[[], None]:
+        """From now on its bulk data is held up, as told; returns what ends that."""
+        ends = [self._mark(name, "") for name, held in ((STALL_OUT, out), (STALL_IN, into)) if held]
+
+        def pass_on() -> None:
+            for end in ends:
+                end()
+
+        return pass_on
 
     def _mark(self, name: str, text: str) -> Callable[[], None]:
         mark = self.machine / name

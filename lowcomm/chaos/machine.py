@@ -1,11 +1,13 @@
-"""`python -m lowcomm.chaos.machine FOLDER train ...`: an island whose disk and clock can be broken.
+"""`python -m lowcomm.chaos.machine FOLDER train ...`: an island whose disk, clock and bulk can be broken.
 
 What it syncs is noted in FOLDER, so that a power cut can take the rest. While FOLDER/slow exists a sync takes
-`SLOW_S`; what FOLDER/clock holds, in seconds, is added to the time of day.
+`SLOW_S`; what FOLDER/clock holds, in seconds, is added to the time of day. While FOLDER/stall_out exists no
+bulk message leaves, while FOLDER/stall_in does none is taken in; control messages pass.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import runpy
@@ -15,9 +17,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from lowcomm.exchanges.base import Message
+from lowcomm.types import PeerId
 
 SLOW_S = 1.0
 SYNCED, SLOW, CLOCK = "synced.jsonl", "slow", "clock"
+STALL_OUT, STALL_IN = "stall_out", "stall_in"
+LOOK_S = 0.05
 FLUSHED_S = 5.0
 """What was written earlier than that before a power cut is on the disk without a sync, too."""
 TORN_BYTES = 40
@@ -78,12 +86,28 @@ def _jumping(machine: Path, clock: Callable[[], float]) -> Callable[[], float]:
     return jumped
 
 
+def _stall(kind: type, name: str, mark: Path) -> None:
+    call = getattr(kind, name)
+
+    async def stalled(self: Any, peer: PeerId, message: Message) -> None:
+        while mark.exists():
+            await asyncio.sleep(LOOK_S)
+        await call(self, peer, message)
+
+    setattr(kind, name, stalled)
+
+
 def main(words: list[str]) -> None:
     """Run lowcomm's command in `words`, after the machine's folder."""
     machine = Path(words[0])
     machine.mkdir(exist_ok=True)
+    from lowcomm.exchanges.swarm.exchange import SwarmExchange
+    from lowcomm.outer.node import Node
+
     os.fsync = _noting(machine, os.fsync)  # type: ignore[assignment]
     time.time = _jumping(machine, time.time)
+    _stall(SwarmExchange, "send_bulk", machine / STALL_OUT)
+    _stall(Node, "on_bulk", machine / STALL_IN)
     sys.argv = ["lowcomm", *words[1:]]
     runpy.run_module("lowcomm", run_name="__main__")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +16,7 @@ DELAY_MS = 20
 MBIT = 100
 SLOW_MBIT = 10
 LOSS_PERCENT = 10
+SUBNET = "10.77.0.0/24"
 
 
 class NetworkError(LowcommError):
@@ -72,12 +73,26 @@ class Network:
 
         return end
 
-    def cut(self, number: int, *, one_way: bool) -> Callable[[], None]:
-        """Let nothing pass from a namespace to the others, or in neither direction; returns what ends it."""
-        others = [other for other in range(self._size) if other != number]
-        ways = {(number, other) for other in others}
+    def reset(self, number: int) -> None:
+        """Reset all connections between a namespace and the others.
+
+        Raises:
+            NetworkError: `ss` is not there, or may not.
+        """
+        command = [*self.enter(number), "ss", "--kill", "--tcp", "dst", SUBNET]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise NetworkError(f"{' '.join(command)}: {error}") from error
+        if done.returncode:
+            raise NetworkError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+    def cut(self, numbers: Collection[int], *, one_way: bool = False) -> Callable[[], None]:
+        """Let nothing pass from some namespaces to the others, nor back; returns what ends it."""
+        others = [other for other in range(self._size) if other not in numbers]
+        ways = {(number, other) for number in numbers for other in others}
         if not one_way:
-            ways |= {(other, number) for other in others}
+            ways |= {(other, number) for number, other in ways}
         self._cuts.append(ways)
         self._set()
 

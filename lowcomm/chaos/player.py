@@ -12,7 +12,7 @@ from lowcomm.chaos.island import Island
 from lowcomm.chaos.network import Network
 from lowcomm.chaos.records import Struck
 from lowcomm.chaos.swarm import START_S, Swarm
-from lowcomm.chaos.tape import KILLS, MID_ROUND, Fault
+from lowcomm.chaos.tape import KILLS, MID_ROUND, STALLS, Fault, FaultKind
 
 MOST_NEWCOMERS = 2
 FAST_TICK_S = 0.002
@@ -189,11 +189,24 @@ class Player:
         elif fault.kind == "clock":
             by_s = JUMP_S if fault.seat % 2 else -JUMP_S
             self._hinder(victim, fault.kind, fault.away_s, victim.set_clock(by_s))
-        elif self._network is not None:
-            heal = self._network.cut(victim.shard, one_way=fault.kind == "one_way")
+        elif fault.kind in STALLS:
+            heal = victim.stall(out=fault.kind != "stall_in", into=fault.kind != "stall_out")
             self._hinder(victim, fault.kind, fault.away_s, heal)
+        elif self._network is not None:
+            self._cut(self._network, fault, victim)
 
-    def _hinder(self, island: Island, why: str, seconds: float, end: Callable[[], None]) -> None:
+    def _cut(self, network: Network, fault: Fault, victim: Island) -> None:
+        struck = [victim]
+        if fault.kind == "halves":
+            first, seats = self._seats.index(victim), self._seats * 2
+            struck = [i for i in seats[first : first + len(self._seats) // 2] if i.process is not None]
+        heal = network.cut([island.shard for island in struck], one_way=fault.kind == "one_way")
+        if fault.kind == "blip":
+            network.reset(victim.shard)
+        for number, island in enumerate(struck):
+            self._hinder(island, fault.kind, fault.away_s, heal if number == 0 else lambda: None)
+
+    def _hinder(self, island: Island, why: FaultKind, seconds: float, end: Callable[[], None]) -> None:
         process = island.process
         island.hindered.append(why)
 
@@ -201,7 +214,7 @@ class Player:
             end()
             if island.process is process and why in island.hindered:
                 island.hindered.remove(why)
-                island.back()
+                island.back(why, self._swarm.now_s)
 
         self._later(seconds, over)
 

@@ -101,6 +101,15 @@ class Struck:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Returned:
+    """How long after a fault was over the island took part in a commit again."""
+
+    kind: FaultKind
+    island: str
+    seconds: float
+
+
 @dataclass(kw_only=True)
 class Story:
     """One run with its faults.
@@ -114,6 +123,7 @@ class Story:
     islands: list[IslandLog] = field(default_factory=list)
     faults: list[Struck] = field(default_factory=list)
     commits: list[Commit] = field(default_factory=list)
+    returns: list[Returned] = field(default_factory=list)
     hangs: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -60,6 +60,7 @@ class Swarm:
         self._doomed: list[tuple[float, Island, list[ProcessKey]]] = []
         self._moving_s: float | None = None
         self._said: set[str] = set()
+        self._heads: set[str] = set()
         self._pause = threading.Event()
         self._mark = secrets.token_hex(8)
 
@@ -205,8 +206,9 @@ class Swarm:
         self._look_for_hangs()
 
     def _on_commit(self, line: Line) -> None:
-        if line["fragment"] != 0 or line["outer_step"] <= self.outer_step:
+        if line["fragment"] != 0 or line["head"] in self._heads:
             return
+        self._heads.add(line["head"])
         self.outer_step = int(line["outer_step"])
         self.credited += int(line["round_tokens"])
         participants = frozenset(map(str, line["participants"]))
@@ -224,8 +226,8 @@ class Swarm:
         self._moving_s = self.now_s
         for island in self.running:
             if island.well:
-                island.commits_since += 1
-                island.took_part += island.peer in participants
+                returned = island.committed(self.now_s, took_part=island.peer in participants)
+                self.story.returns += [returned] if returned else []
 
     def _look_after(self, island: Island) -> None:
         assert island.process is not None

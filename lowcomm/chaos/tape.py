@@ -12,8 +12,8 @@ from typing import Literal
 
 FaultKind = Literal[
     "kill", "kill_fresh", "kill_bootstrap", "kill_leader", "kill_reducer", "freeze", "freeze_host", "p2pd",
-    "leave", "join", "disk_full", "found_again", "kill_most", "power", "slow_disk", "clock", "partition",
-    "one_way", "outage", "loss", "slow",
+    "leave", "join", "disk_full", "found_again", "kill_most", "power", "slow_disk", "clock", "stall",
+    "stall_out", "stall_in", "blip", "partition", "one_way", "outage", "halves", "loss", "slow",
 ]  # fmt: skip
 
 WORDS: dict[FaultKind, str] = {
@@ -33,17 +33,25 @@ WORDS: dict[FaultKind, str] = {
     "power": "SIGKILL, and what was not synced to the disk is gone; started again in its run folder",
     "slow_disk": "every sync of the island's disk takes a second",
     "clock": "the island's time of day jumps by hours, forth or back",
+    "stall": "bulk data of the island is held up, both ways, while control messages pass",
+    "stall_out": "bulk data that the island sends is held up",
+    "stall_in": "bulk data that the island is sent is held up",
+    "blip": "all connections of the island are reset, and for a second none can be made",
     "partition": "no packet passes between the island and all others",
     "one_way": "no packet of the island reaches the others; it hears them",
     "outage": "as partition, for longer than any deadline or lease",
+    "halves": "as outage, between two halves of the islands",
     "loss": "10 % of all packets are lost",
     "slow": "every link has 10 Mbit/s",
 }
 """What each kind does, for people."""
 
-NETWORK: frozenset[FaultKind] = frozenset({"partition", "one_way", "outage", "loss", "slow"})
-ON_REQUEST: frozenset[FaultKind] = frozenset({"outage"})
+NETWORK: frozenset[FaultKind] = frozenset(
+    {"blip", "partition", "one_way", "outage", "halves", "loss", "slow"}
+)
+ON_REQUEST: frozenset[FaultKind] = frozenset({"outage", "halves"})
 """They take a minute each."""
+STALLS: frozenset[FaultKind] = frozenset({"stall", "stall_out", "stall_in"})
 LOCAL: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in NETWORK | ON_REQUEST)
 WAN: tuple[FaultKind, ...] = tuple(kind for kind in WORDS if kind not in ON_REQUEST)
 KILLS: frozenset[FaultKind] = frozenset(
@@ -75,9 +83,17 @@ class Fault:
 
 
 def make_tape(
-    seed: int, islands: int, faults: int, length_s: float, kinds: tuple[FaultKind, ...] = LOCAL
+    seed: int,
+    islands: int,
+    faults: int,
+    length_s: float,
+    kinds: tuple[FaultKind, ...] = LOCAL,
+    away_s: float | None = None,
 ) -> tuple[Fault, ...]:
     """`faults` faults within `length_s`, in order; each kind as often as any other, by one at most.
+
+    Args:
+        away_s: how long each of them lasts; None = by its kind.
 
     The same arguments give the same tape. Times are spread evenly with some jitter, so that faults
     overlap, but don't all fall at once.
@@ -92,7 +108,7 @@ def make_tape(
             at_s=(number + rng.uniform(0.0, 0.9)) * gap_s,
             kind=kind,
             seat=rng.randrange(islands),
-            away_s=_away_s(kind, rng),
+            away_s=_away_s(kind, rng) if away_s is None else away_s,
             jitter_s=rng.uniform(0.0, LONGEST_JITTER_S) if kind in MID_ROUND else 0.0,
         )
         for number, kind in enumerate(chosen[:faults])
@@ -104,7 +120,11 @@ def _away_s(kind: FaultKind, rng: random.Random) -> float:
         return rng.choice([1.0, 4.0, 8.0])  # shorter than a lease, about one, longer
     if kind in ("loss", "slow", "slow_disk", "clock"):
         return 10.0
-    if kind == "outage":
+    if kind in STALLS:
+        return rng.choice([4.0, 12.0])  # shorter than the deadline, longer
+    if kind == "blip":
+        return 1.0
+    if kind in ("outage", "halves"):
         return 60.0
     if kind == "join":
         return rng.uniform(5.0, 15.0)  # in training

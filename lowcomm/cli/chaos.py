@@ -61,6 +61,12 @@ def add_parser(commands: Subparsers) -> None:
         "--only", metavar="KIND", action="append", default=[], help="this kind of fault; may be repeated"
     )
     parser.add_argument(
+        "--away",
+        metavar="S",
+        type=float,
+        help="seconds that each fault lasts, or until who was killed is started again (default: by its kind)",
+    )
+    parser.add_argument(
         "--partition",
         choices=("majority", "continue"),
         default="majority",
@@ -98,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     minutes = args.minutes if args.minutes is not None else args.faults * SECONDS_PER_FAULT / 60
     if minutes <= 0:
         raise ConfigError(f"--minutes {minutes:g}: expected more than 0")
+    if args.away is not None and args.away <= 0:
+        raise ConfigError(f"--away {args.away:g}: expected more than 0")
     out = args.out if args.out is not None else _free_folder()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_signals_as_interrupts())
@@ -105,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         plan = make_plan(out / "chaos", args.islands, args.seed, args.overrides, partition=args.partition)
         possible = WAN if network else LOCAL
         kinds = tuple(kind for kind in WORDS if kind in args.only) or possible
-        tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds)
+        tape = make_tape(args.seed, args.islands, args.faults, 60 * minutes, kinds, args.away)
         story = _play(plan, tape, network)
         fault_free = None
         if not args.no_fault_free:

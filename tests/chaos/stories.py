@@ -11,6 +11,7 @@ def entry(outer_step: int, peers=("a", "b"), tokens=PERIOD):
         "fragment": 0, "outer_step": outer_step, "hash": f"head-{outer_step}",
         "previous": f"head-{outer_step - 1}", "total_tokens": outer_step * tokens * len(peers),
         "state_digest": f"state-{outer_step}", "participants": [[peer, tokens] for peer in peers],
+        "contributions": [[(outer_step - 1) * tokens, f"sum-{outer_step}-{peer}"] for peer in peers],
     }  # fmt: skip
 
 

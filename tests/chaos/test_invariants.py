@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from lowcomm.chaos.figures import contract, eval_at, participation
+from lowcomm.chaos.figures import contract, eval_at, participation, rows
 from lowcomm.chaos.invariants import INVARIANTS, check_all
-from lowcomm.chaos.records import Story, load_island
+from lowcomm.chaos.records import Returned, Story, load_island
 from tests.chaos.stories import BATCH, PERIOD, entry, round_line, sound_life, sound_story
 
 
@@ -91,6 +91,25 @@ def resumed_with_too_few_credits(story: Story) -> None:
     resume(story, 2 * PERIOD)
 
 
+def contributed_twice(story: Story) -> None:
+    for island in story.islands:
+        for line in island.ledger[2:]:
+            line["contributions"][1][0] -= BATCH
+
+
+def passed_over(story: Story) -> None:
+    for island in story.islands:
+        for line in island.ledger[2:]:
+            line["contributions"][0][0] += BATCH
+
+
+def long_apart(story: Story) -> None:
+    story.returns += [
+        Returned(kind="freeze", island="island-a", seconds=99.0),
+        Returned(kind="halves", island="island-b", seconds=61.0),
+    ]
+
+
 def residual_lost_between_rounds(story: Story) -> None:
     story.islands[0].lives[0].commits[2]["residual_before"] = 0.0
 
@@ -135,6 +154,13 @@ def failure(story: Story) -> None:
         (credited_beyond_the_ledger, "tokens_accounted", "counts 210 tokens .* the ledger has 200"),
         (credited_twice, "tokens_accounted", "credits 400 tokens, it has trained 210"),
         (resumed_with_too_few_credits, "tokens_accounted", "with 80 tokens credited, the ledger has 120"),
+        (
+            contributed_twice,
+            "credited_once",
+            "island-b: outer step 3 credits 40 tokens from 70 on, but those up to 80",
+        ),
+        (passed_over, "no_work_lost", "^10 tokens were trained"),
+        (long_apart, "together_again", "island-b was in a round again 61.0 s after the end of the halves"),
         (residual_lost_between_rounds, "residual_conserved", "from 1 to 0 between two rounds"),
         (residual_changed_without_commit, "residual_conserved", "no commit, but .* from 1 to 0.5"),
         (no_residual_at_all, "residual_conserved", "is error feedback on"),
@@ -172,7 +198,8 @@ def test_the_contract_adds_up() -> None:
     figures = contract(story, sound_story())
     assert list(figures) == [
         "faults", "invariants", "partition", "rounds_committed", "outer_steps_forked", "participation",
-        "tokens_trained", "tokens_credited", "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+        "tokens_trained", "tokens_credited", "tokens_dropped", "tokens_lost", "slowest_return_s", "eval_loss",
+        "fault_free_eval_loss",
     ]  # fmt: skip
     assert figures["rounds_committed"] == 5
     assert figures["tokens_credited"] == 2 * 5 * PERIOD
@@ -186,6 +213,7 @@ def test_participation_counts_live_peers_only() -> None:
         replace(story.commits[0], participants=("a", "b", "gone"), live=("a", "b")),
         replace(story.commits[1], participants=("a",), live=("a", "b")),
         replace(story.commits[2], live=()),
+        replace(story.commits[3], participants=("a",), live=("b",)),  # of a side that is cut off
     ]
     assert participation(story) == 0.75
 
@@ -221,6 +249,7 @@ def split(*, repaired: bool, credited_again: bool) -> Story:
         line["total_tokens"] = (7 + 2 * number) * PERIOD
     if credited_again:
         later[0]["participants"] = [["a", PERIOD], ["b", 2 * PERIOD]]
+        later[0]["contributions"][1] = [2 * PERIOD, "sum-3-4-b"]
     a.ledger[3:] = later
     b.ledger[2:] = [alone]
     b.lives[0].commits[2]["digest"] = "fork-state-3"
@@ -255,7 +284,21 @@ def test_work_on_the_side_that_lost_is_missed() -> None:
     assert verdicts["tokens_accounted"] == (
         f"island-b: counts {5 * PERIOD} tokens credited from outer step 0 to 5, the ledger has {4 * PERIOD}"
     )
-    assert all(held is True for name, held in verdicts.items() if name != "tokens_accounted")
+    assert verdicts["no_work_lost"] == (
+        f"{PERIOD} tokens were trained, and passed over by what was credited after them"
+    )
+    missed = ("tokens_accounted", "no_work_lost")
+    assert all(held is True for name, held in verdicts.items() if name not in missed)
+
+
+def test_the_slowest_return_of_each_kind_is_told() -> None:
+    story = sound_story()
+    story.returns = [
+        Returned(kind="blip", island=name, seconds=seconds) for name, seconds in (("a", 1.0), ("b", 2.26))
+    ]
+    figures = contract(story, None)
+    assert figures["slowest_return_s"] == {"blip": 2.3}
+    assert ("slowest return after blip", "2.3 s") in rows(figures)
 
 
 def test_a_fork_that_lasts_is_named() -> None:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lowcomm.chaos.machine import FLUSHED_S, cut_power
+import pytest
+
+from lowcomm.chaos.machine import FLUSHED_S, STALL_IN, STALL_OUT, cut_power
 
 ISLAND = """
 import os, sys, time
@@ -49,3 +51,47 @@ def test_a_power_cut_takes_what_was_neither_synced_nor_written_long_ago(tmp_path
     cut_power(machine, folder, written_s + 0.1)
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert found == {"whole": b"whole", "tail": b"synced", "old": b"old", "ledger.jsonl": b"x" * 160}
+
+
+BULK = """
+import asyncio, sys
+from pathlib import Path
+from lowcomm.chaos import machine
+from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.swarm.exchange import SwarmExchange
+from lowcomm.outer.node import Node
+
+state, mark, came = Path(sys.argv[1]), Path(sys.argv[1]) / sys.argv[2], []
+
+
+async def note(self, peer, message):
+    came.append(message.kind)
+
+
+SwarmExchange.send = SwarmExchange.send_bulk = note
+Node.on_bulk = note
+machine.runpy.run_module = lambda *given, **more: None
+machine.main([str(state), "train"])
+calls = [SwarmExchange.send_bulk, Node.on_bulk, SwarmExchange.send]
+
+
+async def scenario():
+    mark.write_text("")
+    kinds = ["out", "in", "control"]
+    tasks = [asyncio.create_task(call(None, "x", Message(kind, {}))) for call, kind in zip(calls, kinds)]
+    await asyncio.wait([task for task, kind in zip(tasks, kinds) if not mark.name.endswith(kind)])
+    print(*sorted(came))
+    mark.unlink()
+    await asyncio.gather(*tasks)
+    print(*sorted(came))
+
+
+asyncio.run(scenario())
+"""
+
+
+@pytest.mark.parametrize(("mark", "passes"), [(STALL_OUT, "control in"), (STALL_IN, "control out")])
+def test_bulk_is_held_up_one_way_while_control_messages_pass(tmp_path: Path, mark: str, passes: str) -> None:
+    command = [sys.executable, "-c", BULK, str(tmp_path), mark]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.splitlines() == [passes, "control in out"]

@@ -25,4 +25,5 @@ def test_kinds_are_even_and_faults_are_in_order_within_the_time(kinds, seed) -> 
     assert times[0] >= 0
     assert times[-1] < 300.0
     assert {fault.seat for fault in tape} == {0, 1, 2, 3}
+    assert {fault.away_s for fault in make_tape(seed, 4, 9, 99.0, kinds, away_s=7.5)} == {7.5}
     assert all((fault.jitter_s > 0) == (fault.kind in MID_ROUND) for fault in tape)

@@ -19,7 +19,8 @@ from tests.e2e.test_deaths import wait_for
 
 KEYS = [
     "faults", "invariants", "partition", "rounds_committed", "outer_steps_forked", "participation",
-    "tokens_trained", "tokens_credited", "tokens_dropped", "eval_loss", "fault_free_eval_loss",
+    "tokens_trained", "tokens_credited", "tokens_dropped", "tokens_lost", "slowest_return_s", "eval_loss",
+    "fault_free_eval_loss",
 ]  # fmt: skip
 MINE = "LOWCOMM_CHAOS_TEST"
 
@@ -68,7 +69,7 @@ def network_can_be_broken() -> bool:
 @pytest.mark.processes
 def test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies(tmp_path) -> None:
     file = tmp_path / "chaos.json"
-    kinds = ["kill", "freeze", "p2pd"] + (["partition"] if network_can_be_broken() else [])
+    kinds = ["kill", "freeze", "p2pd", "stall_out"] + (["blip"] if network_can_be_broken() else [])
     process = chaos(
         tmp_path, "--islands", 3, "--faults", len(kinds), "--seed", 5, "--minutes", 0.1, "--no-fault-free",
         "--json", file,
@@ -118,6 +119,8 @@ def test_a_network_that_can_not_be_made_is_named(tmp_path, monkeypatch, capsys) 
         assert "network namespaces need root; without it: --no-wan" in capsys.readouterr().err
     assert main(["chaos", "--out", str(tmp_path), "--no-wan", "--only", "partition"]) == 2
     assert "--only partition: expected one of kill," in capsys.readouterr().err
+    assert main(["chaos", "--out", str(tmp_path), "--away", "0"]) == 2
+    assert "--away 0: expected more than 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow
