@@ -35,7 +35,8 @@ LAYERS = (
     {"fitting", "journal", "opening"},
     {"train"},
     {"baseline", "launching"},
-    {"sim", "plan", "bench", "report", "chaos"},
+    {"sim"},
+    {"plan", "bench", "report", "chaos"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -465,6 +465,19 @@ class ChurnBench(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoakBench(Settings):
+    """A run of many rounds."""
+
+    NAME, MODULE = "soak", "lowcomm.bench.soak"
+    ABOUT = "run many thousand rounds, and compare what they cost at the end with what they cost early"
+    EXAMPLE = "lowcomm bench soak --rounds 20000 --json soak.json"
+
+    rounds: int = option(20_000, "of all islands", metavar="N", least=100)
+    islands: int = option(2, "at a time", metavar="N", least=2)
+    virtual: bool = option(False, "on the simulator's clock, in one process, instead of real processes")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningBench(Settings):
     """The runs of a study."""
 
@@ -481,6 +494,6 @@ BENCHES: dict[str, type[Settings]] = {
     bench.NAME: bench
     for bench in (
         CodecBench, RoundBench, UtilisationBench, OverheadBench, SpeedBench, EngineBench, SnapshotBench,
-        DonorBench, DeathBench, ChurnBench, LearningBench,
+        DonorBench, DeathBench, ChurnBench, SoakBench, LearningBench,
     )
 }  # fmt: skip

@@ -31,6 +31,33 @@ def alive(process: ProcessKey) -> bool:
     return key_of(process.pid) == process
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process has at a moment: processor time so far, memory in RAM, threads, open files."""
+
+    processor_s: float
+    memory_bytes: int
+    threads: int
+    open_files: int
+
+
+def usage(pid: int) -> Usage:
+    """What a process of this user takes.
+
+    Raises:
+        OSError: there is none.
+    """
+    folder = PROC / str(pid)
+    fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    pages = int((folder / "statm").read_text(encoding="utf-8").split()[1])
+    return Usage(
+        processor_s=(int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+        memory_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        threads=int(fields[17]),
+        open_files=len(list((folder / "fd").iterdir())),
+    )
+
+
 def children_of(pid: int) -> list[ProcessKey]:
     """The processes that any thread of a process has started."""
     try:
