@@ -6,11 +6,14 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from lowcomm import __version__
 from lowcomm.cli.common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, print_error
@@ -23,6 +26,31 @@ COMMANDS = (
     "plan", "simulate", "doctor", "bench", "chaos",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"
+GROUPS = "lowcomm.islands.group"
+"""The module that opens process groups; not imported by commands that have none."""
+
+
+def run() -> NoReturn:
+    """The command as a program of its own: run it, and end the process."""
+    code = main()
+    if GROUPS in sys.modules:
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End a process in which Gloo has run, without tearing down the interpreter.
+
+    Gloo's threads outlive its groups, and may be about to let go of a tensor, for which they want the GIL. An
+    interpreter that is ending gives it to nobody: before Python 3.14 it unwinds such a thread through C++ that
+    can't be unwound, which aborts the process (pytorch/pytorch#190489).
+    """
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,8 +32,7 @@ def process_group(device: torch.device, *, offloaded: bool = False) -> Iterator[
         torch.distributed.init_process_group(backend)
     try:
         yield
-        # Ranks leave together, with nothing under way. One that left at once was seen to abort now and
-        # then in a native thread, most likely Gloo's, while its interpreter was ending.
+        # ranks leave together, with nothing under way
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
