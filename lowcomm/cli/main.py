@@ -42,8 +42,8 @@ def leave(code: int) -> NoReturn:
     """End a process in which Gloo has run, without tearing down the interpreter.
 
     Gloo's threads outlive its groups, and may be about to let go of a tensor, for which they want the GIL. An
-    interpreter that is ending gives it to nobody: before Python 3.14 it unwinds such a thread through C++ that
-    can't be unwound, which aborts the process (pytorch/pytorch#190489).
+    interpreter that is ending gives it to nobody: before Python 3.14 it unwinds such a thread, through C++
+    that can't be unwound, and so aborts the process (pytorch/pytorch#190489).
     """
     atexit._run_exitfuncs()
     try:
