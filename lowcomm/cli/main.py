@@ -22,7 +22,7 @@ from lowcomm.errors import AddressError, ConfigError, LowcommError
 from lowcomm.interrupts import interrupted_by_any
 
 COMMANDS = (
-    "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "invite",
+    "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "recover", "invite",
     "plan", "simulate", "doctor", "bench", "chaos",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"

@@ -13,6 +13,7 @@ from lowcomm.config.values import fail, show
 from lowcomm.names import NAME_RULE, is_name
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
+_PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
 _HOST_PORT = re.compile(r"\S+:\d{1,5}")
 
 
@@ -37,6 +38,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _outer(config.shared.outer)
     yield from _aggregation(config)
     yield from _codec(config)
+    yield from _operator(config)
     yield from _access(config)
     yield from _micro_batch(config)
     yield from _island(config)
@@ -138,6 +140,18 @@ def _codec(config: Config) -> Iterator[tuple[str, str]]:
             "expected 0 with codec topk, whose payloads everyone sums as they are, got "
             f"{config.shared.aggregation.clip_norm}",
         )
+
+
+def _operator(config: Config) -> Iterator[tuple[str, str]]:
+    operator, path = config.shared.round.operator, "shared.round.operator"
+    if not operator:
+        return
+    if not _PEER_ID.fullmatch(operator):
+        yield path, f"expected a peer id, as `lowcomm recover --make-key` prints it, got {show(operator)}"
+    if config.shared.round.partition != "majority":
+        yield path, "expected nothing with shared.round.partition = continue, which needs no recovery"
+    if config.exchange.kind != "swarm":
+        yield path, f"expected nothing with a {config.exchange.kind}, in which nobody can check a signature"
 
 
 def _access(config: Config) -> Iterator[tuple[str, str]]:

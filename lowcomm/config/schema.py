@@ -187,6 +187,11 @@ class RoundConfig:
         "the others were not heard for three leases",
         choices=("continue", "majority"),
     )
+    operator: str = setting(
+        "",
+        "peer id whose key, with majority, says who decides where most participants are lost for good; "
+        "`lowcomm recover` makes it; empty = each island's own operator says so for it",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ nobody has to take anybody's word for a history.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,14 +16,10 @@ import msgpack
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_int, checked_text
 from lowcomm.ledger.entry import MAX_PARTICIPANTS, Entry
+from lowcomm.ledger.mandate import MAX_SIGNATURE, Authority, Mandate, Verify, parse_mandate
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_ATTEMPTS = 1 << 62
-MAX_SIGNATURE = 1_024
-"""Hex digits."""
-
-Verify = Callable[[PeerId, bytes, bytes], bool]
-"""Whether a peer has made the signature (last) on the message."""
 
 
 class Ballot(NamedTuple):
@@ -49,12 +45,17 @@ def parse_ballot(fields: Fields, name: str = "ballot") -> Ballot:
 
 
 def vote_bytes(
-    run_id: str, fragment: int, outer_step: int, ballot: Ballot, absent: Sequence[PeerId], entry: Digest
+    run_id: str,
+    fragment: int,
+    outer_step: int,
+    ballot: Ballot,
+    absent: Sequence[PeerId],
+    entry: Digest,
+    mandate: Digest | None = None,
 ) -> bytes:
-    """What a voter signs."""
-    packed: bytes = msgpack.packb(
-        ["lowcomm vote", run_id, fragment, outer_step, ballot.to_json(), list(absent), entry]
-    )
+    """What a voter signs: also by which mandate it goes, if by any."""
+    words = ["lowcomm vote", run_id, fragment, outer_step, ballot.to_json(), list(absent), entry]
+    packed: bytes = msgpack.packb([*words, mandate] if mandate else words)
     return packed
 
 
@@ -89,12 +90,14 @@ class Certificate:
         absent: members of the electorate that are left out, ascending.
         votes: (peer, signature), ascending by peer.
         goodbyes: of absent members that have left in order.
+        mandate: who may decide in place of the last participants, where an operator had to say so.
     """
 
     ballot: Ballot
     absent: tuple[PeerId, ...]
     votes: tuple[tuple[PeerId, bytes], ...]
     goodbyes: tuple[Goodbye, ...] = ()
+    mandate: Mandate | None = None
 
     @property
     def voters(self) -> tuple[PeerId, ...]:
@@ -106,6 +109,7 @@ class Certificate:
             "absent": [str(peer) for peer in self.absent],
             "votes": [[peer, signature.hex()] for peer, signature in self.votes],
             **({"goodbyes": [goodbye.to_json() for goodbye in self.goodbyes]} if self.goodbyes else {}),
+            **({"mandate": self.mandate.to_json()} if self.mandate else {}),
         }
 
 
@@ -130,6 +134,7 @@ def parse_certificate(fields: Fields) -> Certificate:
         absent=tuple(PeerId(peer) for peer in absent),
         votes=tuple(votes),
         goodbyes=tuple(parse_goodbye(Fields("goodbye", item)) for item in goodbyes),
+        mandate=parse_mandate(fields.inner("mandate")) if fields.has("mandate") else None,
     )
 
 
@@ -173,12 +178,14 @@ def check_certificate(
     *,
     majority: bool,
     min_participants: int,
+    authority: Authority | None = None,
 ) -> None:
     """See whether an entry was chosen by those who may.
 
     Args:
         electorate: of its outer step: the participants of the entry before; None where that isn't known.
         majority: whether nobody may be absent but one who has said goodbye.
+        authority: whose mandates count; asked where the electorate is known.
 
     Raises:
         ProtocolError: it says what is missing.
@@ -188,8 +195,18 @@ def check_certificate(
         raise ProtocolError(
             f"{step}: {len(entry.participants)} took part, at least {min_participants} have to"
         )
+    mandate = certificate.mandate
+    if mandate is not None:
+        _check_mandate(entry, mandate, electorate, authority, step, majority=majority)
+        electorate = mandate.members
     message = vote_bytes(
-        entry.run_id, entry.fragment, entry.outer_step, certificate.ballot, certificate.absent, entry.hash
+        entry.run_id,
+        entry.fragment,
+        entry.outer_step,
+        certificate.ballot,
+        certificate.absent,
+        entry.hash,
+        mandate.digest if mandate else None,
     )
     for peer, signature in certificate.votes:
         if not verify(peer, message, signature):
@@ -204,6 +221,30 @@ def check_certificate(
             f"{step}: {', '.join(certificate.voters)} have voted for it, which is no majority of those who "
             f"may decide: {', '.join(sorted(set(electorate) - absent))}"
         )
+
+
+def _check_mandate(
+    entry: Entry,
+    mandate: Mandate,
+    electorate: Collection[PeerId] | None,
+    authority: Authority | None,
+    step: str,
+    *,
+    majority: bool,
+) -> None:
+    """An operator's decision counts for the entry after the head that it names, and where it was needed."""
+    if not majority:
+        raise ProtocolError(f"{step}: {mandate}: with partition = continue nobody needs one")
+    if not mandate.follows(entry.fragment, entry.outer_step - 1, entry.previous):
+        raise ProtocolError(f"{step}: {mandate} is about another outer step")
+    if electorate is None:
+        return
+    if authority is None:
+        raise ProtocolError(f"{step}: {mandate}: nobody may give one here")
+    authority.check(mandate)
+    # where it is in force already its members are the electorate that is asked for
+    if set(electorate) != set(mandate.members) and is_quorum(mandate.members, electorate, ()):
+        raise ProtocolError(f"{step}: {mandate}: they are most of those who may decide, so it was not needed")
 
 
 def _check_goodbye(entry: Entry, certificate: Certificate, verify: Verify, step: str) -> None:

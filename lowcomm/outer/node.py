@@ -19,6 +19,7 @@ from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob, Blobs
 from lowcomm.ledger.certificate import Certificate, goodbye_bytes
 from lowcomm.ledger.chain import Certified
+from lowcomm.ledger.mandate import Authority
 from lowcomm.ledger.recorder import EntrySink, Recorder
 from lowcomm.ledger.state import OuterState
 from lowcomm.ledger.upload_rate import UploadRate
@@ -34,6 +35,7 @@ from lowcomm.peers.table import Peers
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.donor import Donor
 from lowcomm.recovery.joining import Joining
+from lowcomm.recovery.mandates import Mandates
 from lowcomm.rounds.context import Context
 from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.rounds.policy import RoundPolicy
@@ -49,7 +51,7 @@ logger = logging.getLogger(__name__)
 POOL_THREADS = 2
 FAREWELL_S = 2.0
 ISLANDS_ONLY = frozenset(
-    ("ready", "unready", "roster", "unformed", "joined", "vote", "rejected", "abort", "again")
+    ("ready", "unready", "roster", "unformed", "joined", "vote", "rejected", "abort", "again", "mandate")
 )
 """What a seed or an observer, whose settings nobody compares, may not say."""
 GRACE_LEASES = 3.0
@@ -131,8 +133,10 @@ class Node:
         chunk_elements = max(1, chunk_bytes // 4 // block) * block
         self.context = Context(
             exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements,
-            GRACE_LEASES * lease_s, promises,
+            GRACE_LEASES * lease_s, Authority(exchange.run_id, PeerId(policy.operator), exchange.verify),
+            promises,
         )  # fmt: skip
+        self.mandates = Mandates(self)
         self.rounds = [
             FragmentRound(self.context, f.index, self._committed, self.ask_entries) for f in state.fragments
         ]
@@ -166,6 +170,7 @@ class Node:
             "vote": lambda peer, fields: self._round(fields).on_vote(peer, fields),
             "again": lambda peer, fields: self._round(fields).on_again(peer, fields),
             "rejected": lambda peer, fields: self._round(fields).on_rejected(peer, fields),
+            "mandate": self.mandates.on_mandate,
             "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
         }
 
@@ -183,12 +188,14 @@ class Node:
         except PeerUnreachableError as error:
             raise PeerUnreachableError(f"{error}{self.remembered.way_out()}") from error
         self.peers.start()
+        await self.mandates.start()
         for fragment_round in self.rounds:
             await fragment_round.recall()
 
     async def close(self) -> None:
         """Say goodbye, end everything, close the exchange. Rounds under way are cancelled."""
         self.note_others()
+        await self.mandates.stop()
         await self.submissions.close()  # else each call could announce its contribution anew
         for fragment_round in self.rounds:
             # before the farewell, which promises that no vote follows

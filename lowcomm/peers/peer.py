@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_float, checked_text
-from lowcomm.ledger.certificate import MAX_SIGNATURE
 from lowcomm.ledger.chain import Standing
+from lowcomm.ledger.mandate import MAX_SIGNATURE
 from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
 from lowcomm.peers.failure_detector import AdaptiveTimeout
 from lowcomm.types import Digest, Json, Link, PeerId

@@ -189,6 +189,8 @@ class CatchingUp:
             page = await self._ask(donor, fragment, outer_step, head)
             if page is None:
                 return None
+            if joining and any(self._is_strange(certified) for certified, _ in page):
+                return None  # a snapshot is one that most islands vouch for
             if page and not entries:
                 if head != chain.head:
                     return []  # what came next has been committed here meanwhile
@@ -201,6 +203,17 @@ class CatchingUp:
                 return [*entries, *(certified for certified, _ in page[:known])] if known else []
             entries += [certified for certified, _ in page]
             outer_step, head = page[-1][0].entry.outer_step, page[-1][1]
+
+    def _is_strange(self, certified: Certified) -> bool:
+        """Whether an entry was decided by a mandate that doesn't count here."""
+        mandate = certified.certificate.mandate if certified.certificate else None
+        try:
+            if mandate is not None:
+                self._member.context.authority.check(mandate)
+        except ProtocolError as error:
+            logger.warning("outer step %d: %s", certified.entry.outer_step, error)
+            return True
+        return False
 
     async def _begin(self, fragment: int, first: Certified, donor: PeerId, *, joining: bool) -> None:
         """See whether others may have gone on with this entry; what this peer has voted for is committed.

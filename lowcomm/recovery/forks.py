@@ -37,11 +37,18 @@ class Side:
 def other_stands(branch: Branch, here: Side, there: Side) -> bool:
     """Whether the other history is the one to follow; both sides come to the same answer.
 
-    The one whose first entry has the votes of more than half of those who may decide; if neither has, the one
-    with more credited tokens, then more outer steps, more live islands, the lesser head.
+    The one that an operator's mandate has begun, as who was lost for good may have come back; then the one
+    whose first entry has the votes of more than half of those who may decide; if neither has, the one with
+    more credited tokens, then more outer steps, more live islands, the lesser head.
     """
     if branch.mine is None or not branch.theirs:
         return there.standing > here.standing
+    mandated_here, mandated_there = (
+        first.certificate is not None and first.certificate.mandate is not None
+        for first in (branch.mine, branch.theirs[0])
+    )
+    if mandated_here != mandated_there:
+        return mandated_there
     whole_here, whole_there = (
         _is_whole(first, branch.electorate) for first in (branch.mine, branch.theirs[0])
     )

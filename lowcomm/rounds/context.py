@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from lowcomm.codecs.base import Codec
 from lowcomm.exchanges.base import Exchange
 from lowcomm.ledger.blobs import Blobs
+from lowcomm.ledger.mandate import Authority
 from lowcomm.ledger.state import OuterState
 from lowcomm.peers.table import Peers
 from lowcomm.rounds.policy import RoundPolicy, Rules
@@ -30,6 +31,7 @@ class Context:
         promises: what outlives a crash; None = nothing does.
         founders: who may decide the first outer step; empty where nobody has said so.
         rates: at which contributions came in.
+        authority: whose mandates count here, and which are in force.
     """
 
     exchange: Exchange
@@ -41,6 +43,7 @@ class Context:
     pool: Executor
     chunk_elements: int
     grace_s: float
+    authority: Authority
     promises: Promises | None = None
     founders: tuple[PeerId, ...] = ()
     rates: Rates = field(default_factory=Rates)
@@ -79,4 +82,7 @@ class Context:
         chain = self.state.chains[fragment]
         last = chain.last
         members = tuple(peer for peer, _ in last.participants) if last else self.founders
-        return Slot(chain.outer_step + 1, chain.head, members, chain.total_tokens)
+        mandate = self.authority.of(fragment, chain.outer_step, chain.head)
+        if mandate is not None:
+            members = mandate.members
+        return Slot(chain.outer_step + 1, chain.head, members, chain.total_tokens, mandate)

@@ -63,7 +63,7 @@ def next_roster(
     ready = {
         peer: said
         for peer, said in decision.readies.items()
-        if said.previous == decision.slot.previous
+        if (said.previous, said.mandate) == (decision.slot.previous, decision.slot.goes_by)
         and (peer == me or peer in here)
         and peer not in decision.rejected
     }
@@ -124,4 +124,9 @@ def _why_none(
                 f"it is {min(heard_s, waited_s):.0f} s now)"
             )
         text += f", partition = {policy.partition}"
+        if rules.majority and not is_quorum(members - set(silent), members, ()):
+            text += (
+                f"; most of those who may decide are away: {', '.join(silent)}. The run stands until more of "
+                "them are back; if they are lost for good, `lowcomm recover` lets the others go on"
+            )
     return Reason("few", text, tuple(sorted(members - ready)), waited_s)

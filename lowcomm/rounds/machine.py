@@ -115,7 +115,10 @@ class RoundMachine:
         """The chain has moved, by a commit or by other means: decide what follows it."""
         before = self.decision
         if (before.slot.outer_step, before.slot.previous) == (slot.outer_step, slot.previous):
+            is_mandated = before.slot.goes_by != slot.goes_by
             before.slot = slot  # its promises bind still
+            if is_mandated:
+                self._go_by_mandate(now_s)
             return
         self._drop()
         decision = self.decision = Decision(slot)
@@ -130,6 +133,19 @@ class RoundMachine:
         decision.first_ready_s = now_s
         decision.opened_s = now_s if decision.readies else None
         self._be_bound()
+
+    def _go_by_mandate(self, now_s: float) -> None:
+        """Others decide this outer step now, in ballots of their own; what was accepted binds still."""
+        decision = self.decision
+        decision.votes.clear()
+        decision.joined.clear()
+        decision.busy.clear()
+        decision.unformed = decision.refusal = None
+        decision.first_ready_s = now_s
+        if decision.under_way is not None:
+            self._fail(Reason("superseded", "an operator's mandate took its place"), now_s)
+        else:
+            self._announce(now_s)
 
     def committed(self, entry: Entry, participants: Collection[Participant], *, mine: bool) -> None:
         """An entry is applied; the next slot begins with `begin`.
@@ -238,6 +254,9 @@ class RoundMachine:
         decision = self.decision
         slot = decision.slot
         if roster.outer_step != slot.outer_step or roster.previous != slot.previous:
+            return
+        if roster.mandate != slot.goes_by:
+            self._decline(roster, "it goes by another mandate of the operator than this ballot, or by none")
             return
         if leader in decision.rejected:
             self._decline(roster, "the contribution of its leader was not accepted")
@@ -349,6 +368,7 @@ class RoundMachine:
             accepted=decision.accepted,
             stalled=self._patience.stalled(decision.slot.outer_step),
             rates=self.rates,
+            mandate=decision.slot.goes_by,
         )
         decision.told.clear()
         self._tell_ready()
@@ -622,8 +642,8 @@ class RoundMachine:
             self._note_stalls(owing)
 
     def _without_vote(self, under: UnderWay) -> list[PeerId]:
-        votes = self.decision.votes.get(under.roster.ballot, {})
-        return [peer for peer in under.roster.peers if peer not in votes]
+        roster, votes = under.roster, self.decision.votes.get(under.roster.ballot, {})
+        return [peer for peer in roster.peers if peer not in votes or not votes[peer].is_for(roster)]
 
     def _note_stalls(self, peers: Collection[PeerId]) -> None:
         """Data of these, or their vote, does not come."""
@@ -657,7 +677,7 @@ class RoundMachine:
         roster, entry = under.roster, under.entry
         votes = decision.votes.get(roster.ballot, {})
         own = (entry.hash, entry.state_digest)
-        cast = {peer: votes[peer] for peer in roster.peers if peer in votes}
+        cast = {peer: votes[peer] for peer in roster.peers if peer in votes and votes[peer].is_for(roster)}
         agreeing = [peer for peer, vote in cast.items() if (vote.entry, vote.state) == own]
         differing = [peer for peer in cast if peer not in agreeing]
         enough = is_quorum(agreeing, decision.slot.electorate, roster.absent)
@@ -693,6 +713,7 @@ class RoundMachine:
             absent=roster.absent,
             votes=tuple((peer, votes[peer].signature) for peer in sorted(voters)),
             goodbyes=tuple(self.view.goodbyes[peer] for peer in roster.absent if peer in self.view.goodbyes),
+            mandate=self.decision.slot.mandate,
         )
 
     def _commit(self, entry: Entry, certificate: Certificate) -> None:

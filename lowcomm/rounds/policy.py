@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lowcomm.arguments import number, show, whole
+from lowcomm.arguments import number, show, text, whole
 from lowcomm.errors import ArgumentError, ConfigError
 from lowcomm.rounds.claims import Limits
 
@@ -18,6 +18,8 @@ class RoundPolicy:
         deadline_s: longest wait for live peers that are not ready, and for a transfer that stalls.
         partition: `majority` lets only more than half of the participants of the round before go on;
             `continue` also whoever is left, once the others have been absent for a grace.
+        operator: the peer id whose key may say who decides, where most of the participants are lost for good;
+            empty = each island's own operator agrees for it.
         limits: what a contribution may claim.
 
     Raises:
@@ -27,6 +29,7 @@ class RoundPolicy:
     min_participants: int = 1
     deadline_s: float = 60.0
     partition: str = "continue"
+    operator: str = ""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -37,6 +40,8 @@ class RoundPolicy:
             raise ConfigError(
                 f"RoundPolicy: partition: expected 'continue' or 'majority', got {show(self.partition)}"
             )
+        if self.operator != "":
+            object.__setattr__(self, "operator", text("RoundPolicy: operator", self.operator))
         if not isinstance(self.limits, Limits):
             raise ArgumentError(f"RoundPolicy: limits: expected Limits(...), got {show(self.limits)}")
 

@@ -159,6 +159,7 @@ def make_roster(
         accepted_in=newest[0] if newest else NO_BALLOT,
         holders=tuple(holders),
         absent=absent,
+        mandate=slot.goes_by,
     )
 
 

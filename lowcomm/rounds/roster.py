@@ -68,6 +68,7 @@ class Roster:
         accepted_in: the ballot in which `entry` was accepted.
         holders: who said that it has accepted `entry`, so has its update.
         absent: members of the electorate that are left out of it.
+        mandate: by which it goes, if by any.
     """
 
     fragment: int
@@ -81,6 +82,7 @@ class Roster:
     accepted_in: Ballot = NO_BALLOT
     holders: tuple[PeerId, ...] = ()
     absent: tuple[PeerId, ...] = ()
+    mandate: Digest | None = None
 
     @property
     def peers(self) -> tuple[PeerId, ...]:
@@ -101,6 +103,7 @@ class Roster:
             "accepted_in": self.accepted_in.to_json(),
             "holders": [str(peer) for peer in self.holders],
             "absent": [str(peer) for peer in self.absent],
+            **({"mandate": self.mandate} if self.mandate else {}),
         }
 
     def signed_bytes(self, run_id: str) -> bytes:
@@ -172,6 +175,7 @@ def parse_roster(fields: Fields) -> Roster:
         accepted_in=accepted_in,
         holders=tuple(PeerId(peer) for peer in fields.texts("holders", MAX_PARTICIPANTS)),
         absent=absent,
+        mandate=fields.digest("mandate") if fields.has("mandate") else None,
     )
 
 

@@ -209,8 +209,12 @@ class FragmentRound:
 
     def restart(self) -> None:
         """The chain moved by other means (catch-up, snapshot, checkpoint): decide what follows it."""
-        self.machine.begin(self._context.slot(self._fragment), _now_s())
         self._accepted.clear()
+        self.renew()
+
+    def renew(self) -> None:
+        """Decide what follows the chain; where that is the outer step of before, others may decide it now."""
+        self.machine.begin(self._context.slot(self._fragment), _now_s())
         self._act()
 
     async def recall(self) -> None:
@@ -304,9 +308,11 @@ class FragmentRound:
         """
         outer_step, ballot = fields.integer("outer_step", 1), parse_ballot(fields)
         absent = tuple(PeerId(p) for p in fields.texts("absent", 4_096))
-        vote = Vote(fields.digest("entry"), fields.digest("state"), parse_signature(fields.text("signature")))
+        mandate = fields.digest("mandate") if fields.has("mandate") else None
+        signature = parse_signature(fields.text("signature"))
+        vote = Vote(fields.digest("entry"), fields.digest("state"), signature, absent, mandate)
         exchange = self._context.exchange
-        signed = vote_bytes(exchange.run_id, self._fragment, outer_step, ballot, absent, vote.entry)
+        signed = vote_bytes(exchange.run_id, self._fragment, outer_step, ballot, absent, vote.entry, mandate)
         if not exchange.verify(peer, signed, vote.signature):
             raise ProtocolError(f"vote of {peer}: the signature is not its own")
         self.machine.on_vote(peer, outer_step, ballot, vote, _now_s())
@@ -391,6 +397,7 @@ class FragmentRound:
             self._context.exchange.verify,
             majority=policy.partition == "majority",
             min_participants=policy.min_participants,
+            authority=self._context.authority,
         )
         return certificate
 
@@ -596,17 +603,18 @@ class FragmentRound:
             work.cancel()
 
     def _vote(self, roster: Roster, entry: Entry) -> None:
-        exchange = self._context.exchange
+        exchange, absent, mandate = self._context.exchange, roster.absent, roster.mandate
         signed = vote_bytes(
-            exchange.run_id, self._fragment, roster.outer_step, roster.ballot, roster.absent, entry.hash
+            exchange.run_id, self._fragment, roster.outer_step, roster.ballot, absent, entry.hash, mandate
         )
-        vote = Vote(entry.hash, entry.state_digest, exchange.sign(signed))
+        vote = Vote(entry.hash, entry.state_digest, exchange.sign(signed), absent, mandate)
         body: dict[str, Json] = {
             "ballot": roster.ballot.to_json(),
             "absent": [str(peer) for peer in roster.absent],
             "entry": vote.entry,
             "state": vote.state,
             "signature": vote.signature.hex(),
+            **({"mandate": mandate} if mandate else {}),
         }
         self._send(roster.peers, "vote", body)
         self.machine.on_vote(exchange.peer_id, roster.outer_step, roster.ballot, vote, _now_s())

@@ -19,6 +19,7 @@ from lowcomm.ledger.entry import (
     parse_entry,
     parse_sum,
 )
+from lowcomm.ledger.mandate import Mandate
 from lowcomm.peers.peer import State
 from lowcomm.rounds.rates import MAX_RATE
 from lowcomm.rounds.roster import Roster, parse_speed
@@ -30,7 +31,8 @@ class Slot:
     """What is decided: the outer step of a fragment that follows a head, and by whom.
 
     Attributes:
-        electorate: the participants of the entry before, or the founders; empty where nobody knows them.
+        electorate: the participants of the entry before, or the founders; empty where nobody knows them. The
+            members of a mandate where one is in force.
         total_tokens: that the chain has counted before.
     """
 
@@ -38,6 +40,12 @@ class Slot:
     previous: Digest
     electorate: tuple[PeerId, ...]
     total_tokens: int
+    mandate: Mandate | None = None
+
+    @property
+    def goes_by(self) -> Digest | None:
+        """The mandate in force, by its name."""
+        return self.mandate.digest if self.mandate else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +84,7 @@ class Ready:
         accepted: the update that it has voted for, and in which ballot.
         stalled: peers whose data did not reach it lately.
         rates: bytes per second that came from other peers in its latest transfers.
+        mandate: by which it goes, if by any.
     """
 
     previous: Digest
@@ -84,6 +93,7 @@ class Ready:
     accepted: tuple[Ballot, Entry] | None
     stalled: tuple[PeerId, ...] = ()
     rates: Mapping[PeerId, int] = field(default_factory=dict)
+    mandate: Digest | None = None
 
     def to_json(self) -> dict[str, Json]:
         return {
@@ -98,6 +108,7 @@ class Ready:
             "speed": list(self.offer.speed),
             "stalled": [str(peer) for peer in self.stalled],
             **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
+            **({"mandate": self.mandate} if self.mandate else {}),
         }
 
 
@@ -123,6 +134,7 @@ def parse_ready(fields: Fields) -> Ready:
         accepted=_parse_accepted(fields),
         stalled=tuple(PeerId(peer) for peer in fields.texts("stalled", MAX_PARTICIPANTS)),
         rates=_parse_rates(fields),
+        mandate=fields.digest("mandate") if fields.has("mandate") else None,
     )
 
 
@@ -141,11 +153,21 @@ def _parse_rates(fields: Fields) -> dict[PeerId, int]:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """A participant holds the whole update: which entry it makes, and the state after it; signed."""
+    """A participant holds the whole update: which entry it makes, and the state after it; signed.
+
+    Attributes:
+        absent, mandate: of the roster that it has joined, as they are signed with it.
+    """
 
     entry: Digest
     state: Digest
     signature: bytes
+    absent: tuple[PeerId, ...] = ()
+    mandate: Digest | None = None
+
+    def is_for(self, roster: Roster) -> bool:
+        """Whether the signature is one for this roster's certificate."""
+        return (self.absent, self.mandate) == (roster.absent, roster.mandate)
 
 
 def parse_reason(fields: Fields) -> Reason:

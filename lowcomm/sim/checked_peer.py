@@ -246,7 +246,10 @@ class CheckedPeer:
             machine.on_roster(parse_roster(fields.inner("roster")), now_s)
         elif mail.kind == "vote":
             vote = Vote(
-                fields.digest("entry"), fields.digest("state"), bytes.fromhex(fields.text("signature"))
+                fields.digest("entry"),
+                fields.digest("state"),
+                bytes.fromhex(fields.text("signature")),
+                tuple(PeerId(peer) for peer in fields.texts("absent", 64)),
             )
             machine.on_vote(sender, fields.integer("outer_step", 1), parse_ballot(fields), vote, now_s)
         elif mail.kind == "joined":
@@ -395,9 +398,10 @@ class CheckedPeer:
     def _vote(self, roster: Roster, entry: Entry, now_s: float) -> None:
         run_id, step, ballot = self.setting.rules.run_id, roster.outer_step, roster.ballot
         signed = vote_bytes(run_id, FRAGMENT, step, ballot, roster.absent, entry.hash)
-        vote = Vote(entry.hash, entry.state_digest, signature_of(self.me, signed))
+        vote = Vote(entry.hash, entry.state_digest, signature_of(self.me, signed), roster.absent)
         body: dict[str, Json] = {
             "ballot": ballot.to_json(),
+            "absent": [str(peer) for peer in roster.absent],
             "entry": vote.entry,
             "state": vote.state,
             "signature": vote.signature.hex(),

@@ -220,6 +220,7 @@ class SimIsland:
             flight.task.cancel()
         for fragment_round in self.node.rounds:
             await fragment_round.close()
+        await self.node.mandates.stop()
         await self.node.peers.stop()
         self.node.state.updates.close()
 

@@ -35,6 +35,7 @@ RUN_BY = {
     "lowcomm bench churn": "tests/bench/test_churn.py::test_islands_come_and_go_and_one_history_stays",
     "lowcomm bench soak": "tests/bench/test_soak.py::test_real_islands_keep_no_file_thread_or_descriptor",
     "lowcomm bench learning": "tests/bench/test_learning.py::test_what_is_logged_is_not_trained_again",
+    "lowcomm recover": "tests/e2e/test_recover.py::test_one_of_three_goes_on_with_a_newcomer",
     "lowcomm invite": "tests/exchanges/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm chaos": "tests/e2e/test_chaos.py::test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies",
     "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",

@@ -19,7 +19,10 @@ from lowcomm.ledger.certificate import (
     parse_certificate,
     vote_bytes,
 )
+from lowcomm.ledger.chain import Certified, Standing
 from lowcomm.ledger.entry import Entry, hash_bytes
+from lowcomm.ledger.mandate import Authority, Mandate
+from lowcomm.recovery.forks import Branch, Side, other_stands
 from lowcomm.types import PeerId
 
 HUB = LoopbackHub()
@@ -112,3 +115,65 @@ def test_with_majority_two_may_not_be_left_out() -> None:
 def test_a_certificate_travels_as_it_is() -> None:
     certificate = replace(voted(A, B, absent=(D,)), goodbyes=(left(D, 4),))
     assert parse_certificate(Fields("certificate", certificate.to_json())) == certificate
+
+
+OPERATOR = PeerId("operator")
+EVERYBODY = (A, B, C, D)
+
+
+def given(*members: PeerId, step: int = 4, run_id: str = "run", signer: PeerId = OPERATOR) -> Mandate:
+    mandate = Mandate(run_id=run_id, positions={0: (step, HASH)}, members=members, operator=OPERATOR)
+    return replace(mandate, signature=HUB.signature(signer, mandate.content))
+
+
+def under(mandate: Mandate, *voters: PeerId, names: Mandate | None = None) -> Certificate:
+    message = vote_bytes("run", 0, 5, BALLOT, (), ENTRY.hash, (names or mandate).digest)
+    votes = tuple((peer, HUB.signature(peer, message)) for peer in voters)
+    return parse_certificate(Fields("certificate", Certificate(BALLOT, (), votes, mandate=mandate).to_json()))
+
+
+def check_under(certificate: Certificate, operator: PeerId = OPERATOR, *, majority: bool = True) -> None:
+    authority = Authority("run", operator, verify)
+    check_certificate(
+        ENTRY, certificate, EVERYBODY, verify, majority=majority, min_participants=1, authority=authority
+    )
+
+
+def test_with_a_mandate_more_than_half_of_its_members_are_enough() -> None:
+    check_under(under(given(A), A))
+    check_under(under(given(A, B), A, B))
+    check(under(given(A), A), None, majority=True)  # who may decide isn't known, nor who may give one
+
+
+@pytest.mark.parametrize(
+    ("certificate", "says"),
+    [
+        (under(given(A, B), A), "no majority of those who may decide: a, b"),
+        (under(given(A), B), "no majority of those who may decide: a"),
+        (under(given(A, signer=A), A), "is not signed by the run's operator, operator"),
+        (under(given(A, step=3), A), "is about another outer step"),
+        (under(given(A, run_id="other"), A), "is one of run 'other', not of 'run'"),
+        (under(given(A, B, C), A, B), "they are most of those who may decide, so it was not needed"),
+        (under(given(A), A, names=given(A, B)), "the vote of a is not its own"),
+        (voted(A), "no majority of those who may decide: a, b, c, d"),
+    ],
+    ids=["half", "stranger", "forged", "replayed", "other-run", "needless", "votes-for-another", "without"],
+)
+def test_what_makes_a_mandate_worthless(certificate: Certificate, says: str) -> None:
+    with pytest.raises(ProtocolError, match=says):
+        check_under(certificate)
+
+
+def test_a_mandate_counts_nowhere_in_vain() -> None:
+    with pytest.raises(ProtocolError, match="with partition = continue nobody needs one"):
+        check_under(under(given(A), A), majority=False)
+    with pytest.raises(ProtocolError, match=r"names no operator.*that of this island has not agreed"):
+        check_under(under(given(A), A), operator=PeerId(""))
+
+
+def test_the_side_that_a_mandate_has_begun_stands() -> None:
+    """Whoever was lost for good, and comes back with what only it and the other lost ones had decided."""
+    lost, left = Certified(ENTRY, voted(A, B, C)), Certified(ENTRY, under(given(D), D))
+    more, less = Side(Standing(900, 9), HASH, 5), Side(Standing(100, 5), HASH, 1)
+    assert other_stands(Branch(EVERYBODY, lost, (left,)), more, less)
+    assert not other_stands(Branch(EVERYBODY, left, (lost,)), less, more)

@@ -184,7 +184,7 @@ class Driven:
             case ("joined", peer, step, ballot, entry):
                 machine.on_joined(peer, step, ballot, entry.hash, now_s)
             case ("vote for mine", peer) if under is not None and under.entry is not None:
-                vote = Vote(under.entry.hash, under.entry.state_digest, b"0")
+                vote = Vote(under.entry.hash, under.entry.state_digest, b"0", under.roster.absent)
                 machine.on_vote(peer, 1, under.roster.ballot, vote, now_s)
             case ("join mine", peer) if under is not None and under.roster.entry is not None:
                 machine.on_joined(peer, 1, under.roster.ballot, under.roster.entry.hash, now_s)

@@ -22,7 +22,7 @@ from lowcomm.exchanges.swarm.addresses import check_free, group_by_peer, most_re
 from lowcomm.exchanges.swarm.daemon import DaemonOptions
 from lowcomm.exchanges.swarm.hivemind_node import HivemindNode, check_multiaddr
 from lowcomm.exchanges.swarm.host import Host
-from lowcomm.exchanges.swarm.identity import Gatekeeper, Identity, IdentityFile, verify
+from lowcomm.exchanges.swarm.identity import MESSAGES, Gatekeeper, Identity, IdentityFile, verify
 from lowcomm.exchanges.swarm.links import Links, somebody_listens
 from lowcomm.exchanges.swarm.namesakes import Namesakes
 from lowcomm.methods import Spec
@@ -34,7 +34,6 @@ _HEARD_OF_TIMEOUT_S = 8.0
 _DIRECTORY_TIMEOUT_S = 15.0
 _SELF_TIMEOUT_S = 5.0
 _REDIAL_S, _REDIAL_LONGEST_S = 1.0, 60.0
-_DOMAIN = "message"
 MOST_STREAMS = 16
 
 T = TypeVar("T")
@@ -413,11 +412,11 @@ class SwarmExchange:
 
     def sign(self, data: bytes) -> bytes:
         """An ed25519 signature, 64 bytes."""
-        return self._own().sign(_DOMAIN, data)
+        return self._own().sign(MESSAGES, data)
 
     def verify(self, peer: PeerId, data: bytes, signature: bytes) -> bool:
         """Whether `signature` over `data` is `peer`'s; needs no link to it."""
-        return verify(peer, _DOMAIN, data, signature)
+        return verify(peer, MESSAGES, data, signature)
 
     # ----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,8 @@ _PRIVATE_PREFIX = b"\x08\x01\x12\x40"
 _PEER_ID_PREFIX = b"\x00\x24\x08\x01\x12\x20"
 _ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _PEER_ID_CHARS = 52
+MESSAGES = "message"
+"""The domain of what peers sign in a run."""
 
 
 class Identity:
