@@ -10,15 +10,17 @@ from lowcomm import codecs, exchanges
 from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.config.fields import Setting, sections, settings
 from lowcomm.config.values import bounds, show
+from lowcomm.data import formats
 from lowcomm.methods import Methods
 
 METHODS: dict[str, Methods[Any]] = {
     "shared.outer": outer_optimizers.METHODS,
     "shared.codec": codecs.METHODS,
     "shared.aggregation": aggregation.METHODS,
+    "data": formats.METHODS,
     "exchange": exchanges.METHODS,
 }
-"""Of the sections in which a setting chooses one."""
+"""Of the sections in which a setting chooses one, or a file's suffix does."""
 _INTRODUCTION = """\
 # Configuration
 
@@ -62,7 +64,8 @@ def _sections() -> Iterator[str]:
 
 def _methods(section: str, methods: Methods[Any]) -> Iterator[str]:
     """What can be chosen, as the files of the methods have it, with the settings that each has."""
-    yield f"| `{methods.key}` | what |"
+    chosen = f"`{methods.key}`" if f"{section}.{methods.key}" in settings() else methods.key
+    yield f"| {chosen} | what |"
     yield "|---|---|"
     for name in methods.names:
         spec = methods.spec(name)

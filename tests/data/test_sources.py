@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.data.sources import PIECE_BYTES, Corpus, load_corpus
+from lowcomm.data.formats.plain_text import PIECE_BYTES
+from lowcomm.data.sources import Corpus, load_corpus
 from lowcomm.errors import DataError
 
 
