@@ -107,7 +107,8 @@ class Chain:
         """Continue from a snapshot or a checkpoint; older entries are not kept."""
         self.outer_step, self.head = outer_step, head
         self.last, self.certificate = tip or (None, None)
-        self._heads = OrderedDict({outer_step: (head, tip)})
+        before = {outer_step - 1: (tip.entry.previous, None)} if tip else {}
+        self._heads = OrderedDict({**before, outer_step: (head, tip)})
         self._kept.clear()
 
     def after(self, outer_step: int, head: Digest) -> list[Certified] | None:

@@ -67,31 +67,35 @@ class CatchingUp:
         """
         member, moved = self._member, Moved()
         before = member.state.chains[fragment].head
-        donors = self._donors(fragment, joining=joining)
-        for donor in donors:
-            others = [peer.id for peer in donors if peer.id != donor.id]
-            failed = False
-            try:
-                entries = await self._missed(fragment, donor.id, joining=joining)
-                if entries is None:
-                    branch = None if joining else await self._branch(fragment, donor)
-                    if branch is not None and not self._other_stands(fragment, donor, branch):
-                        continue  # they will come over to this side
-                    moved.snapshot_bytes += await self._snapshots.take(
-                        fragment, [donor.id, *others], joining=joining, further=branch is None
-                    )
-                    moved.branch = branch if moved.snapshot_bytes else None
-                    self._taken |= {fragment} if joining else set()
-                else:
-                    await self._replay(fragment, entries, [donor.id, *others])
-            except (PeerUnreachableError, ProtocolError) as error:
-                logger.warning("catching up from %s failed: %s", member.peers.called(donor.id), error)
-                moved.failed += 1
-                failed = True
-            helped = member.state.chains[fragment].head != before
-            member.rounds[fragment].following.judge(donor.id, helped=helped)
-            if helped or (joining and not failed):
-                return moved
+        donors, unknown = self._donors(fragment, joining=joining), list[Peer]()
+        for turn in (donors, unknown):
+            for donor in turn:
+                others = [peer.id for peer in donors if peer.id != donor.id]
+                failed = False
+                try:
+                    entries = await self._missed(fragment, donor.id, joining=joining)
+                    if entries is not None:
+                        await self._replay(fragment, entries, [donor.id, *others])
+                    else:
+                        branch = None if joining else await self._branch(fragment, donor)
+                        if branch is not None and not self._other_stands(fragment, donor, branch):
+                            continue  # they will come over to this side
+                        if branch is None and turn is donors and not joining:
+                            unknown.append(donor)  # somebody else may know what was credited on the way
+                            continue
+                        moved.snapshot_bytes += await self._snapshots.take(
+                            fragment, [donor.id, *others], joining=joining, further=branch is None
+                        )
+                        moved.branch = branch if moved.snapshot_bytes else None
+                        self._taken |= {fragment} if joining else set()
+                except (PeerUnreachableError, ProtocolError) as error:
+                    logger.warning("catching up from %s failed: %s", member.peers.called(donor.id), error)
+                    moved.failed += 1
+                    failed = True
+                helped = member.state.chains[fragment].head != before
+                member.rounds[fragment].following.judge(donor.id, helped=helped)
+                if helped or (joining and not failed):
+                    return moved
         if donors and joining:
             raise PeerUnreachableError(f"none of {len(donors)} islands could hand over fragment {fragment}")
         if donors:

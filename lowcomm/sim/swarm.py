@@ -58,11 +58,16 @@ class SimSwarm:
     """Islands that start together, fall, come back, and end together."""
 
     def __init__(
-        self, islands: int, tape: Tape, settings: IslandSettings, folder: Path | None = None
+        self,
+        islands: int,
+        tape: Tape,
+        settings: IslandSettings,
+        folder: Path | None = None,
+        shaper: TapeShaper | None = None,
     ) -> None:
         self._islands, self._tape, self._settings = islands, tape, settings
         self._hub = LoopbackHub()
-        self._shaper = TapeShaper(tape)
+        self._shaper = shaper or TapeShaper(tape)
         self._folders = [_made(folder / name(number)) if folder else None for number in range(islands)]
         self._promises: list[Promises] = [
             FilePromises(own) if own else MemoryPromises() for own in self._folders

@@ -53,6 +53,7 @@ RUN_BY = {
     "torchrun --standalone": "tests/e2e/test_engines.py::test_plain_fsdp2_and_zero3_train_one_model",
     "python docs/examples/plain_loop.py": PLAIN,
     "python docs/examples/hf_model.py": HF,
+    "python -m lowcomm.sim.search": "tests/chaos/test_search.py::test_what_is_broken_is_told",
     "python -m lowcomm.config.reference": "tests/config/test_reference.py::test_reference_is_current",
 }
 NOT_OURS = {

@@ -1,0 +1,35 @@
+"""A chain knows where others part from it, also where it began with a state that was taken over."""
+
+from __future__ import annotations
+
+from lowcomm.ledger.chain import Certified, Chain
+from lowcomm.ledger.entry import Entry
+from lowcomm.types import Digest, PeerId
+
+
+def entry(chain: Chain) -> Entry:
+    return Entry(
+        run_id="run",
+        fragment=0,
+        outer_step=chain.outer_step + 1,
+        participants=((PeerId("a"), 10),),
+        total_tokens=chain.total_tokens + 10,
+        stops=(8,),
+        chunk_elements=8,
+        update_hash=Digest("0" * 64),
+        update_bytes=8,
+        state_digest=Digest("0" * 64),
+        previous=chain.head,
+        contributions=((chain.total_tokens, "0" * 32),),
+    )
+
+
+def test_a_chain_that_began_with_a_state_tells_the_entry_that_led_to_it() -> None:
+    """So whoever takes that state over in turn sees what it was credited in the step that it missed."""
+    whole, taken = Chain("run", 0, Digest("0" * 64)), Chain("run", 0, Digest("0" * 64))
+    for _ in range(3):
+        behind = whole.outer_step, whole.head
+        whole.append(Certified(entry(whole), None), None)
+    taken.restart_at(whole.outer_step, whole.head, whole.tip)
+    assert taken.branch([behind]) == whole.branch([behind]) == [whole.tip]
+    assert taken.branch([(behind[0] - 1, Digest("1" * 64))]) is None
