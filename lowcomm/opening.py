@@ -47,9 +47,7 @@ def require_same_text(island: Island, text: ShardedText) -> None:
     Raises:
         DataError: on every rank, if one has read other documents than the lead.
     """
-    digest = bytes.fromhex(text.digest)
-    mine = [int.from_bytes(digest[start : start + 8], "big", signed=True) for start in range(0, 32, 8)]
-    differs = mine != island.broadcast(mine if island.is_lead else None, len(mine))
+    differs = text.digest != island.broadcast(text.digest if island.is_lead else None)
     if island.any_rank(differs):
         raise DataError(
             f"data.source {text.source}: expected the same documents on all ranks of an island, rank "

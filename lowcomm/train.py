@@ -54,6 +54,7 @@ from lowcomm.metrics.factory import METRICS_FILE, open_sinks
 from lowcomm.opening import opening, require_same_text
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.phases import JOINING, Phases
+from lowcomm.recovery.joining import JoinReport
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
@@ -148,19 +149,7 @@ class Trainer:
         require_same_text(island, text)
         if (diverged := self._diverged_before(island, folder)) is not None:
             return diverged
-        exchange = None
-        if folder is not None:
-            exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
-        self._phases.begin(f"preparing codec {config.shared.codec.name}")
-        checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep_checkpoints)
-        outer = build_outer_loop(
-            config,
-            island,
-            exchange,
-            folder=folder.path if folder else None,
-            clock=self._clock,
-            data_digest=text.digest,
-        )
+        outer = self._open(island, text, folder)
         stack.callback(outer.close)
         journal = Journal(
             config,
@@ -170,39 +159,21 @@ class Trainer:
             began_s=self._began_s,
             metrics=None if folder is None else folder.path / METRICS_FILE,
         )
+        checkpoints = Checkpoints(Path(config.out) / "checkpoints", keep=config.train.keep_checkpoints)
         exempt_from_collection()  # before peers wait for answers
         others = config.exchange.expected_peers - 1
         self._phases.begin(f"{JOINING}, waits for {others} more" if others else JOINING)
-        chosen = outer.connect(
+        self._saved_step = outer.connect(
             checkpoints.steps(),
             on_address=None if folder is None else lambda a: self._tell_address(folder, a),
         )
-        loader_state = None
-        if chosen is not None:
-            self._phases.begin(f"loading checkpoint {chosen}")
-            parts = checkpoints.load(chosen, only=("island", "outer", "counts", "ranks"))
-            with checkpoints.understood(chosen):
-                island.load_state_dict(parts["island"])
-                fragments = saved_fragments(checkpoints, chosen, outer.num_fragments)
-                outer.load_state_dict({**parts["outer"], "fragments": fragments})
-                journal.resume(Counts.of(parts["counts"]))
-                loader_state = self._take_rank(chosen, parts["ranks"])
-            self._saved_step = chosen
+        resumed_from, loader_state = self._saved_step, None
+        if resumed_from is not None:
+            loader_state = self._load(resumed_from, checkpoints, island, outer, journal)
         self._phases.begin("taking over the state")
         join = outer.join(over=self._is_over(outer))
-        loader = Loader(
-            text.shard(max(0, join.shard)),
-            context=config.shared.model.context,
-            batch_size=config.train.batch_size,
-            seed=config.shared.seed,
-            rank=self._rank,
-            world_size=self._world_size,
-            name=f"shard {join.shard}" if join.shard >= 0 else "the island's text",
-        )
-        if loader_state is not None:
-            loader.load_state_dict(loader_state)
-        if join.tokens_credited:
-            loader.skip(join.tokens_credited)
+        loader = self._make_loader(text, join, loader_state)
+        run = _Run(island, outer, loader, checkpoints, text, journal)
         if folder is not None:
             folder.note_data(text.digest)
             journal.sinks = open_sinks(
@@ -214,28 +185,82 @@ class Trainer:
                 to_toml(config),
             )
             stack.callback(journal.sinks.close)
-            journal.log(
-                kind="start",
-                run_id=config.shared.run_id,
-                name=outer.name,
-                peer=outer.peer_id,
-                shared_digest=shared_digest(config),
-                config=to_dict(config),
-                version=__version__,
-                how=join.how,
-                inner_step=join.inner_step,
-                shard=join.shard,
-                outer_steps=list(join.outer_steps),
-                tokens=outer.tokens_trained,
-                swarm_tokens=outer.swarm_tokens,
-                tokens_credited=outer.tokens_credited,
-                resumed_from=chosen,
-                peers=list(join.peers),
-                counts=asdict(journal.earlier),
-                **opening(config, island, text, loader),
-            )
-        run = _Run(island, outer, loader, checkpoints, text, journal)
+            self._log_start(run, join, resumed_from)
         self._phases.now = "training"
+        return self._work(run, folder)
+
+    def _open(self, island: Island, text: ShardedText, folder: RunFolder | None) -> OuterLoop:
+        """The outer loop, not started; with an exchange on the lead."""
+        config, exchange = self._config, None
+        if folder is not None:
+            exchange = self._exchange or build_exchange(config, folder.path / "identity.key")
+        self._phases.begin(f"preparing codec {config.shared.codec.name}")
+        return build_outer_loop(
+            config,
+            island,
+            exchange,
+            folder=folder.path if folder else None,
+            clock=self._clock,
+            data_digest=text.digest,
+        )
+
+    def _load(
+        self, step: int, checkpoints: Checkpoints, island: Island, outer: OuterLoop, journal: Journal
+    ) -> dict[str, Any]:
+        """Restore a checkpoint; returns where the data goes on."""
+        self._phases.begin(f"loading checkpoint {step}")
+        parts = checkpoints.load(step, only=("island", "outer", "counts", "ranks"))
+        with checkpoints.understood(step):
+            island.load_state_dict(parts["island"])
+            fragments = saved_fragments(checkpoints, step, outer.num_fragments)
+            outer.load_state_dict({**parts["outer"], "fragments": fragments})
+            journal.resume(Counts.of(parts["counts"]))
+            return self._take_rank(step, parts["ranks"])
+
+    def _make_loader(self, text: ShardedText, join: JoinReport, state: dict[str, Any] | None) -> Loader:
+        """The island's data, from where it goes on."""
+        config = self._config
+        loader = Loader(
+            text.shard(max(0, join.shard)),
+            context=config.shared.model.context,
+            batch_size=config.train.batch_size,
+            seed=config.shared.seed,
+            rank=self._rank,
+            world_size=self._world_size,
+            name=f"shard {join.shard}" if join.shard >= 0 else "the island's text",
+        )
+        if state is not None:
+            loader.load_state_dict(state)
+        if join.tokens_credited:
+            loader.skip(join.tokens_credited)
+        return loader
+
+    def _log_start(self, run: _Run, join: JoinReport, resumed_from: int | None) -> None:
+        config, outer = self._config, run.outer
+        run.journal.log(
+            kind="start",
+            run_id=config.shared.run_id,
+            name=outer.name,
+            peer=outer.peer_id,
+            shared_digest=shared_digest(config),
+            config=to_dict(config),
+            version=__version__,
+            how=join.how,
+            inner_step=join.inner_step,
+            shard=join.shard,
+            outer_steps=list(join.outer_steps),
+            tokens=outer.tokens_trained,
+            swarm_tokens=outer.swarm_tokens,
+            tokens_credited=outer.tokens_credited,
+            resumed_from=resumed_from,
+            peers=list(join.peers),
+            counts=asdict(run.journal.earlier),
+            **opening(config, run.island, run.text, run.loader),
+        )
+
+    def _work(self, run: _Run, folder: RunFolder | None) -> Summary:
+        """Train, save, evaluate and sum up."""
+        outer, journal = run.outer, run.journal
         try:
             interrupted = self._steps(run)
             last_rounds = () if interrupted else outer.finish()
@@ -258,15 +283,13 @@ class Trainer:
 
         A launcher that starts again what has failed (torchrun) finds it over at once, and without the swarm.
         """
-        text = b""
+        summary: Summary | None = None
         if folder is not None:
             found = Summary.read(folder.path / SUMMARY_FILE)
             if found and found.diverged and self._is_all(found.inner_steps, found.swarm_tokens):
                 logger.warning("%s. Nothing was done this time", divergence(found))
-                text = json.dumps(found.to_dict()).encode()
-        (length,) = island.broadcast([len(text)] if island.is_lead else None, 1)
-        told = bytes(island.broadcast(list(text) if island.is_lead else None, length)) if length else b""
-        return Summary(**json.loads(told)) if told else None
+                summary = found
+        return island.broadcast(summary)
 
     def _take_rank(self, step: int, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Take up this rank's random numbers; where the data goes on is the same on all ranks.

@@ -131,10 +131,10 @@ class RoundReport:
     reason: str
     participants: tuple[PeerId, ...]
     attempts: int
-    bytes_sent: int
-    bytes_received: int
-    round_s: float
-    wait_s: float
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    round_s: float = 0.0
+    wait_s: float = 0.0
     form_s: float
     transfer_s: float
     tokens: int

@@ -27,7 +27,7 @@ from lowcomm.launching.islands import IslandProcess, LaunchPlan
 from lowcomm.launching.process_table import children_of, usage
 from lowcomm.launching.session import launch
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import SimSwarm
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -170,9 +170,7 @@ LAST_KEPT = 8
 def _virtual_run(bench: SoakBench, tell: Tell) -> list[Sample]:
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=DEADLINE_S),
-        inner_steps=1,
-        num_fragments=1,
-        delay=0,
+        schedule=toy_schedule(inner_steps=1, num_fragments=1, delay=0),
         step_s=STEP_S,
         lease_s=5 * STEP_S,
         error_feedback=False,
@@ -216,5 +214,5 @@ async def _watch(bench: SoakBench, settings: IslandSettings, limit_s: float, tel
 def _forget(islands: Sequence[SimIsland]) -> None:
     for island in islands:
         del island.record.entries[:-LAST_KEPT]
-        del island.rounds[:-LAST_KEPT]
+        del island.reports[:-LAST_KEPT]
         del island.intervals[:-LAST_KEPT]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +12,53 @@ from torch import Tensor, nn
 from lowcomm.islands.vectors import Vector, Vectors
 from lowcomm.types import Layout
 
+T = TypeVar("T")
 
-class Island(Protocol):
-    """One island: a model, its inner optimizers, and the ranks that train it together.
+
+class Parameters(Protocol):
+    """The trained parameters of one island, as far as its rounds need them.
 
     Every method marked *collective* must be called by all ranks of the island at the same inner
     step. Parameters are addressed by their place in `layout`.
     """
 
     @property
-    def rank(self) -> int: ...
+    def world_size(self) -> int: ...
 
     @property
-    def world_size(self) -> int: ...
+    def layout(self) -> Layout:
+        """The trainable tensors, in order, the same on every island of the run."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """The tensors at `indices` of the layout, flat and in that order: 1-D fp32 on the host.
+
+        The lead gets them, the other ranks an empty tensor. Collective.
+        """
+        ...
+
+    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """Overwrite them on all ranks with the lead's `values` (others pass None). Collective."""
+        ...
+
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
+        """Add the lead's `values` (others pass None) to them on all ranks, piece by piece. Collective."""
+        ...
+
+    def broadcast(self, value: T | None) -> T:
+        """The lead's value, one that can be pickled, on every rank (others pass None). Collective."""
+        ...
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether `flag` is true on any rank. Collective."""
+        ...
+
+
+class Island(Parameters, Protocol):
+    """One island: a model, its inner optimizers, and the ranks that train it together."""
+
+    @property
+    def rank(self) -> int: ...
 
     @property
     def is_lead(self) -> bool:
@@ -69,34 +103,6 @@ class Island(Protocol):
 
     @property
     def optimizers(self) -> Sequence[torch.optim.Optimizer]: ...
-
-    @property
-    def layout(self) -> Layout:
-        """The trainable tensors, in order, the same on every island of the run."""
-        ...
-
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """The tensors at `indices` of the layout, flat and in that order: 1-D fp32 on the host.
-
-        The lead gets them, the other ranks an empty tensor. Collective.
-        """
-        ...
-
-    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
-        """Overwrite them on all ranks with the lead's `values` (others pass None). Collective."""
-        ...
-
-    def add(self, indices: Sequence[int], values: Vector | None) -> None:
-        """Add the lead's `values` (others pass None) to them on all ranks, piece by piece. Collective."""
-        ...
-
-    def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
-        """The lead's `count` integers on every rank (others pass None). Collective."""
-        ...
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether `flag` is true on any rank. Collective."""
-        ...
 
     def frozen_digest(self) -> str:
         """What identifies the parameters that are not trained, however they are sharded, on the lead.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from lowcomm.islands.parameters import BUILD_OPTIMIZER, Exchanged, bare_name
 from lowcomm.islands.recycled import RecycledMemory
 from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
 from lowcomm.types import Layout
+
+T = TypeVar("T")
 
 
 class PlainIsland:
@@ -168,11 +170,9 @@ class PlainIsland:
         """What this rank holds of a whole tensor out of a checkpoint, where it holds `like` now."""
         return value
 
-    def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
+    def broadcast(self, value: T | None) -> T:
         """One rank agrees with itself."""
-        assert values is not None
-        assert len(values) == count
-        return list(values)
+        return cast(T, value)
 
     def any_rank(self, flag: bool) -> bool:
         """One rank agrees with itself."""

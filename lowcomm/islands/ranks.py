@@ -9,7 +9,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from lowcomm.errors import ModelError
 from lowcomm.islands.plain import PlainIsland
 from lowcomm.islands.sharded import open_vectors
 from lowcomm.islands.vectors import Vector, Vectors
+
+T = TypeVar("T")
 
 
 def require_equal_models(model: nn.Module) -> None:
@@ -113,14 +115,11 @@ class RanksIsland(PlainIsland):
         dist.broadcast(flat, src=0)
         return flat
 
-    def broadcast(self, values: Sequence[int] | None, count: int) -> list[int]:
-        """The lead's integers on all ranks. Collective."""
-        box = torch.zeros(count, dtype=torch.int64, device="cpu")
-        if values is not None:
-            box.copy_(torch.tensor(list(values), dtype=torch.int64, device="cpu"))
-        box = box.to(self._link_device)
-        dist.broadcast(box, src=0)
-        return [int(value) for value in box.tolist()]
+    def broadcast(self, value: T | None) -> T:
+        """The lead's value on all ranks. Collective."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self._link_device)
+        return cast(T, box[0])
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is set on any rank. Collective."""

@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ HELLO_S = 5.0
 STALL_S = 120.0
 """A rank that moves no byte for so long is gone."""
 
-Broadcast = Callable[[Sequence[int] | None, int], list[int]]
+Broadcast = Callable[[Any], Any]
 
 
 class Link:
@@ -304,7 +305,7 @@ def open_vectors(rank: int, keepers: Sequence[int], broadcast: Broadcast) -> Sha
 
     Args:
         keepers: these ranks, in order.
-        broadcast: gives the lead's integers to all ranks; those of `Island.broadcast`.
+        broadcast: gives the lead's value to all ranks; `Island.broadcast`.
 
     Returns:
         On the lead what makes vectors; None elsewhere. On `keepers` a thread keeps their parts until the
@@ -313,11 +314,10 @@ def open_vectors(rank: int, keepers: Sequence[int], broadcast: Broadcast) -> Sha
     Raises:
         IslandError: a rank does not come, or the lead can't be reached.
     """
-    words = 5
     if rank > 0:
-        port, *parts = broadcast(None, words)
+        port, secret = broadcast(None)
         if rank in keepers:
-            Keeper(_connect(rank, port, struct.pack("!4q", *parts)))
+            Keeper(_connect(rank, port, secret))
         return None
     try:
         server = _server_for_all()
@@ -325,7 +325,7 @@ def open_vectors(rank: int, keepers: Sequence[int], broadcast: Broadcast) -> Sha
         raise IslandError(f"the island's lead rank can't listen for the other ranks: {error}") from error
     with server:
         secret = secrets.token_bytes(32)
-        broadcast([server.getsockname()[1], *struct.unpack("!4q", secret)], words)
+        broadcast((server.getsockname()[1], secret))
         return ShardedVectors(_accept(server, keepers, secret))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,38 +17,31 @@ from torch import Tensor
 
 from lowcomm import arguments
 from lowcomm.algorithms.aggregation import Aggregation
-from lowcomm.algorithms.fragments import Fragment, make_fragments, named_parts
-from lowcomm.algorithms.merge import rebase_
+from lowcomm.algorithms.fragments import make_fragments, named_parts
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.arguments import show
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import ArgumentError, CheckpointError
-from lowcomm.exchanges.base import Exchange
+from lowcomm.errors import ArgumentError
+from lowcomm.exchanges.base import Exchange, Traffic
 from lowcomm.islands.base import Island
-from lowcomm.islands.vectors import Vector, spans
-from lowcomm.ledger.entry import MAX_TOKENS
-from lowcomm.ledger.file import LedgerFile
-from lowcomm.ledger.state import OuterState, saved_position
+from lowcomm.islands.vectors import Vector
+from lowcomm.ledger.entry import MAX_TOKENS, run_head
 from lowcomm.outer.arguments import Arguments, listener, steps_saved
-from lowcomm.outer.flights import Flights
-from lowcomm.outer.inspection import Views
+from lowcomm.outer.island_side import IslandSide
 from lowcomm.outer.life import Life
+from lowcomm.outer.network import Network, lead_node
 from lowcomm.outer.node import Node
-from lowcomm.outer.pacing import Pacing
-from lowcomm.outer.progress import Progress
-from lowcomm.outer.restart import Joined, Restart
-from lowcomm.outer.thread import LoopThread
 from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
-from lowcomm.recovery.joining import JoinReport
+from lowcomm.recovery.joining import Joined, JoinReport
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.types import Json, RoundReport, SharedSettings
+from lowcomm.types import Digest, Json, PeerId, PeerStatus, RoundReport, SharedSettings
 
 COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"
 
 
-class OuterLoop(Views):
+class OuterLoop:
     """Joins a swarm, and takes part in its outer steps.
 
     Args:
@@ -136,51 +128,19 @@ class OuterLoop(Views):
             clock=clock,
             found=found,
         )
-        self._island, self._given, self._restart, self._life = island, given, Restart(), Life()
+        self._island, self._given, self._life = island, given, Life()
         schedule = given.schedule
-        fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
+        self._fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
         digests = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
         self._digests: dict[str, Json] = {key: digest for key, digest in digests.items() if digest}
         self._vectors = island.open_vectors()
-        node = self._make_node(given, fragments)
-        super().__init__(island.layout, fragments, schedule, Progress(len(fragments)), node, LoopThread())
-        self._pacing = Pacing(schedule, len(fragments), island.world_size, given.clock)
-        self._flights = Flights(
-            island, fragments, schedule, self._progress, self._pacing, given.clock, node, self._thread
+        self._node = lead_node(given, self._fragments, self._digests, self._vectors)
+        self._network = Network(self._node)
+        standing = [self._node.state.position(f.index) for f in self._fragments] if self._node else []
+        self._side = IslandSide(
+            island, self._fragments, schedule, given.outer_optimizer, given.clock, standing
         )
-
-    def _make_node(self, given: Arguments, fragments: Sequence[Fragment]) -> Node | None:
-        """What the lead has; the other ranks take their part in reading. Collective in the island."""
-        anchors = (given.island.read(fragment.tensors) for fragment in fragments)
-        if given.exchange is None:
-            for _ in anchors:
-                pass  # one fragment at a time
-            return None
-        state = OuterState(
-            given.exchange.run_id,
-            fragments,
-            anchors,
-            given.outer_optimizer,
-            given.codec,
-            given.aggregation,
-            self._vectors,
-        )
-        folder = given.folder
-        node = Node(
-            given.exchange,
-            state,
-            policy=given.round_policy,
-            shared={**given.settings, **self._digests, **given.shared},
-            layout=given.island.layout,
-            heartbeat_s=given.heartbeat_s,
-            lease_s=given.lease_s,
-            chunk_bytes=given.chunk_bytes,
-            ledger_file=LedgerFile(folder / "ledger.jsonl", given.keep_updates) if folder else None,
-            folder=folder,
-            snapshot_mbit_s=given.snapshot_mbit_s,
-        )
-        node.peers.state.shard, node.peers.state.name = given.shard, given.name
-        return node
+        self._progress = self._side.progress
 
     # -- coming and going --------------------------------------------------------------------------
 
@@ -232,16 +192,13 @@ class OuterLoop(Views):
         with self._life.moves("connect", "new", "connected"):
             if self._node is not None:
                 node = self._node
-                node.peers.state.checkpoints = saved
-                self._thread.start()
-                self._thread.call(node.start())
+                self._network.start()
+                self._network.call(node.start(saved))
                 if on_address is not None and self.address:
                     on_address(self.address)
-                self._thread.call(node.joining.gather(given.expected_peers, given.gather_timeout_s))
-                if given.expected_peers > 1:
-                    node.joining.expect_company()
+                self._network.call(node.joining.gather(given.expected_peers, given.gather_timeout_s))
                 chosen = node.joining.common_checkpoint(saved)
-            return self._agree(chosen)
+            return self._island.broadcast(chosen)
 
     def join(self, *, over: bool = False) -> JoinReport:
         """Take over the swarm's state. Collective in the island.
@@ -256,94 +213,24 @@ class OuterLoop(Views):
             JoinRefusedError, PeerUnreachableError: see `connect`.
         """
         with self._life.moves("join", "connected", "joined"):
-            return self._join(over)
-
-    def _join(self, over: bool) -> JoinReport:
-        report: JoinReport | None = None
-        facts: list[int] | None = None
-        if self._node is not None:
-            node = self._node
-            if self._restart.loaded:
-                self._restart.keep([state.anchor for state in node.state.states])
-            node.peers.state.inner_step = self.swarm_step
-            if not (over or self._given.found):
-                self._thread.call(node.joining.look_for_others())
-            report = self._thread.call(
-                node.joining.join(
-                    fresh=not self._restart.loaded,
-                    alone_ok=node.directory.founder or self._restart.loaded,
-                    num_shards=self._given.num_shards,
-                    timeout_s=self._given.gather_timeout_s,
-                    over=over,
+            self._network.run(self._side.joins())
+            joined: Joined | None = None
+            if self._node is not None:
+                joined = self._network.call(
+                    self._node.joining.join(
+                        fresh=not self._side.resumes,
+                        num_shards=self._given.num_shards,
+                        timeout_s=self._given.gather_timeout_s,
+                        found=self._given.found,
+                        over=over,
+                    )
                 )
-            )
-            facts = Joined.of(report, [chain.total_tokens for chain in node.state.chains]).to_integers()
-        joined = Joined.parse(self._island.broadcast(facts, Joined.length(len(self._fragments))))
-        progress = self._progress
-        if self._pacing.fixed:
-            progress.inner_step = joined.inner_step
-        given_up = [skipped and self._restart.loaded for skipped in joined.skipped]
-        for index, total in enumerate(joined.totals):
-            if total != progress.totals[index]:
-                progress.committed(index, total, 0, progress.inner_step)
-        progress.outer_steps = list(joined.outer_steps)
-        progress.realign = [joined.out_of_step] * len(self._fragments)
-        uncommitted = list(progress.tokens)
-        credited = progress.recover(joined.credits)
-        for fragment in self._fragments:
-            if given_up[fragment.index]:
-                progress.give_up(fragment.index)
-        if joined.changed:
-            for fragment, done, left in zip(self._fragments, joined.credits, uncommitted, strict=True):
-                self._take_over(fragment, done, left, given_up=given_up[fragment.index])
-        for saved in self._restart.end(joined):
-            fragment = self._fragments[saved.fragment]
-            self._flights.submit(fragment, saved.contribution, saved.steps, saved.use_at_step, saved.shift)
-        if report is not None:
-            return replace(report, tokens_credited=credited, inner_step=progress.inner_step)
-        return JoinReport(
-            inner_step=progress.inner_step,
-            outer_steps=joined.outer_steps,
-            peers=(),
-            how="aligned",
-            entries=0,
-            snapshot_bytes=0,
-            skipped=tuple(given_up),
-            credits=joined.credits,
-            tokens_credited=credited,
-            shard=joined.shard,
-            out_of_step=joined.out_of_step,
-        )
-
-    def _take_over(self, fragment: Fragment, credited: int, left: int, *, given_up: bool) -> None:
-        """Bring the state that was taken over into the local parameters of all ranks.
-
-        Args:
-            credited, left: see `Restart.base`.
-            given_up: the checkpoint's own progress is not to be kept.
-        """
-        local = self._island.read(fragment.tensors)
-        values = None
-        if self._node is not None:
-            anchor = self._node.state.states[fragment.index].anchor
-            found = None if given_up else self._restart.base(fragment.index, credited, left)
-            if found is None:
-                values = anchor.load()
-            else:
-                base, shift = found
-                values = local if shift is None else local.sub_(shift)
-                for start, stop in spans(fragment.elements):
-                    rebase_(values[start:stop], base.load(start, stop), anchor.load(start, stop))
-        self._island.write(fragment.tensors, values)
+            return self._network.run(self._side.joined(joined))
 
     def close(self) -> None:
         """Leave the swarm and end the network thread. Idempotent."""
         self._life.phase = "closed"
-        if self._node is not None and self._thread.running:
-            try:
-                self._thread.call(self._node.close())
-            finally:
-                self._thread.stop()
+        self._network.close()
         if self._vectors is not None:
             self._vectors.close()
 
@@ -358,8 +245,7 @@ class OuterLoop(Views):
         value = arguments.plain(loss)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ArgumentError(f"outer.show_loss: loss: expected a number, got {show(loss)}")
-        if self._node is not None:
-            self._node.peers.state.loss = float(value) if arguments.is_finite(value) else None
+        self._network.run(self._side.show_loss(float(value) if arguments.is_finite(value) else None))
 
     def step(self, tokens: int) -> tuple[RoundReport, ...]:
         """Count an inner step; start and finish the rounds that are due. Collective in the island.
@@ -378,82 +264,20 @@ class OuterLoop(Views):
         """
         self._life.require("step", "joined")
         count = arguments.whole("outer.step: tokens", tokens, least=0, most=MAX_TOKENS, advice=COUNT_TOKENS)
-        with self._flights.between_steps(count):
-            return self._after_step(count)
-
-    def _after_step(self, tokens: int) -> tuple[RoundReport, ...]:
-        self._progress.trained(tokens)
         if self._vectors is not None:
             self._vectors.tidy()
         if self._node is not None:
             self._node.raise_fatal()
-            self._node.peers.state.inner_step = self.swarm_step
-        due = self._pacing.due(self._progress.inner_step)
-        looks = self._pacing.looks(self._progress.inner_step)
-        if due or looks or any(self._progress.realign) or self._is_behind():
-            for index in self._called(due):
-                if index not in self._flights:
-                    self._flights.begin(self._fragments[index])
-        return self._flights.land(everything=False)
+        return self._network.run(self._side.step(count))
 
     def finish(self) -> tuple[RoundReport, ...]:
         """The last rounds: every fragment with progress that is not committed. Collective.
-
-        Where islands take unlike numbers of steps, one may have work left that another has not, and none is
-        to be alone in its last round: the ledger, equal for all, says whether a fragment needs another one.
 
         Raises:
             UsageError: before `start`, or after `close`.
         """
         self._life.require("finish", "joined")
-        reports = list(self._flights.land(everything=True))
-        for fragment in self._fragments:
-            again = self._needs_last_round(fragment.index)
-            while again:
-                self._flights.begin(fragment, last=True)
-                ended = self._flights.land(everything=True)
-                reports += ended
-                moved = any(r.fragment == fragment.index and r.round_tokens > 0 for r in ended)
-                again = moved and fragment.index > 0 and self._needs_last_round(fragment.index)
-        return tuple(reports)
-
-    def _needs_last_round(self, index: int) -> bool:
-        progress = self._progress
-        if self._pacing.fixed:
-            return progress.tokens[index] > 0
-        if index == 0:
-            return progress.tokens[0] > 0 or self._schedule.delay != 0
-        return progress.totals[index] < progress.totals[0]
-
-    def _is_behind(self) -> bool:
-        """Whether the others have committed without this island.
-
-        Several ranks would have to agree on it at every step; they look when a fragment is due.
-        """
-        return (
-            self._node is not None
-            and self._island.world_size == 1
-            and any(fragment_round.ahead() for fragment_round in self._node.rounds)
-        )
-
-    def _called(self, due: tuple[int, ...]) -> list[int]:
-        """Fragments to begin now: due; missed; waited for; or, while out of step, asked for by others.
-
-        Collective in the island.
-        """
-        flags = None
-        if self._node is not None:
-            flags = [
-                int(
-                    index in due
-                    or bool(fragment_round.ahead())
-                    or (self._progress.realign[index] and fragment_round.is_called())
-                    or self._pacing.early(index, fragment_round.is_called)
-                )
-                for index, fragment_round in enumerate(self._node.rounds)
-            ]
-        chosen = self._island.broadcast(flags, len(self._fragments))
-        return [index for index, flag in enumerate(chosen) if flag]
+        return self._network.run(self._side.finish())
 
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:
@@ -490,11 +314,9 @@ class OuterLoop(Views):
             fragments: with `fragment_state` of each under that name, all in this rank's memory; without
                 them whoever saves asks for one after the other.
         """
-        if self._node is not None and self._thread.running:
+        if self._node is not None and self._network.running:
             self._node.recorder.written().result()  # else the ledger file could lack what the state has
-        state: dict[str, Any] = {**self._progress.state_dict(), "flights": self._flights.state_dict()}
-        state["pacing"] = self._pacing.state_dict()
-        state["digests"] = dict(self._digests)
+        state = {**self._side.state_dict(), "digests": dict(self._digests)}
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
             if fragments:
@@ -510,10 +332,8 @@ class OuterLoop(Views):
             ConfigError: there is no such fragment.
         """
         index = arguments.whole("outer.fragment_state: index", index, least=0, most=self.num_fragments - 1)
-        saved = saved_position(self._lead.submissions.standing[index])
-        sent, shift = self._flights.sent(index)
-        named = dict(named_parts(self._layout, self._fragments[index], saved["anchor"]))
-        return {**saved, "sent": sent, "shift": shift, "tensors": named}
+        self._network.require_lead()
+        return self._side.fragment_state(index)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore `state_dict`, between `connect` and `join`.
@@ -529,25 +349,156 @@ class OuterLoop(Views):
         self._life.require("load_state_dict", "connected")
         if self._node is not None:
             check_unchanged(self._digests, state.get("digests", {}))
-        self._progress.load_state_dict(state)
-        self._pacing.load_state_dict(state["pacing"])
-        tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._network.run(self._side.load_state_dict(state))
         if self._node is not None:
-            saved_fragments = iter(state["fragments"])
-            for index in range(self.num_fragments):
-                saved = next(saved_fragments, None)
-                if saved is None:
-                    raise CheckpointError(
-                        f"expected {self.num_fragments} fragments, the checkpoint has {index}"
-                    )
-                self._thread.call(self._node.restore(index, saved))
-                if saved["sent"] is not None:
-                    tensors[index] = saved["sent"], saved["shift"]
-            if self._node.peers.state.shard < 0:
-                self._node.peers.state.shard = state["shard"]
-        self._restart.load(state["flights"], tensors)
+            self._network.call(self._node.take_shard(state["shard"]))
 
-    def _agree(self, step: int | None) -> int | None:
-        """The lead's answer on all ranks."""
-        answer = self._island.broadcast([-1 if step is None else step] if self._node else None, 1)[0]
-        return None if answer < 0 else answer
+    # -- reading -------------------------------------------------------------------------------------
+
+    @property
+    def is_lead(self) -> bool:
+        """Whether this rank talks to the other islands."""
+        return self._node is not None
+
+    @property
+    def tokens_trained(self) -> int:
+        """Tokens this island has trained on since the run began."""
+        return self._progress.tokens_trained
+
+    @property
+    def tokens_credited(self) -> int:
+        """Tokens of this island in committed rounds."""
+        return self._progress.tokens_credited
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which training stood still for rounds."""
+        return self._progress.wait_s
+
+    @property
+    def transfer_s(self) -> float:
+        """Seconds in which rounds moved data."""
+        return self._progress.transfer_s
+
+    @property
+    def inner_step(self) -> int:
+        """Inner steps: on the swarm's count with `fixed`, else those of this island."""
+        return self._progress.inner_step
+
+    @property
+    def swarm_step(self) -> int:
+        """Where the swarm is, equal on islands that are in step.
+
+        With `fixed` its inner steps, else H for each outer step of fragment 0.
+        """
+        return self._side.swarm_step
+
+    @property
+    def swarm_committed(self) -> int:
+        """Tokens of all islands in committed rounds; equal on islands at equal outer steps."""
+        return self._progress.swarm_committed
+
+    @property
+    def swarm_tokens(self) -> int:
+        """Those, and what has likely been trained on since; the learning rate can follow it."""
+        return self._progress.swarm_tokens
+
+    @property
+    def outer_step(self) -> int:
+        """Outer steps that all fragments have reached."""
+        return min(self._progress.outer_steps)
+
+    @property
+    def outer_steps(self) -> tuple[int, ...]:
+        """The outer step of each fragment; while they are equal, so is the anchor."""
+        return tuple(self._progress.outer_steps)
+
+    @property
+    def tokens_dropped(self) -> int:
+        """Tokens of this island that it gave up, as it could not know whether they had been credited."""
+        return self._progress.tokens_dropped
+
+    @property
+    def tokens_uncommitted(self) -> int:
+        """Tokens of this island that no committed round has credited yet; fragment 0 stands for the model."""
+        return self._progress.tokens[0]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable numbers of the model."""
+        return sum(spec.elements for spec in self._island.layout)
+
+    @property
+    def num_fragments(self) -> int:
+        """Into how many the model is divided; `fragment_state` has them one by one."""
+        return len(self._fragments)
+
+    @property
+    def digest(self) -> Digest:
+        """Of the whole outer state; equal on all islands at equal outer steps. Lead only."""
+        return self._lead.state.digest
+
+    @property
+    def head(self) -> Digest:
+        """Of the run: the hash over the fragments' heads. Lead only."""
+        return run_head([chain.head for chain in self._lead.state.chains])
+
+    @property
+    def peer_id(self) -> PeerId:
+        """This island's name in the swarm. Lead only."""
+        return self._lead.signer.peer_id
+
+    @property
+    def name(self) -> str:
+        """What people call this island. Lead only."""
+        return self._lead.peers.state.name
+
+    @property
+    def names(self) -> dict[PeerId, str]:
+        """What the islands are called that were met, this one and those that are gone included. Lead only."""
+        return {**self._lead.peers.names, self.peer_id: self.name}
+
+    @property
+    def address(self) -> str:
+        """The shared string (run id and address) that others join with; empty if there is none."""
+        return self._lead.directory.join_string
+
+    @property
+    def shard(self) -> int:
+        """The part of the data that this island has claimed; -1 if none. Lead only."""
+        return self._lead.peers.state.shard
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes on this island's sockets so far. Lead only."""
+        return self._lead.links.traffic
+
+    @property
+    def round_trips_s(self) -> tuple[float, ...]:
+        """What the latest heartbeats took to other islands and back, the newest last. Lead only."""
+        return tuple(self._lead.peers.round_trips_s)
+
+    @property
+    def num_peers(self) -> int:
+        """Live islands, this one included. Lead only."""
+        return 1 + len(self._lead.peers.live())
+
+    def peers(self) -> list[PeerStatus]:
+        """All live peers as this one sees them. Lead only."""
+
+        async def look() -> list[PeerStatus]:
+            return self._lead.peers.statuses()
+
+        return self._network.call(look())
+
+    def anchor(self) -> dict[str, Tensor]:
+        """The whole anchor as named fp32 tensors on this rank's host. Lead only, until `close`."""
+        return {
+            name: part
+            for fragment, state in zip(self._fragments, self._lead.state.states, strict=True)
+            for name, part in named_parts(self._island.layout, fragment, state.anchor.load())
+        }
+
+    @property
+    def _lead(self) -> Node:
+        return self._network.require_lead()

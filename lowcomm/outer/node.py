@@ -1,6 +1,6 @@
 """One peer's part in the swarm: it owns the outer state, answers messages, and runs the rounds.
 
-Everything here runs in the exchange's event loop. `OuterLoop` calls it, its `joining` and its `contributing`
+Everything here runs in the exchange's event loop. `OuterLoop` calls it, its `joining` and its `submissions`
 from the training thread through futures.
 """
 
@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
 
@@ -21,8 +22,9 @@ from lowcomm.ledger.certificate import Certificate, goodbye_bytes
 from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.mandate import Authority
 from lowcomm.ledger.recorder import EntrySink, Recorder
-from lowcomm.ledger.state import OuterState
+from lowcomm.ledger.state import OuterState, Position
 from lowcomm.ledger.upload_rate import UploadRate
+from lowcomm.outer.island_side import Call
 from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
@@ -62,17 +64,35 @@ MAX_REFUSALS = 16
 """Kept to be told."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """How a peer takes part in a run.
+
+    Attributes:
+        shared, layout: compared with every peer that greets.
+        chunk_bytes: fp32 bytes of one separately encoded piece.
+        snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
+        said: what it says of itself at first.
+    """
+
+    policy: RoundPolicy
+    shared: Mapping[str, Json]
+    layout: Layout
+    heartbeat_s: float
+    lease_s: float
+    chunk_bytes: int
+    snapshot_mbit_s: float = 0.0
+    said: State = field(default_factory=State)
+
+
 class Node:
     """A peer with an outer state; an island's lead rank runs one.
 
     Args:
         state: the outer state, which this node owns from now on.
-        shared, layout: compared with every peer that greets.
-        expected_peers, gather_timeout_s: islands to wait for in `connect`, and for how long.
         ledger_file: where committed entries are noted, or None.
         folder: the run folder, for what outlives this process or has no room in memory; None = none.
-        snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
-        promises: where votes are kept over a crash; None = in `folder`, where `policy` needs them.
+        promises: where votes are kept over a crash; None = in `folder`, where the policy needs them.
         pool: encodes, decodes and hashes; None = two threads.
 
     Attributes:
@@ -83,23 +103,18 @@ class Node:
         self,
         exchange: Exchange,
         state: OuterState,
+        settings: NodeSettings,
         *,
-        policy: RoundPolicy,
-        shared: Mapping[str, Json],
-        layout: Layout,
-        heartbeat_s: float,
-        lease_s: float,
-        chunk_bytes: int,
         ledger_file: EntrySink | None,
         folder: Path | None = None,
-        snapshot_mbit_s: float = 0.0,
         promises: Promises | None = None,
         pool: Executor | None = None,
     ) -> None:
         self.links: Links = exchange
         self.directory: Directory = exchange
         self.signer: Signer = exchange
-        self.state, self._policy = state, policy
+        policy, lease_s = settings.policy, settings.lease_s
+        self.state, self.deadline_s = state, policy.deadline_s
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         self.recorder = Recorder(ledger_file, self.pool)
         self.remembered = RememberedPeers(folder, exchange.run_id, self.pool)
@@ -111,17 +126,17 @@ class Node:
         self.fatal: ExchangeError | None = None
         self.peers = Peers(
             exchange,
-            shared=shared,
-            layout=layout,
-            state=State(),
-            heartbeat_s=heartbeat_s,
+            shared=settings.shared,
+            layout=settings.layout,
+            state=settings.said,
+            heartbeat_s=settings.heartbeat_s,
             lease_s=lease_s,
             on_change=self._look,
             on_silent=self._on_silent,
             on_refused=self._on_refused,
             ban_s=policy.limits.ban_s,
         )
-        self.blobs = Blobs(exchange, self._find_blob, self.pool, UploadRate(snapshot_mbit_s))
+        self.blobs = Blobs(exchange, self._find_blob, self.pool, UploadRate(settings.snapshot_mbit_s))
         self.requests = Requests(exchange, lambda: self.deadline_s)
         self._donor = Donor(state, self.peers, folder, self.pool)
         self.catching_up = CatchingUp(self)
@@ -130,7 +145,7 @@ class Node:
         if promises is None and folder is not None:
             promises = FilePromises(folder)
         block = state.codec.block_elements
-        chunk_elements = max(1, chunk_bytes // 4 // block) * block
+        chunk_elements = max(1, settings.chunk_bytes // 4 // block) * block
         self.context = Context(
             exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements,
             GRACE_LEASES * lease_s, Authority(exchange.run_id, PeerId(policy.operator), exchange.verify),
@@ -143,25 +158,27 @@ class Node:
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
         self.submissions = Submissions(self, self.catching_up)
-        self._control: dict[str, Callable[[PeerId, Fields], None]] = {
-            "hello": self.peers.on_hello,
-            "peers": self.peers.on_peers,
-            "state": self.peers.on_state,
-            "ping": self.peers.on_ping,
-            "pong": self.peers.on_pong,
-            "refuse": self.peers.on_refuse,
-            "terms?": self.peers.on_terms_request,
-            "terms": self.peers.on_terms,
+        self._control = self._handlers()
+
+    def _handlers(self) -> dict[str, Callable[[PeerId, Fields], None]]:
+        """Who takes a control message, by its kind."""
+        peers, requests, donor = self.peers, self.requests, self._donor
+        return {
+            "hello": peers.on_hello,
+            "peers": peers.on_peers,
+            "state": peers.on_state,
+            "ping": peers.on_ping,
+            "pong": peers.on_pong,
+            "refuse": peers.on_refuse,
+            "terms?": peers.on_terms_request,
+            "terms": peers.on_terms,
             "dropped": self._on_dropped,
             "blob?": self.blobs.on_request,
-            "entries?": self._donor.on_entries_request,
-            "branch?": self._donor.on_branch_request,
-            "branch": self.requests.on_reply,
-            "entries": self.requests.on_reply,
-            "snapshot?": self._donor.on_snapshot_request,
-            "snapshot": self.requests.on_reply,
+            "entries?": donor.on_entries_request,
+            "branch?": donor.on_branch_request,
+            "snapshot?": donor.on_snapshot_request,
             "claim?": self.shard_claims.on_claim,
-            "claim": self.requests.on_reply,
+            **dict.fromkeys(("branch", "entries", "snapshot", "claim"), requests.on_reply),
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unready": lambda peer, fields: self._round(fields).on_unready(peer, fields),
@@ -174,12 +191,13 @@ class Node:
             "abort": lambda peer, fields: self._round(fields).on_abort(peer, fields),
         }
 
-    @property
-    def deadline_s(self) -> float:
-        return self._policy.deadline_s
+    async def start(self, checkpoints: Sequence[int] = ()) -> None:
+        """Open the exchange; greet whoever is there.
 
-    async def start(self) -> None:
-        """Open the exchange; greet whoever is there."""
+        Args:
+            checkpoints: inner steps of those that this island could resume from.
+        """
+        self.peers.say(checkpoints=tuple(checkpoints))
         try:
             if met := self.remembered.before:
                 await self.links.start(self, met)
@@ -202,10 +220,9 @@ class Node:
             await fragment_round.abandon(answers=False)
             await fragment_round.close()
         if self.peers.linked:
-            self.peers.state.phase = "leaving"
             said = goodbye_bytes(self.state.run_id, self.signer.peer_id, self.peers.state.outer_steps)
-            self.peers.state.goodbye = self.signer.sign(said).hex()
-            farewell = Message("state", self.peers.state.to_json())
+            self.peers.say(phase="leaving", goodbye=self.signer.sign(said).hex())
+            farewell = Message("state", self.peers.own_state().to_json())
             sends = [self.links.send(peer, farewell) for peer in self.peers.linked]
             try:
                 async with asyncio.timeout(FAREWELL_S):
@@ -221,15 +238,28 @@ class Node:
         self.state.updates.close()
         self._donor.close()
 
-    async def restore(self, fragment: int, saved: Mapping[str, Any]) -> None:
+    async def restore(self, fragment: int, saved: Mapping[str, Any]) -> Position:
         """Load a fragment's outer state from a checkpoint, between `start` and `Joining.join`.
+
+        Returns:
+            Where the fragment stands then.
 
         Raises:
             CheckpointError: it belongs to another model or is damaged.
         """
-        self.state.restore(fragment, await self.in_pool(self.state.read, fragment, saved))
-        self.submissions.stand(fragment)
+        position = await self.in_pool(self.state.read, fragment, saved)
+        self.state.restore(fragment, position)
         self.rounds[fragment].restart()
+        return position
+
+    async def take_shard(self, shard: int) -> None:
+        """Go on with the part of the data of a checkpoint, unless one was set."""
+        if self.peers.state.shard < 0:
+            self.peers.say(shard=shard)
+
+    def calls(self, *, ready: bool) -> tuple[Call, ...]:
+        """What others want with each fragment; callable from any thread unless `ready` is to be looked at."""
+        return tuple(Call(bool(r.ahead()), ready and r.is_called()) for r in self.rounds)
 
     async def in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
         """Do in a worker thread what would keep the network waiting: what reads, writes or hashes much."""
@@ -242,9 +272,11 @@ class Node:
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
         chains = self.state.chains
-        self.peers.state.outer_steps = tuple(chain.outer_step for chain in chains)
-        self.peers.state.heads = tuple(chain.head for chain in chains)
-        self.peers.state.total_tokens = tuple(chain.total_tokens for chain in chains)
+        self.peers.say(
+            outer_steps=tuple(chain.outer_step for chain in chains),
+            heads=tuple(chain.head for chain in chains),
+            total_tokens=tuple(chain.total_tokens for chain in chains),
+        )
         self.peers.announce()
 
     def take_dropped(self) -> list[str]:

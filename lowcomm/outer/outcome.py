@@ -1,4 +1,4 @@
-"""What one call of `Node.contribute` came to."""
+"""What one contribution came to: a report, and what it takes to bring it into the local parameters."""
 
 from __future__ import annotations
 
@@ -12,79 +12,42 @@ from lowcomm.algorithms.intervals import Speed
 from lowcomm.algorithms.merge import movement_
 from lowcomm.islands.vectors import Vector
 from lowcomm.ledger.chunks import shares_of
-from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import Position
 from lowcomm.rounds.roster import Participant
-from lowcomm.types import BallotEnd, Digest, PeerId
+from lowcomm.types import PeerId, RoundReport
 
 
 @dataclass(frozen=True, slots=True)
-class RoundOutcome:
-    """What one call of `Node.contribute` came to.
+class Landing:
+    """What all ranks of an island have to know of a round, small values only.
 
     Attributes:
-        entry: the entry that holds this island's contribution; None if nothing was committed.
-        reason: why not.
-        unusable: whether that is this island's own part, which may be as bad at once again.
-        outer_step, digest, head: of the fragment after it; others may have gone further in the meantime.
-        before: the anchor when the call began.
-        values: the pseudo-gradient against `before` that was to be committed; without what its encoding lost.
-        whole: whether it lost nothing.
-        base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
-        after: the anchor now.
-        position: what a checkpoint has to hold of the fragment once `after` is in the local parameters.
-        tokens: tokens credited to this island, in `entry` and in adopted entries.
+        report: what only whoever lands it can know is empty in it: waiting, inner steps.
+        whole: whether nothing of the contribution was lost in its encoding.
+        unusable: whether nothing came of it as this island's own part may be as bad at once again.
+        peer: this island.
         swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
         speeds: of the participants; none where nothing was committed, or what others had finished.
-        total_tokens: credited to all islands in the fragment's chain.
         late_s: others had been ready for so long when this island was.
-        adopted: outer steps taken over from others, without this contribution.
-        ballots: that came to nothing, also where the round then committed.
-        rejected: contributions of others that were not accepted, as `peer: reason`.
-        residual_before, residual_norm: L2 norm of the residual before and after; None without error
-            feedback.
     """
 
-    entry: Entry | None
-    reason: str
-    unusable: bool
-    outer_step: int
-    before: Vector
-    values: Vector
+    report: RoundReport
     whole: bool
-    base: Vector
-    after: Vector
-    position: Position
-    tokens: int
-    adopted: int
-    attempts: int
-    mean_norm: float | None
-    cosine: float | None
+    unusable: bool
+    peer: PeerId
     swarm_step: int
     speeds: Mapping[PeerId, Speed]
-    total_tokens: int
     late_s: float
-    form_s: float
-    transfer_s: float
-    round_s: float
-    bytes_sent: int
-    bytes_received: int
-    digest: Digest
-    head: Digest
-    ballots: tuple[BallotEnd, ...]
-    rejected: tuple[str, ...]
-    residual_before: float | None
-    residual_norm: float | None
 
     @property
     def out_of_step(self) -> bool:
         """Whether the others have gone on without this contribution, or nothing came of the round."""
-        return self.adopted > 0 or (self.entry is None and not self.unusable)
+        return self.report.adopted > 0 or not (self.report.committed or self.unusable)
 
     @property
     def moves(self) -> bool:
         """Whether the local parameters have to follow."""
-        return self.entry is not None or self.adopted > 0
+        return self.report.committed or self.report.adopted > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +57,52 @@ class Movement:
     It is computed when it is asked for, so that no copy of a fragment is needed.
 
     Attributes:
+        before: the anchor that they started from.
+        base: the anchor that the committed update stepped; differs from `before` if entries were adopted.
+        after: the anchor now.
+        values: the pseudo-gradient against `before` that was committed, without what its encoding lost; None
+            if none was.
         merge_alpha: see `merge`.
         shift: what a preview has added, which is taken out; None without one.
     """
 
-    outcome: RoundOutcome
-    merge_alpha: float
+    before: Vector
+    base: Vector
+    after: Vector
+    values: Vector | None
+    merge_alpha: float = 0.0
     shift: Tensor | None = None
 
     @property
     def elements(self) -> int:
-        return self.outcome.after.elements
+        return self.after.elements
 
     def load(self, start: int = 0, stop: int | None = None) -> Tensor:
         """See `Vector`."""
-        outcome = self.outcome
-        base = outcome.base.load(start, stop)
-        if outcome.entry is None:
+        base = self.base.load(start, stop)
+        if self.values is None:
             moved = torch.zeros_like(base)
         else:
-            after, values = outcome.after.load(start, stop), outcome.values.load(start, stop)
+            after, values = self.after.load(start, stop), self.values.load(start, stop)
             moved = movement_(torch.empty_like(base), after, base, values, self.merge_alpha)
-        if outcome.base is not outcome.before:
-            moved.add_(base - outcome.before.load(start, stop))
+        if self.base is not self.before:
+            moved.add_(base - self.before.load(start, stop))
         if self.shift is not None:
             moved.sub_(self.shift[start:stop])
         return moved
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one contribution came to, on the lead.
+
+    Attributes:
+        position: what the local parameters stand on once `movement` is in them.
+    """
+
+    landing: Landing
+    movement: Movement
+    position: Position
 
 
 def mean_cosine(participants: Sequence[Participant], mean_norm: float | None) -> float | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lowcomm.algorithms.intervals import SLACK, UNMEASURED, Interval, Speed, next_interval
@@ -106,17 +106,17 @@ class Pacing:
             for running in self._running
         )
 
-    def early(self, fragment: int, called: Callable[[], bool]) -> bool:
+    def early(self, fragment: int, called: bool) -> bool:
         """Whether a fragment is due although its steps are not done. On the lead.
 
         Args:
-            called: whether other islands are ready; asked only where it matters, as it is between all steps.
+            called: whether other islands are ready.
         """
-        if self.fixed or not (self._schedule.mode == "timed" or called()):
+        if self.fixed or not (self._schedule.mode == "timed" or called):
             return False
         running = self._running[fragment]
         if running.interval.seconds == 0.0:
-            return called()
+            return called
         step_s = self._steps_s[-1] if self._steps_s else 0.0
         return self._trained_s - running.began_s + SLACK * step_s >= running.interval.seconds
 

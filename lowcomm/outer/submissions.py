@@ -1,4 +1,4 @@
-"""An island's own part in the rounds: its contributions under way, and what its parameters stand on.
+"""An island's own part in the rounds: its contributions under way, and what became of those before.
 
 A commit may come while a contribution waits for it, or late, after its call has given up; the next call
 counts it. Everything here runs in the exchange's event loop.
@@ -8,53 +8,62 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lowcomm.algorithms.intervals import furthest
-from lowcomm.islands.vectors import Difference, HostVector, Vector
+from lowcomm.islands.vectors import FP32_BYTES, Difference, HostVector, Vector
 from lowcomm.ledger.certificate import Certificate
 from lowcomm.ledger.entry import ContributionId, Entry
 from lowcomm.ledger.state import Position
 from lowcomm.outer.at_risk import AtRisk
-from lowcomm.outer.outcome import RoundOutcome, mean_cosine
+from lowcomm.outer.outcome import Landing, Movement, Outcome, mean_cosine
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.forks import Branch
 from lowcomm.recovery.member import Member
 from lowcomm.rounds.contribution import Accepted, Contribution
-from lowcomm.types import BallotEnd
+from lowcomm.types import BallotEnd, RoundReport
 
 GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
 
 
-@dataclass(slots=True)
 class _Call:
-    """Commits that happen while a contribution waits, and where each has led."""
+    """A contribution on its way: what was committed meanwhile, where that has led, and what is left of it.
 
-    task: asyncio.Task[Any]
-    commits: list[tuple[Accepted, Position]] = field(default_factory=list)
+    Attributes:
+        before, base, position: see `Movement` and `Outcome`.
+        height: the outer step at which it began.
+        mine: the update that it is in.
+    """
+
+    def __init__(
+        self, task: asyncio.Task[Any], contribution: Contribution, standing: Position, began_s: float
+    ) -> None:
+        self.task, self.began_s = task, began_s
+        self.contribution, self.position = contribution, standing
+        self.norm = contribution.norm
+        self.before: Vector = standing.state.anchor
+        self.base = self.before
+        self.commits: list[tuple[Accepted, Position]] = []
+        self.height = self.credited = self.attempts = 0
+        self.mine: Accepted | None = None
+        self.reason, self.unusable = "", False
+        self.ends: tuple[BallotEnd, ...] = ()
+        self.late_s = 0.0
 
 
 class Submissions:
-    """One island's calls for its fragments.
-
-    Attributes:
-        bases: the anchor that each fragment of the local parameters started from.
-        standing: where each fragment stood then, for checkpoints.
-    """
+    """One island's calls for its fragments."""
 
     def __init__(self, member: Member, catching_up: CatchingUp) -> None:
         self._member, self._catching_up, self._state = member, catching_up, member.state
-        fragments = self._state.fragments
         self._calls: dict[int, _Call] = {}
-        self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in fragments]
-        self._at_risk = [AtRisk(member.pool) for _ in fragments]
-        self.bases: list[Vector] = [kept.anchor for kept in self._state.states]
-        self.standing = [self._state.position(fragment.index) for fragment in fragments]
+        self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in self._state.fragments]
+        self._at_risk = [AtRisk(member.pool) for _ in self._state.fragments]
 
     async def close(self) -> None:
         """Cancel the calls under way."""
@@ -64,127 +73,153 @@ class Submissions:
         await asyncio.gather(*waiting, return_exceptions=True)
 
     async def contribute(
-        self, fragment: int, contribution: Contribution, *, last: bool = False
-    ) -> RoundOutcome:
+        self, fragment: int, contribution: Contribution, standing: Position, *, last: bool = False
+    ) -> Outcome:
         """Take part in the next round of a fragment; returns when it has committed or is given up.
 
         Args:
+            standing: what the contribution was taken against.
             last: this peer trains no more; where the others have gone on without it, it waits for their next
                 round.
         """
         self._member.raise_fatal()
         loop, traffic = asyncio.get_running_loop(), self._member.links.traffic
-        began_s, sent, received = loop.time(), traffic.sent_bytes, traffic.received_bytes
+        sent, received = traffic.sent_bytes, traffic.received_bytes
         task = asyncio.current_task()
         assert task is not None
-        fragment_round, call = self._member.rounds[fragment], _Call(task)
-        self._calls[fragment] = call
-        chain = self._state.chains[fragment]
-        before: Vector = self.bases[fragment]
-        base = before
-        position = self.standing[fragment]
+        fragment_round = self._member.rounds[fragment]
+        call = self._calls[fragment] = _Call(task, contribution, standing, loop.time())
         call.commits, self._late[fragment] = self._late[fragment], []
-        height = chain.outer_step - len(call.commits)
-        credited = attempts = 0
-        mine: Accepted | None = None
-        reason, unusable = "", False
-        ends: tuple[BallotEnd, ...] = ()
-        me = self._member.signer.peer_id
-        late_s = fragment_round.waiting_s
+        call.height = self._state.chains[fragment].outer_step - len(call.commits)
+        call.late_s = fragment_round.waiting_s
         try:
             residual_before = await self._residual_norm(fragment)
             if not call.commits:  # else what is left of it is announced below
                 fragment_round.contribute(contribution)
-            while mine is None:
-                attempts = max(attempts, fragment_round.ballots)
-                moved = missed = False
-                while call.commits and mine is None:
-                    (accepted, position), moved = call.commits.pop(0), True
-                    own = accepted.contribution
-                    if accepted.entry.contribution_of(me) == contribution.id:
-                        mine = accepted
-                        credited += contribution.tokens
-                        continue
-                    base = accepted.after.anchor
-                    if own is not None:
-                        # what was sent in an earlier call has been committed after all
-                        credited += own.tokens
-                        arrived = accepted.sent(own)
-                        contribution = await self._remaining(contribution, own, arrived)
-                        before = Difference(before, arrived)
-                    else:
-                        missed = True
-                if mine is not None:
-                    break
-                if missed and not last and not fragment_round.is_called():
-                    # to be ready now, while the others aren't, would be to commit without them, or to wait
-                    reason = "the others committed without this island; it answers as soon as they are ready"
-                    await fragment_round.abandon(answers=True)
-                    break
-                if moved:
-                    fragment_round.contribute(contribution)
-                    continue
-                trouble, unusable = fragment_round.trouble
-                reason = trouble.text if trouble else ""
-                if not reason and loop.time() - began_s > GIVE_UP_DEADLINES * self._member.deadline_s:
-                    ends += fragment_round.take_ends()
-                    newest = "; ".join(end.reason.text for end in ends[-3:])
-                    reason = f"no commit within {loop.time() - began_s:.0f} s: {newest}"
-                if reason:
-                    await fragment_round.abandon(answers=not unusable)
-                    break
-                if fragment_round.ahead():
-                    sent_before = fragment_round.sent
-                    moved_on = await self._catching_up.catch_up(fragment)
-                    if moved_on.snapshot_bytes and not call.commits:
-                        contribution, taken, tokens = await self._settle(
-                            fragment, contribution, moved_on.branch, sent_before
-                        )
-                        credited += tokens
-                        before = Difference(before, taken) if taken is not None else before
-                        fragment_round.contribute(contribution)  # nobody has heard of it on this head
-                    base, position = self._state.states[fragment].anchor, self._state.position(fragment)
-                    continue
-                await fragment_round.changed.wait(fragment_round.next_deadline_s())
-                self._member.raise_fatal()
-                fragment_round.check_stall()
-                fragment_round.look()
+            while call.mine is None and not call.reason:
+                await self._advance(fragment, call, last=last)
         finally:
             del self._calls[fragment]
             self._late[fragment] = call.commits
-        state = self._state.states[fragment]
-        self.bases[fragment] = mine.after.anchor if mine else base
-        return RoundOutcome(
-            entry=mine.entry if mine else None,
-            reason=reason,
-            unusable=unusable,
-            outer_step=mine.entry.outer_step if mine else chain.outer_step,
-            before=before,
-            values=mine.sent(contribution) if mine else HostVector(contribution.values),
-            whole=mine is None or mine.unsent is None,
-            base=base,
-            after=self.bases[fragment],
-            position=position,
-            tokens=credited,
-            adopted=max(chain.outer_step - height - (1 if mine else 0), int(base is not before)),
-            attempts=max(attempts, 1),
-            mean_norm=mine.mean_norm if mine else None,
-            cosine=mean_cosine(mine.participants, mine.mean_norm) if mine else None,
-            swarm_step=furthest([m.inner_step for m in mine.participants]) if mine else 0,
-            speeds={member.peer: member.speed for member in mine.participants} if mine else {},
-            total_tokens=chain.total_tokens,
-            late_s=late_s,
-            form_s=max(0.0, mine.joined_s - began_s) if mine else 0.0,
-            transfer_s=max(0.0, mine.accepted_s - mine.joined_s) if mine else 0.0,
-            round_s=loop.time() - began_s,
+        landing = self._landing(fragment, call)
+        report = replace(
+            landing.report,
+            round_s=loop.time() - call.began_s,
             bytes_sent=traffic.sent_bytes - sent,
             bytes_received=traffic.received_bytes - received,
-            digest=mine.after.digest if mine else state.digest,
-            head=mine.entry.hash if mine else chain.head,
-            ballots=(*ends, *fragment_round.take_ends()),
-            rejected=(*fragment_round.take_rejected(), *self._member.take_dropped()),
             residual_before=residual_before,
             residual_norm=await self._residual_norm(fragment),
+        )
+        after = call.mine.after.anchor if call.mine else call.base
+        values = call.mine.sent(call.contribution) if call.mine else None
+        movement = Movement(call.before, call.base, after, values)
+        return Outcome(replace(landing, report=report), movement, call.position)
+
+    async def _advance(self, fragment: int, call: _Call, *, last: bool) -> None:
+        """Do the next thing: count commits, give up, catch up, or wait for something to happen."""
+        fragment_round, loop = self._member.rounds[fragment], asyncio.get_running_loop()
+        call.attempts = max(call.attempts, fragment_round.ballots)
+        moved, missed = await self._count(call)
+        if call.mine is not None:
+            return
+        if missed and not last and not fragment_round.is_called():
+            # to be ready now, while the others aren't, would be to commit without them, or to wait
+            call.reason = "the others committed without this island; it answers as soon as they are ready"
+        elif moved:
+            fragment_round.contribute(call.contribution)
+            return
+        else:
+            trouble, call.unusable = fragment_round.trouble
+            call.reason = trouble.text if trouble else ""
+            waited_s = loop.time() - call.began_s
+            if not call.reason and waited_s > GIVE_UP_DEADLINES * self._member.deadline_s:
+                call.ends += fragment_round.take_ends()
+                newest = "; ".join(end.reason.text for end in call.ends[-3:])
+                call.reason = f"no commit within {waited_s:.0f} s: {newest}"
+        if call.reason:
+            await fragment_round.abandon(answers=not call.unusable)
+        elif fragment_round.ahead():
+            await self._catch_up(fragment, call)
+        else:
+            await fragment_round.changed.wait(fragment_round.next_deadline_s())
+            self._member.raise_fatal()
+            fragment_round.check_stall()
+            fragment_round.look()
+
+    async def _count(self, call: _Call) -> tuple[bool, bool]:
+        """Count what was committed; whether anything was, and whether any of it without this island."""
+        moved = missed = False
+        while call.commits and call.mine is None:
+            (accepted, call.position), moved = call.commits.pop(0), True
+            own = accepted.contribution
+            if accepted.entry.contribution_of(self._member.signer.peer_id) == call.contribution.id:
+                call.mine = accepted
+                call.credited += call.contribution.tokens
+                continue
+            call.base = accepted.after.anchor
+            if own is None:
+                missed = True
+                continue
+            # what was sent in an earlier call has been committed after all
+            call.credited += own.tokens
+            arrived = accepted.sent(own)
+            call.contribution = await self._remaining(call.contribution, own, arrived)
+            call.before = Difference(call.before, arrived)
+        return moved, missed
+
+    async def _catch_up(self, fragment: int, call: _Call) -> None:
+        """Take over what others have committed."""
+        fragment_round = self._member.rounds[fragment]
+        sent_before = fragment_round.sent
+        moved_on = await self._catching_up.catch_up(fragment)
+        if moved_on.snapshot_bytes and not call.commits:
+            call.contribution, taken, tokens = await self._settle(
+                fragment, call.contribution, moved_on.branch, sent_before
+            )
+            call.credited += tokens
+            call.before = Difference(call.before, taken) if taken is not None else call.before
+            fragment_round.contribute(call.contribution)  # nobody has heard of it on this head
+        call.base, call.position = self._state.states[fragment].anchor, self._state.position(fragment)
+
+    def _landing(self, fragment: int, call: _Call) -> Landing:
+        """What is known when a call ends."""
+        mine, chain = call.mine, self._state.chains[fragment]
+        entry, participants = (mine.entry, mine.participants) if mine else (None, ())
+        update_bytes = entry.update_bytes if entry else 0
+        size_bytes = FP32_BYTES * self._state.fragments[fragment].elements
+        fragment_round = self._member.rounds[fragment]
+        report = RoundReport(
+            outer_step=entry.outer_step if entry else chain.outer_step,
+            fragment=fragment,
+            committed=entry is not None,
+            reason=call.reason,
+            participants=tuple(peer for peer, _ in entry.participants) if entry else (),
+            attempts=max(call.attempts, 1),
+            form_s=max(0.0, mine.joined_s - call.began_s) if mine else 0.0,
+            transfer_s=max(0.0, mine.accepted_s - mine.joined_s) if mine else 0.0,
+            tokens=call.credited,
+            round_tokens=sum(tokens for _, tokens in entry.participants) if entry else 0,
+            compression_ratio=size_bytes / update_bytes if update_bytes else None,
+            pseudo_gradient_norm=call.norm,
+            mean_norm=mine.mean_norm if mine else None,
+            cosine=mean_cosine(participants, mine.mean_norm) if mine else None,
+            adopted=max(
+                chain.outer_step - call.height - (1 if mine else 0), int(call.base is not call.before)
+            ),
+            digest=mine.after.digest if mine else self._state.states[fragment].digest,
+            head=entry.hash if entry else chain.head,
+            rejected=(*fragment_round.take_rejected(), *self._member.take_dropped()),
+            total_tokens=chain.total_tokens,
+            ballots=(*call.ends, *fragment_round.take_ends()),
+        )
+        return Landing(
+            report,
+            whole=mine is None or mine.unsent is None,
+            unusable=call.unusable,
+            peer=self._member.signer.peer_id,
+            swarm_step=furthest([member.inner_step for member in participants]) if mine else 0,
+            speeds={member.peer: member.speed for member in participants},
+            late_s=call.late_s,
         )
 
     async def _settle(
@@ -281,14 +316,3 @@ class Submissions:
         """The entries committed since the last call, which no call is to count any more."""
         late, self._late[fragment] = self._late[fragment], []
         return [accepted.entry for accepted, _ in late]
-
-    def rebase(self) -> None:
-        """The island's own parameters stand on the anchors as they are now."""
-        for fragment, late in enumerate(self._late):
-            self.stand(fragment)
-            late.clear()
-
-    def stand(self, fragment: int) -> None:
-        """The island's own parameters stand, or are going to, on a fragment's anchor as it is now."""
-        self.bases[fragment] = self._state.states[fragment].anchor
-        self.standing[fragment] = self._state.position(fragment)

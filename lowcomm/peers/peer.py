@@ -22,7 +22,16 @@ BURST_MESSAGES = 10_000.0
 """Control messages that a peer may send at once."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """How far training is, as the training thread posts it for the network thread to tell; see `State`."""
+
+    inner_step: int = 0
+    tokens_per_s: float = 0.0
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     """What a peer says of itself in every heartbeat.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from lowcomm.errors import JoinRefusedError
 from lowcomm.exchanges.base import Message, Signer
@@ -53,20 +54,20 @@ class ShardClaims:
         Raises:
             JoinRefusedError: all are claimed.
         """
-        state, loop = self._peers.state, asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._num_shards = num_shards
-        if num_shards == 0 or state.shard >= 0:
+        if num_shards == 0 or self._peers.state.shard >= 0:
             return
         give_up_s = loop.time() + CLAIM_PATIENCE_S
         number = 0
         self._picking = True
         try:
             while True:
-                state.shard = await self._pick(give_up_s)
+                self._peers.say(shard=await self._pick(give_up_s))
                 number += 1
                 if await self._is_kept(number, give_up_s):
                     return
-                state.shard = -1
+                self._peers.say(shard=-1)
         finally:
             self._picking = False
 
@@ -168,7 +169,8 @@ class ShardClaims:
 
     def _note(self, peer: PeerId, shard: int, *, kept: bool) -> None:
         if peer in self._peers.linked:
-            self._peers.linked[peer].state.shard = shard
+            entry = self._peers.linked[peer]
+            entry.state = replace(entry.state, shard=shard)
         if kept:
             self._held[peer] = shard
         else:

@@ -13,6 +13,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -24,7 +25,7 @@ from lowcomm.ledger.certificate import Goodbye, goodbye_bytes
 from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
 from lowcomm.peers.bans import BAN_S, Bans
 from lowcomm.peers.failure_detector import AdaptiveTimeout
-from lowcomm.peers.peer import BURST_MESSAGES, MAX_LINKS, MAX_PUT_OUT, Peer, State, parse_state
+from lowcomm.peers.peer import BURST_MESSAGES, MAX_LINKS, MAX_PUT_OUT, Peer, Posted, State, parse_state
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.terms import LAYOUT, SHARED, Differences, Terms
 from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
@@ -88,6 +89,7 @@ class Peers:
         self._terms = Terms(shared, layout)
         self._requests = Requests(exchange, lambda: EXPLAIN_S)
         self.state = state
+        self._posted = self._told = Posted()
         self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
@@ -159,7 +161,7 @@ class Peers:
         now = asyncio.get_running_loop().time()
         own = Peer(
             self._exchange.peer_id,
-            self.state,
+            self.own_state(),
             tuple(self._exchange.addresses),
             greeted=True,
             seen_at_s=now,
@@ -198,21 +200,34 @@ class Peers:
 
     def announce(self) -> None:
         """Tell all linked peers this peer's state now."""
-        body = self._own_state()
+        body = self.own_state().to_json()
         for peer in list(self.linked.values()):
             if peer.state.role == "observer":
                 self._show_links(peer.id)
             else:
                 self.post(peer.id, Message("state", body))
 
-    def _own_state(self) -> dict[str, Json]:
-        self.state.put_out = self.banned.names()[-MAX_PUT_OUT:]
-        return self.state.to_json()
+    def say(self, **changes: Any) -> None:
+        """Change fields of this peer's own state, for those who are told of it next."""
+        self.state = replace(self.state, **changes)
+
+    def progressed(self, posted: Posted) -> None:
+        """Take what is to be told from now on; the one call that is the training thread's."""
+        self._posted = posted
+
+    def own_state(self) -> State:
+        """What this peer says of itself now."""
+        posted = self._posted
+        if posted is not self._told:  # else what joining has set since then stands
+            self._told = posted
+            self.say(inner_step=posted.inner_step, tokens_per_s=posted.tokens_per_s, loss=posted.loss)
+        self.say(put_out=self.banned.names()[-MAX_PUT_OUT:])
+        return self.state
 
     def _show_links(self, observer: PeerId) -> None:
         """Tell an observer this peer's state with its links, which would be too much for each heartbeat."""
         links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
-        self.post(observer, Message("state", {**self._own_state(), "links": links}))
+        self.post(observer, Message("state", {**self.own_state().to_json(), "links": links}))
 
     def _links(self) -> tuple[Link, ...]:
         greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]
@@ -260,7 +275,7 @@ class Peers:
             **self._terms.digests,
             "addresses": list(self._exchange.addresses),
         }
-        self.post(peer, Message("hello", {**body, "state": self._own_state()}))
+        self.post(peer, Message("hello", {**body, "state": self.own_state().to_json()}))
 
     def heard(self, peer: PeerId) -> None:
         """Anything came from a peer, and be it a piece of a transfer: it lives."""

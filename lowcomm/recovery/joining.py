@@ -10,6 +10,7 @@ from typing import Literal
 
 from lowcomm.algorithms.intervals import furthest
 from lowcomm.errors import PeerUnreachableError
+from lowcomm.ledger.state import Position
 from lowcomm.peers.peer import Peer
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.member import Member
@@ -55,6 +56,20 @@ class JoinReport:
     out_of_step: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A join that is over.
+
+    Attributes:
+        positions: where each fragment stands, with all that `report` credits.
+        total_tokens: in the chains.
+    """
+
+    report: JoinReport
+    positions: tuple[Position, ...]
+    total_tokens: tuple[int, ...]
+
+
 class Joining:
     """The joining side of a peer; call only from the exchange's loop."""
 
@@ -86,10 +101,13 @@ class Joining:
     async def gather(self, expected_peers: int, timeout_s: float) -> None:
         """Wait until `expected_peers` islands, this one included, are linked; at most `timeout_s`.
 
+        Islands that are waited for start together, from the same inner step.
+
         Raises:
             JoinRefusedError: a peer runs with other shared settings.
         """
         member, loop = self._member, asyncio.get_running_loop()
+        self._expected = expected_peers > 1
         give_up_s = loop.time() + timeout_s
         waiting = Waiting(member, expected_peers)
         while len(member.peers.live()) + 1 < expected_peers:
@@ -121,13 +139,13 @@ class Joining:
         return max(own)
 
     async def join(
-        self, *, fresh: bool, alone_ok: bool, num_shards: int, timeout_s: float, over: bool = False
-    ) -> JoinReport:
+        self, *, fresh: bool, num_shards: int, timeout_s: float, found: bool = False, over: bool = False
+    ) -> Joined:
         """Take over the swarm's state, or found the run.
 
         Args:
-            fresh: no checkpoint was loaded.
-            alone_ok: this island may found the run if nobody is there.
+            fresh: no checkpoint was loaded; then only a founder may go on where nobody is there.
+            found: don't look for those that an earlier process of this island knew.
             num_shards: parts of the data, to claim one if none was set; 0 = no data to claim.
             over: all is trained, so that going on alone founds no second history.
 
@@ -135,9 +153,67 @@ class Joining:
             JoinRefusedError: the swarm has other shared settings, or no shard is free.
             PeerUnreachableError: no island that has the state answered in time.
         """
-        member, loop = self._member, asyncio.get_running_loop()
-        state = member.peers.state
+        member = self._member
+        if not (over or found):
+            await self.look_for_others()
         member.publish_position()
+        running, starting = await self._find_others(timeout_s, alone_ok=member.directory.founder or not fresh)
+        if not (running or starting or over):
+            member.remembered.warn_alone()
+        await self._wait_for_links()
+        taken = [0] * len(member.state.fragments)
+        if running:
+            if all(peer.state.heads != member.peers.state.heads for peer in running):
+                member.peers.say(phase="joining")
+                member.peers.announce()
+            taken = await self._come_up_together(timeout_s)
+        together = self._started_together(running)
+        await member.shard_claims.claim(num_shards)
+        # what was replayed, and what a vote of this island's earlier process has committed
+        entries = [member.submissions.take_late(fragment.index) for fragment in member.state.fragments]
+        positions = tuple(member.state.position(fragment.index) for fragment in member.state.fragments)
+        total_tokens = tuple(chain.total_tokens for chain in member.state.chains)
+        moved = any(taken) or any(entries)
+        out_of_step = bool(running) and not together and (fresh or moved)
+        inner_step = member.peers.state.inner_step
+        if out_of_step:
+            steps = [p.state.inner_step for p in member.peers.live() if p.state.phase == "training"]
+            inner_step = max(inner_step, furthest(steps))
+        self._know_founders(running, starting)
+        member.peers.say(phase="training", inner_step=inner_step)
+        member.publish_position()
+        outer_steps = member.peers.state.outer_steps
+        for fragment_round in member.rounds:
+            fragment_round.look()
+        member.shard_claims.look()
+        member.note_others()
+        if self._expected:
+            await self._wait_for_company()
+        me = member.signer.peer_id
+        taken_over: Literal["snapshot", "replayed"] = "snapshot" if any(taken) else "replayed"
+        report = JoinReport(
+            inner_step=inner_step,
+            outer_steps=outer_steps,
+            peers=tuple(sorted([peer.id for peer in member.peers.live()] + [me])),
+            how=taken_over if moved else "aligned" if running else "founded",
+            entries=sum(map(len, entries)),
+            snapshot_bytes=sum(taken),
+            skipped=tuple(size > 0 for size in taken),
+            credits=tuple(sum(entry.tokens_of(me) or 0 for entry in late) for late in entries),
+            tokens_credited=0,  # the island's side knows what its checkpoint had of them
+            shard=member.peers.state.shard,
+            out_of_step=out_of_step,
+        )
+        return Joined(report, positions, total_tokens)
+
+    async def _find_others(self, timeout_s: float, *, alone_ok: bool) -> tuple[list[Peer], list[Peer]]:
+        """Those that train and those that start, once there is somebody to join, or the run may be founded.
+
+        Raises:
+            JoinRefusedError: the swarm has other shared settings.
+            PeerUnreachableError: nobody came in time.
+        """
+        member, loop = self._member, asyncio.get_running_loop()
         give_up_s, tell_once = loop.time() + timeout_s, once(tell)
         if not member.directory.founder or member.remembered.before:
             await self._wait_for_links()  # who is linked, but has not greeted yet, may be training
@@ -147,7 +223,7 @@ class Joining:
             running = [peer for peer in known if peer.state.phase == "training"]
             starting = [peer for peer in member.peers.live() if peer.state.phase == "starting"]
             if running or self._may_found(starting, known, alone_ok):
-                break
+                return running, starting
             if loop.time() >= give_up_s:
                 raise PeerUnreachableError(
                     f"no island of run {member.signer.run_id!r} came up within {timeout_s:g} s; "
@@ -157,61 +233,6 @@ class Joining:
                 f"waiting for an island of run {member.signer.run_id!r} that trains, or that may begin it"
             )
             await member.changed.wait(min(1.0, give_up_s - loop.time()))
-        if not (running or starting or over):
-            member.remembered.warn_alone()
-        await self._wait_for_links()
-        report_how: Literal["founded", "aligned", "replayed", "snapshot"] = (
-            "aligned" if running else "founded"
-        )
-        entries = snapshot_bytes = 0
-        skipped = [False] * len(member.state.fragments)
-        credits = [0] * len(member.state.fragments)
-        out_of_step = False
-        if running:
-            aligned = any(peer.state.heads == state.heads for peer in running)
-            if not aligned:
-                state.phase = "joining"
-                member.peers.announce()
-            taken = await self._come_up_together(timeout_s)
-            snapshot_bytes, skipped = sum(taken), [size > 0 for size in taken]
-        for fragment in range(len(member.state.fragments)):
-            # what was replayed, and what a vote of this island's earlier process has committed
-            found = member.submissions.take_late(fragment)
-            entries += len(found)
-            credits[fragment] = sum(entry.tokens_of(member.signer.peer_id) or 0 for entry in found)
-        if snapshot_bytes:
-            report_how = "snapshot"
-        elif entries:
-            report_how = "replayed"
-        if running:
-            out_of_step = not self._started_together(running) and bool(fresh or entries or snapshot_bytes)
-            if out_of_step:
-                steps = [p.state.inner_step for p in member.peers.live() if p.state.phase == "training"]
-                state.inner_step = max(state.inner_step, furthest(steps))
-        await member.shard_claims.claim(num_shards)
-        member.submissions.rebase()
-        self._know_founders(running, starting)
-        state.phase = "training"
-        member.publish_position()
-        for fragment_round in member.rounds:
-            fragment_round.look()
-        member.shard_claims.look()
-        member.note_others()
-        if self._expected:
-            await self._wait_for_company()
-        return JoinReport(
-            inner_step=state.inner_step,
-            outer_steps=state.outer_steps,
-            peers=tuple(sorted([peer.id for peer in member.peers.live()] + [member.signer.peer_id])),
-            how=report_how,
-            entries=entries,
-            snapshot_bytes=snapshot_bytes,
-            skipped=tuple(skipped),
-            credits=tuple(credits),
-            tokens_credited=0,  # the loop knows what its checkpoint had of them
-            shard=state.shard,
-            out_of_step=out_of_step,
-        )
 
     def _know_founders(self, running: list[Peer], starting: list[Peer]) -> None:
         """Who may decide the first outer step: those who start with the founder, which tells all others."""
@@ -219,7 +240,8 @@ class Joining:
         told = sorted(peer.state.founders for peer in running if peer.state.founders)
         company = [peer.id for peer in starting] if self._expected else []
         founders = told[0] if told else tuple(sorted([member.signer.peer_id, *company]))
-        member.context.founders = member.peers.state.founders = founders
+        member.context.founders = founders
+        member.peers.say(founders=founders)
         for fragment_round in member.rounds:
             fragment_round.restart()
 
@@ -233,10 +255,6 @@ class Joining:
     def _started_together(self, running: list[Peer]) -> bool:
         """Whether the others were waited for, and are still in their first period."""
         return self._expected and not any(any(peer.state.outer_steps) for peer in running)
-
-    def expect_company(self) -> None:
-        """Islands that were waited for in `gather` start together, from the same inner step."""
-        self._expected = True
 
     async def _wait_for_links(self) -> None:
         """A round needs links between all; give those being dialled a moment."""
@@ -283,7 +301,6 @@ class Joining:
             try:
                 moved = await self._catching_up.catch_up(fragment, joining=True)
                 taken += moved.snapshot_bytes
-                member.submissions.stand(fragment)  # what it stood on before goes
                 if fragment in behind and self._caught_up(fragment):
                     behind.discard(fragment)
                     member.changed.notify()

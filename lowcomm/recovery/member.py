@@ -26,16 +26,8 @@ T = TypeVar("T")
 A = TypeVarTuple("A")
 
 
-class Bases(Protocol):
-    """What the island's parameters stand on."""
-
-    def stand(self, fragment: int) -> None:
-        """They stand, or are going to, on a fragment's anchor as it is now."""
-        ...
-
-    def rebase(self) -> None:
-        """They stand on the anchors as they are now."""
-        ...
+class Late(Protocol):
+    """What no call of the island has counted yet."""
 
     def take_late(self, fragment: int) -> list[Entry]:
         """The entries committed since the last call for a fragment."""
@@ -67,7 +59,7 @@ class Member(Protocol):
         ...
 
     @property
-    def submissions(self) -> Bases:
+    def submissions(self) -> Late:
         """The island's own part."""
         ...
 

@@ -29,7 +29,7 @@ def lost(outcome: Outcome) -> list[str]:
     for life in outcome.lives:
         lives[life.number] += 1
     problems = []
-    for fragment in range(outcome.settings.num_fragments):
+    for fragment in range(outcome.settings.schedule.num_fragments):
         history = _history(outcome, fragment)
         for life in outcome.final:
             if lives[life.number] > 1:
@@ -91,9 +91,10 @@ def _tokens(outcome: Outcome) -> list[str]:
     """G8: what an island has trained is credited, or still to come."""
     problems = []
     for life in outcome.lives:
-        for fragment, credited in enumerate(life.credited):
+        # the first fragment stands for the model where a life goes on from what others know of one before
+        for fragment, credited in enumerate(life.credited[: 1 if life.goes_on else None]):
             trained, left = life.progress.tokens_trained, life.progress.tokens[fragment]
-            if credited + left != trained:
+            if credited + left + life.progress.tokens_dropped != trained:
                 problems.append(
                     f"{name(life.number)}, fragment {fragment}: trained {trained} tokens, "
                     f"credited {credited}, still to come {left}"
@@ -104,7 +105,7 @@ def _tokens(outcome: Outcome) -> list[str]:
 def _together_again(outcome: Outcome) -> list[str]:
     """After the faults all are at (nearly) the same outer step of one history, and further than before."""
     problems = []
-    fragments = outcome.settings.num_fragments
+    fragments = outcome.settings.schedule.num_fragments
     for fragment in range(fragments):
         final = {number: standings[fragment] for number, standings in outcome.final_standings.items()}
         steps = {number: standing.outer_step for number, standing in final.items()}
@@ -118,9 +119,9 @@ def _together_again(outcome: Outcome) -> list[str]:
             by_step[step].add(outcome.final_heads[number][fragment])
         if any(len(heads) > 1 for heads in by_step.values()):
             problems.append(f"fragment {fragment}: forked at the end, at {sorted(by_step)}")
-    last = [max((o.entry.outer_step for _, o in i.rounds if o.entry), default=0) for i in outcome.final]
+    last = [max((r.outer_step for r in i.reports if r.committed), default=0) for i in outcome.final]
     biggest = max(
-        (len(o.entry.participants) for i in outcome.final for _, o in i.rounds[-4:] if o.entry), default=0
+        (len(r.participants) for i in outcome.final for r in i.reports[-4:] if r.committed), default=0
     )
     if biggest < len(outcome.final):
         problems.append(f"the last rounds had at most {biggest} of {len(outcome.final)} islands ({last})")

@@ -1,42 +1,53 @@
-"""One simulated island: the production node and round around a toy model, in the virtual loop.
+"""One simulated island: what ships, around a toy model, in the virtual loop.
 
-The model is a vector that is drawn to a point of the island's own; what matters is that every inner
-step leaves a mark and a token count, so that work that is lost or counted twice shows.
+The island's side (`lowcomm.outer.island_side`), the node and its rounds are those of an `OuterLoop`; here is
+who answers the side's requests, and a model that is drawn to a point of the island's own. What matters of it
+is that every inner step leaves a mark and a token count, so that work that is lost or counted twice shows.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import int8
 from lowcomm.exchanges.base import Exchange
+from lowcomm.islands.vectors import Vector
 from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import OuterState
 from lowcomm.ledger.update import Update
-from lowcomm.outer.node import Node
-from lowcomm.outer.outcome import Movement, RoundOutcome
-from lowcomm.outer.pacing import Pacing
-from lowcomm.outer.progress import Progress
-from lowcomm.rounds.contribution import Contribution
+from lowcomm.outer.island_side import IslandSide, Look, Request, Restore, Send, Steps, Tell, Wait
+from lowcomm.outer.node import Node, NodeSettings
+from lowcomm.outer.outcome import Outcome
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import Promises
 from lowcomm.sim.disk import SimExecutor
-from lowcomm.types import Digest, Layout, TensorSpec
+from lowcomm.types import Digest, Layout, RoundReport, TensorSpec
+
+T = TypeVar("T")
 
 LAYOUT = (TensorSpec("first", (40,)), TensorSpec("second", (24,)))
-MERGE_ALPHA = 0.5
 INNER_LR = 0.1
 STAND_BY_S = 0.2
 """Virtual seconds between looks at what others are ready for, while a round is waited for."""
+SCHEDULE = Schedule(inner_steps=5, num_fragments=2, delay=1, merge_alpha=0.5)
+
+
+def toy_schedule(**changes: Any) -> Schedule:
+    """Fragments that are due one after the other, with a delay, and a merge that keeps half."""
+    return replace(SCHEDULE, **changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +57,26 @@ class IslandSettings:
     Attributes:
         layout: of the toy model.
         chunk_bytes: fp32 bytes of one separately encoded piece.
-        inner_steps, num_fragments, delay: the schedule; fragments are due one after the other.
         step_s: virtual seconds of an inner step, also as a function of the island and the time.
-        pace: the schedule where islands are unlike in speed; its inner steps, fragments and delay are to be
-            those above. None = a fixed one.
         error_feedback: whether the int8 codec keeps a residual.
         snapshot_mbit_s: upload rate for states handed to others; 0 = unlimited.
         join_timeout_s: silence after which whoever joins gives up.
+        save_every: inner steps between two checkpoints, which outlive crashes; 0 = none.
+        finishes: whether an island ends with last rounds, as after its last inner step, or breaks off.
     """
 
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
     layout: Layout = LAYOUT
     chunk_bytes: int = 64
-    inner_steps: int = 5
-    num_fragments: int = 2
-    delay: int = 1
+    schedule: Schedule = SCHEDULE
     step_s: float | Callable[[int, float], float] = 0.4
-    pace: Schedule | None = None
     heartbeat_s: float = 1.0
     lease_s: float = 4.0
     error_feedback: bool = True
     snapshot_mbit_s: float = 0.0
     join_timeout_s: float = 60.0
+    save_every: int = 0
+    finishes: bool = False
 
 
 @dataclass(slots=True)
@@ -98,13 +107,46 @@ class LoopClock:
         return self.monotonic_s()
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A round under way; its result is used after so many inner steps."""
+class ToyModel:
+    """Parameters of one rank, see `Parameters`, as one vector; an inner step draws them to `target`."""
 
-    task: asyncio.Task[RoundOutcome]
-    began_step: int
-    use_at_step: int
+    def __init__(self, layout: Layout, number: int) -> None:
+        self.layout, self.world_size = layout, 1
+        sizes = [spec.elements for spec in layout]
+        generator = torch.Generator().manual_seed(number)
+        self._target = torch.randn(sum(sizes), generator=generator, dtype=torch.float32, device="cpu")
+        self.values = torch.zeros_like(self._target)
+        stops = list(accumulate(sizes))
+        self._parts = [self.values[stop - size : stop] for size, stop in zip(sizes, stops, strict=True)]
+
+    def train(self) -> None:
+        """One inner step."""
+        self.values += INNER_LR * (self._target - self.values)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """See `Parameters`."""
+        return torch.cat([self._parts[index] for index in indices])
+
+    def write(self, indices: Sequence[int], values: Tensor | None) -> None:
+        """See `Parameters`."""
+        assert values is not None
+        start = 0
+        for part in [self._parts[index] for index in indices]:
+            part.copy_(values[start : start + len(part)])
+            start += len(part)
+
+    def add(self, indices: Sequence[int], values: Vector | None) -> None:
+        """See `Parameters`."""
+        assert values is not None
+        self.write(indices, self.read(indices) + values.load())
+
+    def broadcast(self, value: T | None) -> T:
+        """One rank agrees with itself."""
+        return cast(T, value)
+
+    def any_rank(self, flag: bool) -> bool:
+        """One rank agrees with itself."""
+        return flag
 
 
 class SimIsland:
@@ -113,11 +155,14 @@ class SimIsland:
     Args:
         promises: what survives a crash, besides what others know.
         folder: the run folder, which survives it, too; None = none.
+        saved: the checkpoint of an earlier life.
 
     Attributes:
-        rounds: outcomes, in order, with the fragment.
+        saved: the newest checkpoint.
+        reports: of its rounds, in order.
+        credited: tokens of each fragment, those of the life that left `saved` included.
+        goes_on: whether it has something of an earlier life.
         joined_s, left_s: between them it trained, in virtual time.
-        waited_s: virtual seconds for which training stood still.
         intervals: inner steps of each contribution, with the fragment and when it was made.
     """
 
@@ -128,85 +173,83 @@ class SimIsland:
         settings: IslandSettings,
         promises: Promises,
         folder: Path | None = None,
+        saved: dict[str, Any] | None = None,
     ) -> None:
-        self.number, self._settings = number, settings
+        self.number, self._settings, self.saved = number, settings, saved
         self.record = Record()
-        self._fragments = make_fragments(settings.layout, settings.num_fragments, "balanced")
-        sizes = [fragment.elements for fragment in self._fragments]
-        self.local = [torch.zeros(size, dtype=torch.float32, device="cpu") for size in sizes]
-        generator = torch.Generator().manual_seed(number)
-        self._targets = [
-            torch.randn(size, generator=generator, dtype=torch.float32, device="cpu") for size in sizes
-        ]
-        codec = int8(error_feedback=settings.error_feedback)
+        self.model = ToyModel(settings.layout, number)
+        schedule = settings.schedule
+        fragments = make_fragments(settings.layout, schedule.num_fragments, schedule.fragmenting)
         self.pool = SimExecutor()
+        optimizer = nesterov(0.7, 0.6)
         state = OuterState(
-            exchange.run_id, self._fragments, [v.clone() for v in self.local], nesterov(0.7, 0.6), codec
+            exchange.run_id,
+            fragments,
+            [self.model.read(fragment.tensors) for fragment in fragments],
+            optimizer,
+            int8(error_feedback=settings.error_feedback),
         )
         self.node = Node(
             exchange,
             state,
-            policy=settings.policy,
-            shared={"shared.sim": 1},
-            layout=settings.layout,
-            heartbeat_s=settings.heartbeat_s,
-            lease_s=settings.lease_s,
-            chunk_bytes=settings.chunk_bytes,
+            NodeSettings(
+                policy=settings.policy,
+                shared={"shared.sim": 1},
+                layout=settings.layout,
+                heartbeat_s=settings.heartbeat_s,
+                lease_s=settings.lease_s,
+                chunk_bytes=settings.chunk_bytes,
+                snapshot_mbit_s=settings.snapshot_mbit_s,
+            ),
             ledger_file=self.record,
             folder=folder,
-            snapshot_mbit_s=settings.snapshot_mbit_s,
             promises=promises if settings.policy.partition == "majority" else None,
             pool=self.pool,
         )
-        self.progress = Progress(len(sizes))
-        self.credited = [0] * len(sizes)
-        self.rounds: list[tuple[int, RoundOutcome]] = []
+        standing = [state.position(fragment.index) for fragment in fragments]
+        self.side = IslandSide(self.model, fragments, schedule, optimizer, LoopClock(), standing)
+        self.progress = self.side.progress
+        self.credited = [0] * len(fragments)
+        self.goes_on = False
+        self.reports: list[RoundReport] = []
         self.joined_s = self.left_s = -1.0
-        self.waited_s = 0.0
         self.intervals: list[tuple[int, float, int]] = []
-        schedule = settings.pace or Schedule(
-            inner_steps=settings.inner_steps, num_fragments=settings.num_fragments, delay=settings.delay
-        )
-        self._pacing = Pacing(schedule, len(sizes), 1, LoopClock())
-        self._flights: dict[int, _Flight] = {}
+        self._sent: dict[int, asyncio.Task[Outcome]] = {}
+        self._began_s: dict[int, float] = {}
         self.phase = "starting"
+
+    @property
+    def waited_s(self) -> float:
+        """Virtual seconds for which training stood still."""
+        return self.progress.wait_s
 
     async def live(self, expected: int, until_s: Callable[[], float]) -> None:
         """Join, train until the virtual time is what `until_s` says by then, and leave."""
-        loop, node = asyncio.get_running_loop(), self.node
+        loop, node, settings = asyncio.get_running_loop(), self.node, self._settings
         await node.start()
         self.phase = "gathering"
         await node.joining.gather(expected, 5.0)
-        if expected > 1:
-            node.joining.expect_company()
+        if self.saved is not None:
+            self.model.values.copy_(self.saved["model"])
+            self.credited = list(self.saved["credited"])
+            await self._run(self.side.load_state_dict(self.saved))
         self.phase = "joining"
-        await node.joining.look_for_others()
-        report = await node.joining.join(
-            fresh=True, alone_ok=node.directory.founder, num_shards=0, timeout_s=self._settings.join_timeout_s
-        )
+        await self._run(self.side.joins())
+        fresh, timeout_s = not self.side.resumes, settings.join_timeout_s
+        joined = await node.joining.join(fresh=fresh, num_shards=0, timeout_s=timeout_s)
+        report = await self._run(self.side.joined(joined))
+        self.credited = [sum(pair) for pair in zip(self.credited, report.credits, strict=True)]
+        self.goes_on = self.side.resumes or any(report.credits)
         self.phase = "training"
         self.joined_s = loop.time()
-        self.progress.inner_step = report.inner_step
-        self.local = [state.anchor.load().clone() for state in node.state.states]
-        self.progress.realign = [report.out_of_step] * len(self._fragments)
         while loop.time() < until_s():
-            self._pacing.step_begins()
             await asyncio.sleep(self._step_s(loop.time()))
             self._train()
-            for fragment, fragment_round in enumerate(node.rounds):
-                called = self.progress.realign[fragment] and fragment_round.is_called()
-                due = self._due(fragment) or called or fragment_round.ahead()
-                if fragment not in self._flights and due:
-                    self._begin(fragment)
-            for fragment, flight in list(self._flights.items()):
-                if flight.use_at_step <= self.progress.inner_step:
-                    began_s = loop.time()
-                    await self._stand_by(flight)
-                    self._land(fragment)
-                    self.waited_s += loop.time() - began_s
-        for fragment, flight in list(self._flights.items()):
-            await flight.task
-            self._land(fragment)
+            self._landed(await self._run(self.side.step(10 + self.number)))
+            if settings.save_every and self.progress.inner_step % settings.save_every == 0:
+                self._save()
+        last = self.side.finish() if settings.finishes else self.side.land(everything=True)
+        self._landed(await self._run(last))
         self.phase = "leaving"
         self.left_s = loop.time()
         await node.close()
@@ -216,8 +259,8 @@ class SimIsland:
         """Stop everything at once, after the exchange has been killed."""
         self.phase = "dead"
         self.pool.shutdown()
-        for flight in self._flights.values():
-            flight.task.cancel()
+        for task in self._sent.values():
+            task.cancel()
         for fragment_round in self.node.rounds:
             await fragment_round.close()
         await self.node.mandates.stop()
@@ -228,66 +271,62 @@ class SimIsland:
         step_s = self._settings.step_s
         return step_s(self.number, now_s) if callable(step_s) else step_s
 
-    def _due(self, fragment: int) -> bool:
-        step = self.progress.inner_step
-        called = self.node.rounds[fragment].is_called
-        return fragment in self._pacing.due(step) or self._pacing.early(fragment, called)
-
     def _train(self) -> None:
-        for local, target in zip(self.local, self._targets, strict=True):
-            local += INNER_LR * (target - local)
-        self.progress.trained(10 + self.number)
-        self._pacing.step_ends(10 + self.number)
-        self.node.peers.state.inner_step = self.progress.inner_step
+        self.model.train()
 
-    def _begin(self, fragment: int) -> None:
-        loop, node, progress = asyncio.get_running_loop(), self.node, self.progress
-        values = node.submissions.bases[fragment].load() - self.local[fragment]
-        steps = self._pacing.begin(fragment, progress.inner_step)
-        self.intervals.append((fragment, loop.time(), steps))
-        contribution = Contribution.of(
-            values,
-            start=max(0, progress.tokens_trained - progress.tokens[fragment]),
-            tokens=progress.tokens[fragment],
-            norm=float(values.norm()),
-            inner_step=progress.inner_step,
-            speed=self._pacing.speed(steps),
+    def _landed(self, reports: Sequence[RoundReport]) -> None:
+        self.reports += reports
+        for report in reports:
+            index = report.fragment
+            self.intervals.append((index, self._began_s[index], report.inner_steps))
+
+    def _save(self) -> None:
+        """Keep what a checkpoint has."""
+        fragments = [self.side.fragment_state(index) for index in range(len(self.credited))]
+        self.saved = copy.deepcopy(
+            {
+                **self.side.state_dict(),
+                "fragments": fragments,
+                "model": self.model.values,
+                "credited": self.credited,
+            }
         )
-        task = loop.create_task(node.submissions.contribute(fragment, contribution))
-        use_at_step = progress.inner_step + self._settings.delay
-        self._flights[fragment] = _Flight(task, progress.inner_step, use_at_step)
 
-    async def _stand_by(self, flight: _Flight) -> None:
-        """See `Flights`: wait for a round, and begin what others are ready for meanwhile."""
-        while not flight.task.done():
-            if not self._pacing.fixed or any(self.progress.realign):
-                for fragment, fragment_round in enumerate(self.node.rounds):
-                    if fragment not in self._flights and fragment_round.is_called():
-                        self._begin(fragment)
-            await asyncio.wait([flight.task], timeout=STAND_BY_S)
-        await flight.task
+    # -- answering the island's side -----------------------------------------------------------------
 
-    def _land(self, fragment: int) -> None:
-        flight = self._flights.pop(fragment)
-        outcome, began_step = flight.task.result(), flight.began_step
-        self.rounds.append((fragment, outcome))
-        self.credited[fragment] += outcome.tokens
-        self.progress.credit(fragment, outcome.tokens)
-        interval = self._pacing.plan(outcome.speeds, self.node.signer.peer_id)
-        if interval is not None:
-            self._pacing.take(fragment, interval)
-            step_s = outcome.speeds[self.node.signer.peer_id].step_s
-            late_steps = self._pacing.late_steps(fragment, outcome.late_s, step_s)
-            self._pacing.put_off(late_steps, fragment)
-        self._pacing.shift(
-            self.progress.fall_in(
-                fragment,
-                began_step,
-                0 if interval is not None else outcome.swarm_step,
-                self._settings.inner_steps,
-                out_of_step=outcome.out_of_step,
-                committed=outcome.entry is not None,
-            )
-        )
-        if outcome.moves:
-            self.local[fragment].add_(Movement(outcome, MERGE_ALPHA).load())
+    async def _run(self, steps: Steps[T]) -> T:
+        """See `Network.run`."""
+        try:
+            request = next(steps)
+            while True:
+                request = steps.send(await self._answer(request))
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+
+    async def _answer(self, request: Request) -> Any:
+        """See `lowcomm.outer.island_side`."""
+        loop, node = asyncio.get_running_loop(), self.node
+        match request:
+            case Tell(posted):
+                node.peers.progressed(posted)
+            case Look(ready):
+                return node.calls(ready=ready)
+            case Send(fragment, contribution, standing, last):
+                sent = node.submissions.contribute(fragment, contribution, standing, last=last)
+                self._sent[fragment], self._began_s[fragment] = loop.create_task(sent), loop.time()
+            case Wait(fragment, others):
+                return await self._wait(fragment, others)
+            case Restore(fragment, saved):
+                return await node.restore(fragment, saved)
+
+    async def _wait(self, fragment: int, others: Sequence[int]) -> Outcome | int:
+        task = self._sent[fragment]
+        while others and not task.done():
+            calls = self.node.calls(ready=True)
+            if called := [index for index in others if calls[index].ready]:
+                return called[0]
+            await asyncio.wait([task], timeout=STAND_BY_S)
+        outcome = await task
+        del self._sent[fragment]
+        self.credited[fragment] += outcome.landing.report.tokens  # a crash may be the next thing
+        return outcome

@@ -81,8 +81,8 @@ class Striker:
         seats = self._seats
         living = [number for number in range(seats.islands) if seats.island(number).phase == "training"]
         gone = [number for number in fault.peers if seats.island(number).phase not in ("dead", "left")]
-        if not set(living) - set(gone):
-            gone = gone[1:]  # nobody would have the state any more: simulated islands save no checkpoints
+        if not set(living) - set(gone) and not any(seats.island(number).saved for number in gone):
+            gone = gone[1:]  # nobody would have the state any more
         for number in gone:
             await (seats.send_off if fault.kind == "leave" else seats.kill)(number)
             if fault.kind == "power":

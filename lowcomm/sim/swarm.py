@@ -123,8 +123,8 @@ class SimSwarm:
             if min(standings) <= before or max(steps) - min(steps) > 1:
                 return False
             for island in lives:
-                entries = [o.entry for number, o in island.rounds if number == fragment and o.entry]
-                if not entries or len(entries[-1].participants) < len(lives):
+                committed = [r for r in island.reports if r.fragment == fragment and r.committed]
+                if not committed or len(committed[-1].participants) < len(lives):
                     return False
         return True
 
@@ -137,7 +137,10 @@ class SimSwarm:
     def _start(self, number: int, *, founder: bool, expected: int) -> None:
         inner = SimExchange(self._hub, RUN_ID, name(number), founder=founder)
         exchange = ShapedExchange(inner, self._shaper)
-        island = SimIsland(number, exchange, self._settings, self._promises[number], self._folders[number])
+        saved = self._lives[number][0].saved if number in self._lives else None
+        island = SimIsland(
+            number, exchange, self._settings, self._promises[number], self._folders[number], saved
+        )
         task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._ends_s(number)))
         self._lives[number] = island, task
         self.outcome.lives.append(island)

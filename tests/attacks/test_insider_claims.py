@@ -4,22 +4,23 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.shaped import ShapedExchange
-from lowcomm.outer.outcome import RoundOutcome
+from lowcomm.outer.island_side import Request, Send
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import RUN_ID, Outcome, SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
-from lowcomm.types import Json, PeerId
+from lowcomm.types import Json, PeerId, RoundReport
 from tests.outer.swarm import Lie, LyingExchange
 
 LIAR = 4
@@ -103,15 +104,18 @@ def breach_and_roster(message: Message) -> list[Message]:
 
 LIMITS = Limits(norm_limit=20.0, max_tokens=100)
 POLICY = RoundPolicy(min_participants=3, deadline_s=DEADLINE_S, limits=LIMITS)
-SETTINGS = IslandSettings(policy=POLICY, inner_steps=2, num_fragments=1, delay=0)
+SETTINGS = IslandSettings(policy=POLICY, schedule=toy_schedule(inner_steps=2, num_fragments=1, delay=0))
 
 
 class Boaster(SimIsland):
-    """Trains as the others do, and counts what nobody can have trained."""
+    """Trains as the others do, and says that it was on more than anybody can have."""
 
-    def _train(self) -> None:
-        super()._train()
-        self.progress.tokens = [count + (1 << 58) for count in self.progress.tokens]
+    async def _answer(self, request: Request) -> Any:
+        if isinstance(request, Send):
+            offer = request.contribution.offer
+            counted = replace(offer, id=replace(offer.id, tokens=offer.tokens + (1 << 58)))
+            request = replace(request, contribution=replace(request.contribution, offer=counted))
+        return await super()._answer(request)
 
 
 def run(
@@ -142,11 +146,10 @@ def run(
     return run_virtually(scenario(), 100.0)
 
 
-def rounds(outcome: Outcome) -> Iterator[RoundOutcome]:
+def rounds(outcome: Outcome) -> Iterator[RoundReport]:
     """All rounds of honest islands but their last ones, from which the others may have left."""
     for life in outcome.final:
-        for _, ended in life.rounds[:-1]:
-            yield ended
+        yield from life.reports[:-1]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_promise_for_the_step_after_is_checked_as_well() -> None:
     assert told
     assert not broken(outcome)
     blamed = {
-        line.split(": ")[0] for life in outcome.final for _, ended in life.rounds for line in ended.rejected
+        line.split(": ")[0] for life in outcome.final for ended in life.reports for line in ended.rejected
     }
     assert blamed == {name(LIAR)}
 
@@ -214,8 +217,8 @@ def test_tokens_that_nobody_can_have_are_refused_by_name_and_counted_by_nobody(p
     honest = {name(number) for number in HONEST}
     named: list[str] = []
     for ended in rounds(outcome):
-        assert ended.entry is not None, ended.reason
-        assert {peer for peer, _ in ended.entry.participants} == honest
+        assert ended.committed, ended.reason
+        assert set(ended.participants) == honest
         named += ended.rejected
     assert named
     for line in named:

@@ -12,7 +12,7 @@ import pytest
 
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken, lost
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, name, simulate
 from lowcomm.sim.tapes import PEER_FAULTS, PeerFault, PeerFaultKind, Tape, make_tape
 
@@ -22,7 +22,9 @@ PERIOD_S = 2.0
 
 
 def settings(partition: str = "continue", deadline_s: float = DEADLINE_S) -> IslandSettings:
-    return IslandSettings(policy=RoundPolicy(deadline_s=deadline_s, partition=partition), num_fragments=1)
+    return IslandSettings(
+        policy=RoundPolicy(deadline_s=deadline_s, partition=partition), schedule=toy_schedule(num_fragments=1)
+    )
 
 
 def forks(outcome: Outcome) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.ledger.entry import Entry
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -27,7 +27,7 @@ def split(
     islands: int, apart: set[int], step_s: float | Callable[[int, float], float] = 0.4, fragments: int = 1
 ) -> Outcome:
     """A run in which some islands are cut off from the others for a while."""
-    settings = IslandSettings(policy=POLICY, num_fragments=fragments, step_s=step_s)
+    settings = IslandSettings(policy=POLICY, schedule=toy_schedule(num_fragments=fragments), step_s=step_s)
     swarm = SimSwarm(islands, Tape(1, (), (), quiet_s=80.0), settings)
     inside = {name(number) for number in apart}
 
@@ -63,7 +63,7 @@ def twice(outcome: Outcome) -> int:
 
 def assert_credited_once(outcome: Outcome) -> None:
     """What each island counts as credited is what the history that stands credits it."""
-    for fragment in range(outcome.settings.num_fragments):
+    for fragment in range(outcome.settings.schedule.num_fragments):
         entries = history(outcome, fragment)
         for life in outcome.final:
             me = name(life.number)
@@ -92,7 +92,7 @@ def test_more_than_half_of_those_who_may_decide_stand_whatever_the_others_have_t
 
 
 def test_a_split_shorter_than_the_grace_forks_nothing() -> None:
-    settings = IslandSettings(policy=POLICY, num_fragments=1)
+    settings = IslandSettings(policy=POLICY, schedule=toy_schedule(num_fragments=1))
     for islands in (2, 3):
         swarm = SimSwarm(islands, Tape(1, (), (), quiet_s=60.0), settings)
 

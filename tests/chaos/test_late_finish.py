@@ -7,7 +7,7 @@ import asyncio
 from lowcomm.exchanges.base import Message
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -22,7 +22,7 @@ def test_each_contribution_is_credited_once_however_many_ballots_came_after_it()
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=2.0, partition="majority"),
         layout=(TensorSpec("weights", (1920,)),),
-        num_fragments=1,
+        schedule=toy_schedule(num_fragments=1),
     )
     swarm = SimSwarm(4, Tape(1, (), (), quiet_s=60.0), settings)
     began_s: list[float] = []
@@ -45,7 +45,7 @@ def test_each_contribution_is_credited_once_however_many_ballots_came_after_it()
     swarm._hub.filter = lose
     outcome = run_virtually(swarm.run(), 300.0)
     assert voted
-    given_up = [ended for _, ended in outcome.final[0].rounds if ended.entry is None]
+    given_up = [report for report in outcome.final[0].reports if not report.committed]
     assert len(given_up) > 1
     assert not broken(outcome)
     for life in outcome.final:

@@ -10,7 +10,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import RUN_ID, SimSwarm, name
 from lowcomm.sim.tapes import PeerFault, Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -24,7 +24,9 @@ FIRST, SECOND, *_ = leader_order(ISLANDS, RUN_ID, 0, OUTER_STEP)
 @pytest.mark.parametrize("reached", [peer for peer in ISLANDS if peer != FIRST])
 def test_all_who_are_left_are_in_the_next_ballot(reached: PeerId) -> None:
     """One has joined the ballot and takes the others to be in it, too; they have not heard of it."""
-    settings = IslandSettings(policy=RoundPolicy(deadline_s=60.0), num_fragments=1, delay=0)
+    settings = IslandSettings(
+        policy=RoundPolicy(deadline_s=60.0), schedule=toy_schedule(num_fragments=1, delay=0)
+    )
     swarm = SimSwarm(len(ISLANDS), Tape(1, (), (), quiet_s=30.0), settings)
     died_s: list[float] = []
 
@@ -45,6 +47,6 @@ def test_all_who_are_left_are_in_the_next_ballot(reached: PeerId) -> None:
     for life in outcome.final:
         if name(life.number) == FIRST:
             continue
-        fragment_round = next(o for _, o in life.rounds if o.outer_step == OUTER_STEP)
-        assert fragment_round.round_s < 1.0
-        assert len(fragment_round.entry.participants) == 3
+        report = next(r for r in life.reports if r.outer_step == OUTER_STEP)
+        assert report.round_s < 1.0
+        assert len(report.participants) == 3

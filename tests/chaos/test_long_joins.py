@@ -15,7 +15,7 @@ from lowcomm.ledger.pieces import PIECE_BYTES
 from lowcomm.recovery.donor import FOLLOWING_SHARE, MAX_PINNED
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
 from lowcomm.sim.virtual_time import run_virtually
@@ -50,8 +50,7 @@ def settings(fragments: int = 1, join_timeout_s: float = 300.0, round_s: float =
         layout=tuple(TensorSpec(f"weights-{n}", (ELEMENTS // fragments,)) for n in range(fragments)),
         chunk_bytes=1 << 20,
         lease_s=5.0,
-        inner_steps=int(round_s / 0.4) * fragments,
-        num_fragments=fragments,
+        schedule=toy_schedule(inner_steps=int(round_s / 0.4) * fragments, num_fragments=fragments),
         snapshot_mbit_s=PIECE_BYTES * 8 / 1e6 / PIECE_S,
         join_timeout_s=join_timeout_s,
     )

@@ -5,7 +5,7 @@ import pytest
 
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import SimSwarm
 from lowcomm.sim.tapes import PeerFault, Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -23,8 +23,7 @@ def test_halves_of_a_swarm_meet_again(fragments: int, heard: bool, caplog: pytes
     """Also where nobody hears that others have given up: whoever is in a roster then says so."""
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=2.0, partition="majority"),
-        inner_steps=40,
-        num_fragments=fragments,
+        schedule=toy_schedule(inner_steps=40, num_fragments=fragments),
         step_s=step_s,
     )
     split = PeerFault("partition", (0, 1), APART_S, TOGETHER_S - APART_S)

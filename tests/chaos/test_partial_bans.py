@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from lowcomm.exchanges.base import Message
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -22,7 +22,8 @@ DEADLINE_S = 20.0
 def test_who_has_not_put_the_liar_out_goes_on_with_the_others() -> None:
     """The liar goes on with the one that still hears it, by a policy of its own, as if two were enough."""
     settings = IslandSettings(
-        policy=RoundPolicy(min_participants=3, deadline_s=DEADLINE_S), num_fragments=1, delay=0
+        policy=RoundPolicy(min_participants=3, deadline_s=DEADLINE_S),
+        schedule=toy_schedule(num_fragments=1, delay=0),
     )
     swarm = SimSwarm(5, Tape(1, (), (), quiet_s=QUIET_S), settings)
     rosters_of_the_liar = 0

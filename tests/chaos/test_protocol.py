@@ -21,7 +21,7 @@ from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import PeerFault, Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -43,7 +43,9 @@ def swarm_of(
     folder: Path | None = None,
 ) -> SimSwarm:
     settings = IslandSettings(
-        policy=RoundPolicy(deadline_s=deadline_s, partition=partition), layout=layout, num_fragments=1
+        policy=RoundPolicy(deadline_s=deadline_s, partition=partition),
+        layout=layout,
+        schedule=toy_schedule(num_fragments=1),
     )
     return SimSwarm(islands, Tape(1, (), faults, quiet_s=quiet_s), settings, folder)
 
@@ -140,7 +142,9 @@ class _OneByOne(SimSwarm):
 
 
 def test_who_may_decide_the_first_outer_step_is_the_same_for_all() -> None:
-    settings = IslandSettings(policy=RoundPolicy(deadline_s=2.0, partition="majority"), num_fragments=1)
+    settings = IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0, partition="majority"), schedule=toy_schedule(num_fragments=1)
+    )
     fault = PeerFault("partition", (0,), 1.5, 15.0)
     swarm = _OneByOne(3, Tape(1, (), (fault,), quiet_s=20.0), settings)
     outcome = run(swarm)
@@ -231,16 +235,19 @@ def test_one_member_does_not_stop_the_others(
     within = [at_s for at_s in commits.values() if begins_s < at_s < ends_s]
     assert len(within) > 12  # of 30 without a fault
     assert max(late - early for early, late in pairwise([begins_s, *within, ends_s])) < 16.0
-    ends = [end for _, outcome in outcome.final[0].rounds for end in outcome.ballots]
+    ends = [end for report in outcome.final[0].reports for end in report.ballots]
     assert any(name(3) in end.reason.peers for end in ends)
 
 
 def test_who_decides_alone_leads_nobody_away() -> None:
     """An insider with a policy of its own commits alone and fast; its entries have votes of no quorum."""
     honest = IslandSettings(
-        policy=RoundPolicy(deadline_s=2.0, partition="majority", min_participants=3), num_fragments=1, delay=0
+        policy=RoundPolicy(deadline_s=2.0, partition="majority", min_participants=3),
+        schedule=toy_schedule(num_fragments=1, delay=0),
     )
-    lax = IslandSettings(policy=RoundPolicy(deadline_s=0.05), num_fragments=1, delay=0, step_s=0.35)
+    lax = IslandSettings(
+        policy=RoundPolicy(deadline_s=0.05), schedule=toy_schedule(num_fragments=1, delay=0), step_s=0.35
+    )
     swarm = SimSwarm(4, Tape(1, (), (), quiet_s=40.0), honest)
     ends = LoopbackExchange(swarm._hub, "sim", name(4), founder=False)
     insider = SimIsland(4, ShapedExchange(ends, swarm._shaper), lax, MemoryPromises())

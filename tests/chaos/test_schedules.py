@@ -47,10 +47,7 @@ def settings_of(seed: int, partition: str) -> IslandSettings:
     steps_s = [rng.choice([0.2, 0.4, 0.8]) if mode != "fixed" else 0.4 for _ in range(4)]
     return IslandSettings(
         policy=RoundPolicy(deadline_s=DEADLINE_S, partition=partition),
-        inner_steps=pace.inner_steps,
-        num_fragments=pace.num_fragments,
-        delay=pace.delay,
-        pace=pace,
+        schedule=pace,
         step_s=lambda island, _: steps_s[island],
         error_feedback=rng.random() < 0.7,
     )

@@ -10,7 +10,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.peers.failure_detector import WARM_UP, AdaptiveTimeout
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -33,7 +33,7 @@ def test_the_others_commit_within_five_seconds(moment: str, victim: int) -> None
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=DEADLINE_S, partition="majority"),
         layout=(TensorSpec("weights", (960,)),),
-        num_fragments=1,
+        schedule=toy_schedule(num_fragments=1),
         lease_s=5.0,
     )
     swarm = SimSwarm(3, Tape(1, (), (), quiet_s=60.0), settings)

@@ -17,7 +17,7 @@ from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import FilePromises, MemoryPromises
 from lowcomm.rounds.values import Record
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate
 from lowcomm.sim.tapes import PeerFault, Tape, make_tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -32,7 +32,9 @@ class Forgetful(MemoryPromises):
 
 
 def settings(partition: str) -> IslandSettings:
-    return IslandSettings(policy=RoundPolicy(deadline_s=2.0, partition=partition), num_fragments=1)
+    return IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0, partition=partition), schedule=toy_schedule(num_fragments=1)
+    )
 
 
 def crash_after_the_vote(swarm: SimSwarm) -> Outcome:

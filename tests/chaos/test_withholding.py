@@ -11,7 +11,7 @@ import pytest
 from lowcomm.exchanges.base import Message
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -29,8 +29,7 @@ class Withholding:
         settings = IslandSettings(
             policy=RoundPolicy(deadline_s=30.0),
             layout=(TensorSpec("weights", (960,)),),
-            num_fragments=1,
-            delay=0,
+            schedule=toy_schedule(num_fragments=1, delay=0),
             lease_s=5.0,
         )
         self._kinds = kinds
@@ -84,7 +83,9 @@ def test_the_others_go_on(kinds: set[str], caplog: pytest.LogCaptureFixture) -> 
 
 def test_one_that_says_it_will_be_ready_and_never_is_costs_ever_less() -> None:
     """Whoever gives up on a round may say that it answers the next; believed each time, it would stop all."""
-    settings = IslandSettings(policy=RoundPolicy(deadline_s=2.0), inner_steps=2, num_fragments=1)
+    settings = IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0), schedule=toy_schedule(inner_steps=2, num_fragments=1)
+    )
     swarm = SimSwarm(3, Tape(1, (), (), quiet_s=150.0), settings)
 
     def promise(sender: PeerId, receiver: PeerId, message: Message) -> bool | Message:
@@ -97,8 +98,8 @@ def test_one_that_says_it_will_be_ready_and_never_is_costs_ever_less() -> None:
     outcome = run_virtually(swarm.run(), 300.0)
     assert not outcome.errors
     for number in {0, 1, 2} - {LIAR}:
-        rounds = [result for _, result in outcome.final[number].rounds if result.entry is not None]
-        without = [result for result in rounds if len(result.entry.participants) == 2]
+        rounds = [report for report in outcome.final[number].reports if report.committed]
+        without = [report for report in rounds if len(report.participants) == 2]
         assert len(without) > 80
-        waited_for_it = sum(result.round_s > 1.5 for result in without)
+        waited_for_it = sum(report.round_s > 1.5 for report in without)
         assert waited_for_it < 20  # each of two leaders waits some 1 + log2(80) times

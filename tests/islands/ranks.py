@@ -153,7 +153,7 @@ def task_collectives(rank: int, folder: Path, engine: str) -> dict[str, Any]:
     island = make_island(engine=engine)
     new = torch.arange(float(sum(island.layout[i].elements for i in (1, 3))))
     island.write((1, 3), new if island.is_lead else None)
-    numbers = island.broadcast([3, -1, 2**40] if island.is_lead else None, 3)
+    numbers = island.broadcast([3, -1, 2**40] if island.is_lead else None)
     flags = [island.any_rank(False), island.any_rank(rank == island.world_size - 1), island.any_rank(True)]
     gathered = island.gather({"rank": rank, "tensor": torch.full((2,), float(rank))})
     return {

@@ -62,21 +62,18 @@ async def join_all(
     def make(number: int) -> SimIsland:
         exchange = LoopbackExchange(hub, "run", name(number), founder=number == 0)
         island = SimIsland(number, ShapedExchange(exchange, network), IslandSettings(), MemoryPromises())
-        island.node.peers.state.shard = (set_shards or {}).get(number, -1)
+        island.node.peers.say(shard=(set_shards or {}).get(number, -1))
         return island
 
     async def join(island: SimIsland, after_s: float) -> int | JoinRefusedError:
         await asyncio.sleep(after_s)
         await island.node.start()
-        founder = island.number == 0
         try:
-            report = await island.node.joining.join(
-                fresh=True, alone_ok=founder, num_shards=num_shards, timeout_s=30.0
-            )
+            joined = await island.node.joining.join(fresh=True, num_shards=num_shards, timeout_s=30.0)
         except JoinRefusedError as error:
             await island.node.close()
             return error
-        return report.shard
+        return joined.report.shard
 
     islands = [make(number) for number in range(joiners + 1)]
     first = await join(islands[0], 0.0)
@@ -171,10 +168,8 @@ def test_what_an_island_has_that_can_not_be_reached_is_taken_last(greeted: bool)
                 hub.cut(name(0), name(2))
                 while name(0) in island.node.peers.linked:
                     await asyncio.sleep(0.01)
-            report = await island.node.joining.join(
-                fresh=True, alone_ok=number == 0, num_shards=3, timeout_s=30.0
-            )
-            shards.append(report.shard)
+            joined = await island.node.joining.join(fresh=True, num_shards=3, timeout_s=30.0)
+            shards.append(joined.report.shard)
         for island in islands:
             await island.node.close()
         return shards

@@ -25,8 +25,7 @@ async def started(present: int, expected: int, patience_s: float) -> list[tuple[
         await island.node.start()
         joining = island.node.joining
         await joining.gather(expected, patience_s)
-        joining.expect_company()
-        await joining.join(fresh=True, alone_ok=number == 0, num_shards=8, timeout_s=30.0)
+        await joining.join(fresh=True, num_shards=8, timeout_s=30.0)
         return loop.time(), {peer.state.phase for peer in island.node.peers.live()}
 
     islands: dict[int, SimIsland] = {}

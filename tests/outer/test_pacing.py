@@ -55,10 +55,10 @@ def test_who_is_slow_answers_when_the_time_has_passed() -> None:
     pacing = Pacing(Schedule(inner_steps=8, mode="matched"), 1, 1, clock)
     pacing.take(0, Interval(8, 0.8))
     trained(pacing, clock, 1, 0.4)
-    assert not pacing.early(0, lambda: True)
+    assert not pacing.early(0, True)
     trained(pacing, clock, 1, 0.4)
-    assert pacing.early(0, lambda: True)
-    assert not pacing.early(0, lambda: False)  # nobody waits
+    assert pacing.early(0, True)
+    assert not pacing.early(0, False)  # nobody waits
     assert pacing.due(2) == ()
 
 

@@ -20,13 +20,7 @@ def run(schedule: Schedule, *, seconds: float = 60.0, slower: int | None = None)
         return STEPS_S[island] * (4.0 if island == slower and now_s >= SLOWS_AT_S else 1.0)
 
     settings = IslandSettings(
-        policy=RoundPolicy(deadline_s=60.0),
-        inner_steps=schedule.inner_steps,
-        num_fragments=schedule.num_fragments,
-        delay=schedule.delay,
-        step_s=step_s,
-        pace=schedule,
-        lease_s=30.0,
+        policy=RoundPolicy(deadline_s=60.0), schedule=schedule, step_s=step_s, lease_s=30.0
     )
     outcome = simulate(3, Tape(0, (), (), seconds, base_delay_s=0.001), settings)
     assert not outcome.errors
@@ -56,10 +50,10 @@ def test_matched_islands_are_due_together(fragments: int) -> None:
         for island, expected in zip(islands, (32, 16, 8), strict=True):
             assert set(pace(island, fragment)[2:]) == {expected}
     assert max(idle(island) for island in islands) < 0.05
-    rounds = [outcome for _, outcome in islands[0].rounds if outcome.entry]
-    assert all(len(outcome.entry.participants) == 3 for outcome in rounds)
+    entries = islands[0].record.entries
+    assert all(len(entry.participants) == 3 for entry in entries[: -2 * fragments])
     # weights are tokens: 10, 11 and 12 of a step times the steps
-    assert [tokens for _, tokens in rounds[-2].entry.participants] == [32 * 10, 16 * 11, 8 * 12]
+    assert [tokens for _, tokens in entries[-2 * fragments].participants] == [32 * 10, 16 * 11, 8 * 12]
 
 
 def test_rounds_keep_the_time_that_is_asked_for() -> None:

@@ -12,7 +12,7 @@ from lowcomm.peers.terms import Terms
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import PeerFault, Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -60,7 +60,7 @@ def settings(step_s: float | Callable[[int, float], float] = 0.4) -> IslandSetti
     return IslandSettings(
         policy=RoundPolicy(deadline_s=2.0, limits=limits),
         layout=(TensorSpec("weights", (64,)),),
-        num_fragments=1,
+        schedule=toy_schedule(num_fragments=1),
         step_s=step_s,
     )
 

@@ -26,7 +26,7 @@ from lowcomm.peers.terms import (
 )
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import simulate
 from lowcomm.sim.tapes import Tape
 from lowcomm.types import Json, Layout, TensorSpec
@@ -204,7 +204,10 @@ def test_who_does_not_say_in_what_it_differs_is_refused_as_well() -> None:
 
 def test_a_model_of_very_many_tensors_trains_over_loopback() -> None:
     chosen = IslandSettings(
-        policy=RoundPolicy(deadline_s=10.0), layout=layout(MANY), chunk_bytes=1 << 20, num_fragments=1
+        policy=RoundPolicy(deadline_s=10.0),
+        layout=layout(MANY),
+        chunk_bytes=1 << 20,
+        schedule=toy_schedule(num_fragments=1),
     )
     outcome = simulate(2, Tape(1, (), (), quiet_s=6.0), chosen)
     assert not outcome.errors
@@ -217,7 +220,7 @@ def test_a_model_of_very_many_tensors_joins_over_the_real_swarm() -> None:
 
     async def start(tensors: int, initial_peers: tuple[str, ...] = ()) -> Node:
         exchange = exchanges.swarm(run_id="many", initial_peers=initial_peers)
-        chosen = IslandSettings(layout=layout(tensors), num_fragments=1, lease_s=20.0)
+        chosen = IslandSettings(layout=layout(tensors), schedule=toy_schedule(num_fragments=1), lease_s=20.0)
         made.append(SimIsland(len(made), exchange, chosen, MemoryPromises()))
         await made[-1].node.start()
         return made[-1].node
