@@ -29,6 +29,7 @@ from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import FLOAT_BYTES, DeathBench, Part, Stop
 from lowcomm.errors import ExchangeError
 from lowcomm.exchanges.base import Message
+from lowcomm.exchanges.swarm.daemon import DaemonOptions
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
@@ -231,9 +232,8 @@ def take_part(peer: Peer) -> None:
     folder = Path(settings["folder"], str(peer.number))
     folder.mkdir()
     payload = Payload(settings["elements"], seed=peer.number)
-    exchange = StoppingExchange(
-        RUN_ID, initial_peers=settings["initial_peers"], listen=[LOOPBACK], relay=False
-    )
+    options = DaemonOptions(listen=[LOOPBACK])
+    exchange = StoppingExchange(RUN_ID, options, initial_peers=settings["initial_peers"])
     outer = OuterLoop(
         payload.island(),
         exchange,

@@ -8,6 +8,7 @@ import torch
 
 from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, nesterov
 from lowcomm.exchanges.base import Exchange, Message
+from lowcomm.exchanges.swarm.daemon import DaemonOptions
 from lowcomm.exchanges.swarm.exchange import SwarmExchange
 from lowcomm.islands import wrap_island
 from lowcomm.ledger.entry import hash_bytes
@@ -68,10 +69,9 @@ class Run:
         self.reached: dict[int, int] = {}
 
     def exchange(self, number: int) -> Exchange:
-        settings = {"initial_peers": self.address, "listen": ["/ip4/127.0.0.1/tcp/0"], "relay": False}
         if number != LIAR:
-            return SwarmExchange("lies", **settings)
-        exchange = LyingSwarm("lies", **settings)
+            return SwarmExchange("lies", DaemonOptions(), initial_peers=self.address)
+        exchange = LyingSwarm("lies", DaemonOptions(), initial_peers=self.address)
         exchange.lie = self.lie
         return exchange
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,39 +45,30 @@ class SwarmExchange:
 
     Args:
         run_id: peers of other runs are refused.
+        options: of p2pd; with `auto_relay` the initial peers serve as relays.
         initial_peers: addresses of any live peers, each `[RUN_ID@]MULTIADDR/p2p/ID`; empty for the
             peer that founds the run.
-        listen: multiaddrs to listen on, `/ip4/0.0.0.0/tcp/31337` or `/ip4/0.0.0.0/udp/31337/quic-v1`.
-        announce: multiaddrs to tell others, where those found are not the right ones (port forwarding).
         identity_path: file of the peer's key, made if missing; None takes a new identity each time.
         connect_timeout_s: how long `start` tries to reach an initial peer.
         streams: bulk streams to each peer; several fill a long link better than one.
         gate: who may be in the run; None = anybody.
-        relay, auto_relay, nat_port_map: see `DaemonOptions`; with `auto_relay` the initial peers serve
-            as relays.
     """
 
     def __init__(
         self,
         run_id: str,
+        options: DaemonOptions,
         *,
         initial_peers: Sequence[str] = (),
-        listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
-        announce: Sequence[str] = (),
         identity_path: Path | str | None = None,
         connect_timeout_s: float = 20.0,
         streams: int = 4,
-        relay: bool = True,
-        auto_relay: bool = False,
-        nat_port_map: bool = False,
         gate: Gatekeeper | None = None,
     ) -> None:
         self._gate = gate
-        self._run_id = run_id
-        self._initial_peers, self._listen, self._announce = initial_peers, listen, announce
+        self._run_id, self._options, self._initial_peers = run_id, options, initial_peers
         self._identity_path = None if identity_path is None else Path(identity_path)
         self._connect_timeout_s, self._streams = connect_timeout_s, streams
-        self._relay, self._auto_relay, self._nat_port_map = relay, auto_relay, nat_port_map
         self._traffic = Traffic()
         self._identity: Identity | None = None
         self._identity_file: IdentityFile | None = None
@@ -134,11 +126,12 @@ class SwarmExchange:
             ExchangeError: p2pd does not work.
         """
         peers = group_by_peer(self._initial_peers, self._run_id)
-        for address in [*(a for group in peers.values() for a in group), *self._listen, *self._announce]:
+        listen, announce = self._options.listen, self._options.announce
+        for address in [*(a for group in peers.values() for a in group), *listen, *announce]:
             check_multiaddr(address)
-        for address in self._listen:
+        for address in listen:
             check_free(address)
-        for address in self._announce:
+        for address in announce:
             if "/tcp/0" in address or "/udp/0" in address:
                 raise AddressError(f"announce address {address!r}: expected the port that others see, got 0")
         try:
@@ -168,14 +161,9 @@ class SwarmExchange:
             self._identity = self._identity_file.identity
         else:
             self._identity = Identity.generate()
-        options = DaemonOptions(
-            listen=self._listen,
-            announce=self._announce,
-            relay=self._relay,
-            auto_relay=self._auto_relay,
-            trusted_relays=[a for group in peers.values() for a in group] if self._auto_relay else (),
-            nat_port_map=self._nat_port_map,
-        )
+        options = self._options
+        if options.auto_relay:
+            options = replace(options, trusted_relays=[a for group in peers.values() for a in group])
         self._host = Host(
             self._run_id,
             self._identity,
@@ -232,7 +220,7 @@ class SwarmExchange:
         asking = Host(
             self._run_id,
             Identity.generate(),
-            DaemonOptions(relay=self._relay),
+            DaemonOptions(relay=self._options.relay),
             None,
             on_down=lambda reason: None,
             on_revived=_nothing,
@@ -460,24 +448,38 @@ def swarm(
     nat_port_map: bool = False,
     gate: Gatekeeper | None = None,
 ) -> SwarmExchange:
-    """An exchange over the Internet; see `SwarmExchange`.
+    """An exchange over the Internet. A single address may stand for a list of one.
 
-    A single address may stand for a list of one.
+    Args:
+        run_id: peers of other runs are refused.
+        initial_peers: addresses of any live peers, each `[RUN_ID@]MULTIADDR/p2p/ID`; empty for the
+            peer that founds the run.
+        listen: multiaddrs to listen on, `/ip4/0.0.0.0/tcp/31337` or `/ip4/0.0.0.0/udp/31337/quic-v1`.
+        announce: multiaddrs to tell others, where those found are not the right ones (port forwarding).
+        identity_path: file of the peer's key, made if missing; None takes a new identity each time.
+        connect_timeout_s: how long joining tries to reach an initial peer.
+        streams: bulk streams to each peer; several fill a long link better than one.
+        relay: whether links may pass through, and this peer may serve as, a circuit relay.
+        auto_relay: look for a relay among the initial peers if this peer can't be reached from outside.
+        nat_port_map: ask the router for a port (UPnP, NAT-PMP).
+        gate: who may be in the run; None = anybody.
 
     Raises:
         ConfigError: an argument is of another type, or out of range.
     """
     return SwarmExchange(
         name_of_run("exchanges.swarm: run_id", run_id),
+        DaemonOptions(
+            listen=texts("exchanges.swarm: listen", listen, "/ip4/0.0.0.0/tcp/31337"),
+            announce=texts("exchanges.swarm: announce", announce, "/ip4/203.0.113.5/tcp/31337"),
+            relay=flag("exchanges.swarm: relay", relay),
+            auto_relay=flag("exchanges.swarm: auto_relay", auto_relay),
+            nat_port_map=flag("exchanges.swarm: nat_port_map", nat_port_map),
+        ),
         initial_peers=texts("exchanges.swarm: initial_peers", initial_peers, "my-run@/ip4/.../p2p/..."),
-        listen=texts("exchanges.swarm: listen", listen, "/ip4/0.0.0.0/tcp/31337"),
-        announce=texts("exchanges.swarm: announce", announce, "/ip4/203.0.113.5/tcp/31337"),
         identity_path=path("exchanges.swarm: identity_path", identity_path),
         connect_timeout_s=number("exchanges.swarm: connect_timeout_s", connect_timeout_s, above=0),
         streams=whole("exchanges.swarm: streams", streams, least=1, most=MOST_STREAMS),
-        relay=flag("exchanges.swarm: relay", relay),
-        auto_relay=flag("exchanges.swarm: auto_relay", auto_relay),
-        nat_port_map=flag("exchanges.swarm: nat_port_map", nat_port_map),
         gate=gate,
     )
 
