@@ -1,11 +1,12 @@
 """Check the ledger of a run folder without a network, by recomputing all that the folder allows.
 
-Always: every line's own hash, and that each entry follows one that stands before it (or the
-genesis, or a snapshot that the file names). A restart from an older checkpoint may rewind the
-chain; lines that were left behind stay in the file and are counted as such. Where checkpoints are
-there: the digest of anchor and slots against the entry of their outer step. Where encoded
-updates are there (`train.keep_updates`): the whole state after each entry, replayed from the
-genesis or a checkpoint, bit for bit.
+Always: every line's own hash, that each entry follows one that stands before it (or the genesis, or a
+snapshot that the file names, or what was compacted), and that those who may decide have voted for it:
+signatures as far as names have keys, a quorum of the participants of the entry before, mandates. A restart
+from an older checkpoint may rewind the chain; lines that were left behind stay in the file and are counted as
+such. Where checkpoints are there: the digest of anchor and slots against the entry of their outer step. Where
+encoded updates are there (`train.keep_updates`): the whole state after each entry, replayed from the genesis
+or a checkpoint, bit for bit.
 
 What it cannot show: that the file is complete at its end, what happened before a snapshot, and in which
 order entries of different fragments came, since each has a chain of its own.
@@ -21,17 +22,38 @@ from typing import Any
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import Fields
+from lowcomm.exchanges.swarm.identity import MESSAGES, has_key, verify
 from lowcomm.islands.vectors import HostVectors
-from lowcomm.ledger.entry import Entry, parse_entry, run_head
+from lowcomm.ledger.certificate import check_certificate
+from lowcomm.ledger.chain import Certified, parse_certified
+from lowcomm.ledger.compacted import Compacted, Part, parse_compacted
+from lowcomm.ledger.entry import Entry, run_head
 from lowcomm.ledger.file import update_path
+from lowcomm.ledger.mandate import NOBODY, Authority
 from lowcomm.ledger.state import FragmentState, OuterState, saved_state
 from lowcomm.ledger.update import Update
-from lowcomm.types import Digest, Json
+from lowcomm.types import Digest, Json, PeerId
 
 SHOWN = 40
 """Characters of a damaged line that an error quotes."""
 
 ADVICE = "the run itself doesn't read this file: compare it with that of another island, or restore it"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Law:
+    """By which the votes of a run are judged.
+
+    Attributes:
+        majority, min_participants: see `RoundPolicy`; None where the mode isn't known.
+        operator: whose mandates count.
+        allowed: mandates that the island's own operator has agreed to.
+    """
+
+    majority: bool | None = None
+    min_participants: int = 1
+    operator: PeerId = NOBODY
+    allowed: frozenset[Digest] = frozenset()
 
 
 @dataclass(slots=True)
@@ -43,6 +65,11 @@ class Audit:
         entries: lines that hold an entry, up to the problem.
         heads: of each fragment that has a line.
         snapshots: states taken from other peers; what came before them is not in the file.
+        proven: entries whose votes were checked; of `unsigned` ones only who has voted, as names have no
+            keys (a process group); `unproven` have none, as versions before 0.2 wrote them.
+        mandates: entries that an operator's mandate has led to.
+        compacted: entries that the first line stands for, and who has signed it.
+        credited: tokens of each peer in fragment 0, as far as the file tells.
         rewound: entries that a restart left behind, or applied again.
         replayed: entries whose state was recomputed from the encoded update.
         states: states in checkpoints that equal the digest in their entry.
@@ -62,6 +89,13 @@ class Audit:
     genesis: str = "unknown"
     fragments: int = 0
     torn_bytes: int = 0
+    proven: int = 0
+    unsigned: int = 0
+    unproven: int = 0
+    mandates: int = 0
+    compacted: int = 0
+    signer: str = ""
+    credited: dict[PeerId, int] = field(default_factory=dict)
 
     @property
     def valid(self) -> bool:
@@ -87,6 +121,13 @@ class Audit:
             "states_replayed": self.replayed,
             "states_in_checkpoints": self.states,
             "torn_bytes": self.torn_bytes,
+            "proven": self.proven,
+            "unsigned": self.unsigned,
+            "unproven": self.unproven,
+            "mandates": self.mandates,
+            "compacted": self.compacted,
+            "compacted_by": self.signer,
+            "credited": dict(sorted(self.credited.items())),
         }
 
 
@@ -102,16 +143,33 @@ class Auditor:
         ledger: `ledger.jsonl`.
         run_id: of the run, or None to take that of the first entry.
         fragments: of the run; 0 where it isn't known.
+        law: how votes are judged.
+
+    Attributes:
+        compacted: the first line, where the file was compacted.
+        entries: those of the file by their hashes, in order, and `lines` as they stand there.
+        snapshots: fragment, outer step and head of each state taken from another peer.
 
     Raises:
         OSError: the file can't be read.
     """
 
-    def __init__(self, found: Audit, ledger: Path, run_id: str | None = None, fragments: int = 0) -> None:
-        self._ledger, self._run_id = ledger, run_id
+    def __init__(
+        self,
+        found: Audit,
+        ledger: Path,
+        run_id: str | None = None,
+        fragments: int = 0,
+        law: Law | None = None,
+    ) -> None:
+        self._ledger, self._run_id, self._law = ledger, run_id, law or Law()
         self.found = found
+        self.compacted: Compacted | None = None
+        self.entries: dict[Digest, Certified] = {}
+        self.lines: dict[Digest, bytes] = {}
+        self.snapshots: list[tuple[int, int, Digest]] = []
         self._steps: dict[int, dict[Digest, int]] = {}
-        self._entries: dict[Digest, Entry] = {}
+        self._known: dict[Digest, Certified] = {}
         self._first: dict[int, Digest] = {}
         whole, _, torn = ledger.read_bytes().rpartition(b"\n")
         self.found.torn_bytes = len(torn)
@@ -121,7 +179,7 @@ class Auditor:
                     self._read(line)
                 except (ProtocolError, _BadLineError) as error:
                     raise _BadLineError(f"{ledger}:{number}: {error}; {ADVICE}") from error
-            if not self.found.entries:
+            if not self.found.entries and not self.found.compacted:
                 raise _BadLineError(
                     f"{ledger}: expected entries, got {self._no_entries()}: there is nothing to verify; an "
                     "island writes its first entry when its first round commits"
@@ -129,6 +187,8 @@ class Auditor:
         except _BadLineError as error:
             self.found.problem = str(error)
         self.found.fragments = max(fragments, max(self.found.heads, default=-1) + 1)
+        credited = self.newest_part(0).credits
+        self.found.credited = {peer: credit.tokens for peer, credit in credited.items()}
 
     def _no_entries(self) -> str:
         if self.found.snapshots:
@@ -144,6 +204,9 @@ class Auditor:
                 f"expected an entry as one JSON object, got {quoted}: it is damaged"
             ) from error
         fields = Fields("entry", value)
+        if fields.has("compacted"):
+            self._take_compacted(parse_compacted(fields.inner("compacted")))
+            return
         fragment = fields.integer("fragment", 0, 1 << 20)
         known = self._steps.setdefault(fragment, {})
         if fields.has("snapshot"):
@@ -151,8 +214,12 @@ class Auditor:
             known[head] = fields.integer("outer_step")
             self.found.heads[fragment] = head
             self.found.snapshots += 1
+            self.snapshots.append((fragment, known[head], head))
+            if fields.has("last"):
+                self._take_tip(parse_certified(fields.inner("last")), head)
             return
-        entry = parse_entry(fields)
+        certified = parse_certified(fields)
+        entry = certified.entry
         try:
             recomputed = entry.hash
         except UnicodeEncodeError as error:  # half a surrogate pair is JSON, but has no bytes to hash
@@ -166,12 +233,84 @@ class Auditor:
         if entry.run_id != self._run_id:
             raise _BadLineError(f"expected an entry of run {self._run_id!r}, got one of {entry.run_id!r}")
         self._follow(entry, known)
-        if entry.hash in known:
+        self._judge(certified)
+        if recomputed in known:
             self.found.rewound += 1
-        known[entry.hash] = entry.outer_step
-        self._entries[entry.hash] = entry
+        known[recomputed] = entry.outer_step
+        self._known[recomputed] = self.entries[recomputed] = certified
+        self.lines[recomputed] = line
         self.found.entries += 1
-        self.found.heads[fragment] = entry.hash
+        self.found.heads[fragment] = recomputed
+
+    def _take_compacted(self, compacted: Compacted) -> None:
+        """The first line stands for lines that were dropped."""
+        if self.found.entries or self.found.snapshots or self.compacted:
+            raise _BadLineError("expected what was compacted in the first line only")
+        self._run_id = self._run_id or compacted.run_id
+        if compacted.run_id != self._run_id:
+            raise _BadLineError(f"expected a ledger of run {self._run_id!r}, got {compacted.run_id!r}")
+        if not self._is_signed(compacted.signer, compacted.content, compacted.signature):
+            raise _BadLineError(f"what was compacted is not signed by {compacted.signer}: it was changed")
+        self.compacted = compacted
+        self.found.compacted, self.found.signer = compacted.entries, str(compacted.signer)
+        self.found.snapshots, self.found.rewound = compacted.snapshots, compacted.rewound
+        for part in compacted.parts:
+            self._take_part(part)
+
+    def _take_part(self, part: Part) -> None:
+        self._steps.setdefault(part.fragment, {})[part.head] = part.outer_step
+        self.found.heads[part.fragment] = part.head
+        if part.start == 0:
+            self._first.setdefault(part.fragment, part.first)
+            total = sum(credit.tokens for credit in part.credits.values())
+            if part.last is not None and part.last.entry.total_tokens != total:
+                raise _BadLineError(
+                    f"what was compacted credits {total} tokens, its last entry another number"
+                )
+        if part.last is not None:
+            self._take_tip(part.last, part.head)
+
+    def _take_tip(self, certified: Certified, head: Digest) -> None:
+        """The entry at a head whose own line, and those before it, are not in the file."""
+        if certified.entry.hash != head:
+            raise _BadLineError(f"expected the entry of head {head[:12]}, got {certified.entry.hash[:12]}")
+        self._judge(certified, counts=False)
+        self._known[head] = certified
+
+    def _judge(self, certified: Certified, *, counts: bool = True) -> None:
+        """See whether those who may decide have voted for an entry.
+
+        Raises:
+            _BadLineError, ProtocolError: they have not; it says what is missing.
+        """
+        entry, certificate = certified
+        if certificate is None:
+            if entry.contributions:  # which came with the votes
+                raise _BadLineError(
+                    f"outer step {entry.outer_step} of fragment {entry.fragment} has no votes, which it had"
+                )
+            self.found.unproven += counts
+            return
+        before, law = self._known.get(entry.previous), self._law
+        electorate = [peer for peer, _ in before.entry.participants] if before else None
+        authority = Authority(entry.run_id, law.operator, self._is_signed)
+        authority.allowed |= law.allowed
+        check_certificate(
+            entry,
+            certificate,
+            electorate,
+            self._is_signed,
+            majority=certificate.mandate is not None if law.majority is None else law.majority,
+            min_participants=law.min_participants,
+            authority=authority,
+        )
+        self.found.proven += counts
+        self.found.unsigned += counts and not all(map(has_key, certificate.voters))
+        self.found.mandates += counts and certificate.mandate is not None
+
+    def _is_signed(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
+        """Whether a peer has signed; where its name is no key's, what it says is all there is."""
+        return not has_key(peer) or verify(peer, MESSAGES, message, signature)
 
     def _follow(self, entry: Entry, known: Mapping[Digest, int]) -> None:
         if entry.outer_step == 1:
@@ -184,8 +323,8 @@ class Auditor:
                 f"outer step {entry.outer_step} of fragment {entry.fragment} follows {entry.previous[:12]}, "
                 "which no line before it has: one is missing or was changed"
             )
-        before = self._entries.get(entry.previous)
-        total = entry.tokens + (before.total_tokens if before else 0)
+        before = self._known.get(entry.previous)
+        total = entry.tokens + (before.entry.total_tokens if before else 0)
         if (before or entry.outer_step == 1) and entry.total_tokens != total:
             raise _BadLineError(
                 f"outer step {entry.outer_step} of fragment {entry.fragment} names {entry.total_tokens} "
@@ -230,15 +369,16 @@ class Auditor:
     ) -> None:
         for fragment, saved in enumerate(fragments):
             chain = saved["chain"]
-            head, last = chain["head"], self._entries.get(chain["head"])
+            head, known = chain["head"], self._known.get(chain["head"])
             state = saved_state(saved, HostVectors())
             if chain["outer_step"] and head not in self._steps.get(fragment, {}):
                 raise _BadLineError(
                     f"{name}: stands at outer step {chain['outer_step']} of fragment {fragment}, head "
                     f"{head[:12]}, which the ledger does not have"
                 )
-            if last is None:
+            if known is None:
                 continue
+            last = known.entry
             if state.digest != last.state_digest:
                 raise _BadLineError(
                     f"{name}: fragment {fragment} has state {state.digest[:12]}, the entry of outer step "
@@ -247,18 +387,39 @@ class Auditor:
             self.found.states += 1
             starts[head] = state
 
-    def _chain(self, fragment: int) -> Sequence[Entry]:
-        """The entries from the oldest that is known to the head."""
-        entries: list[Entry] = []
-        entry = self._entries.get(self.found.heads.get(fragment, Digest("")))
-        while entry is not None:
-            entries.append(entry)
-            entry = self._entries.get(entry.previous)
+    def chain_of(self, fragment: int) -> Sequence[Certified]:
+        """The entries of a fragment from the oldest that the file has to its head."""
+        return self.chain_to(self.found.heads.get(fragment, Digest("")))
+
+    def newest_part(self, fragment: int, keep: int = 0) -> Part:
+        """What leads to a fragment's head, as far as the file tells, without the newest `keep` entries."""
+        chain = self.chain_of(fragment)
+        before = self.compacted.newest(fragment) if self.compacted else None
+        dropped = chain[: len(chain) - keep]
+        head = self.found.heads.get(fragment, Digest(""))
+        first = chain[0].entry if chain else None
+        if before is not None and before.head == (first.previous if first else head):
+            return before.extended(dropped)
+        step = first.outer_step - 1 if first else self._steps.get(fragment, {}).get(head, 0)
+        begin = first.previous if first else head
+        begun = Part(
+            fragment=fragment, start=step, first=begin, outer_step=step, head=begin, entries=0, credits={},
+            last=self._known.get(begin),
+        )  # fmt: skip
+        return begun.extended(dropped)
+
+    def chain_to(self, head: Digest) -> Sequence[Certified]:
+        """The entries up to a head, as far as the file has them."""
+        entries: list[Certified] = []
+        certified = self.entries.get(head)
+        while certified is not None:
+            entries.append(certified)
+            certified = self.entries.get(certified.entry.previous)
         return entries[::-1]
 
     def _replay(self, state: OuterState, fragment: int, starts: Mapping[Digest, FragmentState]) -> None:
         before: FragmentState | None = None
-        for entry in self._chain(fragment):
+        for entry, _ in self.chain_of(fragment):
             before = before or starts.get(entry.previous)
             file = update_path(self._ledger, fragment, entry.outer_step)
             if before is None or not file.is_file():

@@ -15,7 +15,8 @@ class LedgerFile:
     """`ledger.jsonl` of the run folder: one line per entry as it was applied, for audits.
 
     A line with `"snapshot": true` says that the state was taken from another peer there, so that
-    the entries before it are not in this file. `lowcomm ledger verify` reads it
+    the entries before it are not in this file; it has the last of them. A first line with `compacted` stands
+    for what `lowcomm ledger compact` has dropped. `lowcomm ledger verify` reads it
     (`lowcomm.ledger.audit`).
 
     Args:
@@ -44,7 +45,9 @@ class LedgerFile:
             for update_file in old:
                 update_file.unlink()
 
-    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+    def note_snapshot(
+        self, fragment: int, outer_step: int, head: Digest, state_digest: Digest, tip: Certified | None
+    ) -> None:
         """Say that a fragment goes on from a state that another peer handed over.
 
         Raises:
@@ -57,6 +60,7 @@ class LedgerFile:
                 "outer_step": outer_step,
                 "head": head,
                 "state_digest": state_digest,
+                "last": tip.to_json() if tip else None,
             }
         )
 

@@ -29,8 +29,10 @@ class EntrySink(Protocol):
         """An entry was committed here; its encoded mean is None where the disk is too slow for it."""
         ...
 
-    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
-        """A fragment goes on from a state that another peer handed over."""
+    def note_snapshot(
+        self, fragment: int, outer_step: int, head: Digest, state_digest: Digest, tip: Certified | None
+    ) -> None:
+        """A fragment goes on from a state that another peer handed over; `tip` is the entry that made it."""
         ...
 
 
@@ -60,9 +62,13 @@ class Recorder:
         self._given += 1
         self._writing.submit(partial(self._keep, certified, update))
 
-    def snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+    def snapshot(
+        self, fragment: int, outer_step: int, head: Digest, state_digest: Digest, tip: Certified | None
+    ) -> None:
         """A fragment's state was taken from another peer."""
-        note = partial(self._write, lambda sink: sink.note_snapshot(fragment, outer_step, head, state_digest))
+        note = partial(
+            self._write, lambda sink: sink.note_snapshot(fragment, outer_step, head, state_digest, tip)
+        )
         self._writing.submit(note)
 
     def written(self) -> Future[None]:

@@ -122,7 +122,7 @@ class Snapshots:
         member.state.states[fragment] = incoming.finish()
         chain.restart_at(offer.outer_step, offer.head, offer.tip)
         member.state.residuals[fragment] = None
-        member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest)
+        member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest, offer.tip)
         member.rounds[fragment].restart()
         member.publish_position()
         return incoming.size_bytes

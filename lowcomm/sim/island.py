@@ -90,7 +90,9 @@ class Record:
         """See `LedgerFile`."""
         self.entries.append(certified.entry)
 
-    def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+    def note_snapshot(
+        self, fragment: int, outer_step: int, head: Digest, state_digest: Digest, tip: Certified | None
+    ) -> None:
         """See `LedgerFile`."""
         self.snapshots.append((fragment, outer_step, head))
 

@@ -45,7 +45,7 @@ class RunFolder:
                     f"{path}: expected a new or empty folder, or one of run {run_id!r}; found "
                     f"{foreign[0]!r} and no {MARK}. Choose another --out"
                 )
-            lock = _lock(path)
+            lock = lock_folder(path)
             try:
                 _claim(path, run_id, shared_digest, version)
             except BaseException:
@@ -102,14 +102,19 @@ class RunFolder:
             self._lock.close()
 
 
-def _lock(path: Path) -> Lock:
+def lock_folder(path: Path, way_out: str = ", or choose another --out") -> Lock:
+    """Keep others from training in a run folder.
+
+    Raises:
+        StorageError: somebody does; it ends with `way_out`.
+        OSError: the folder can't be written to.
+    """
     (path / LOCK).touch()
     try:
         lock = Lock(path / LOCK)
     except TakenError as error:
         raise StorageError(
-            f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it, "
-            "or choose another --out"
+            f"{path}: another live process trains in this folder (see {path / 'pid'}); stop it{way_out}"
         ) from error
     if lock.missing:
         logger.warning(

@@ -14,8 +14,10 @@ import pytest
 
 from lowcomm.cli.main import main
 from lowcomm.exchanges.fields import Fields
+from lowcomm.exchanges.swarm.identity import IdentityFile
 from lowcomm.ledger.entry import parse_entry
 from lowcomm.ledger.file import LedgerFile
+from lowcomm.storage.run_folder import lock_folder
 from lowcomm.types import Digest
 from tests.train.islands import finished, make_config, train_islands
 
@@ -273,7 +275,7 @@ def test_a_half_written_last_line_is_no_entry(run: Path, capsys: pytest.CaptureF
     code, found = verify(run)
     assert (code, found["entries"], found["torn_bytes"]) == (0, whole, 50)
     assert "The last line is half written (50 bytes) and was left out" in capsys.readouterr().err
-    LedgerFile(run / "ledger.jsonl").note_snapshot(0, 99, Digest("0" * 64), Digest("0" * 64))
+    LedgerFile(run / "ledger.jsonl").note_snapshot(0, 99, Digest("0" * 64), Digest("0" * 64), None)
     assert len(lines(run)) == whole + 1  # the island that goes on has cut it off
     assert verify(run)[1]["torn_bytes"] == 0
 
@@ -301,3 +303,72 @@ def test_a_folder_without_a_ledger_is_named(tmp_path: Path, capsys: pytest.Captu
     assert "ledger" in capsys.readouterr().err
     assert main(["ledger", "verify", str(tmp_path / "none")]) == 1
     assert "got nothing of that name" in capsys.readouterr().err
+
+
+def compact(run: Path, *arguments: str) -> int:
+    return main(["ledger", "compact", str(run), *arguments])
+
+
+def with_key(run: Path) -> Path:
+    """Islands of a loopback exchange have none."""
+    file = IdentityFile(run / "identity.key")
+    file.close()
+    return run
+
+
+def test_a_compacted_ledger_is_verified_like_the_whole_one(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = verify(run)[1]
+    with_key(run)
+    shutil.rmtree(run / "updates")
+    figures = run.parent / "compacted.json"
+    capsys.readouterr()
+    assert compact(run, "--keep", "1", "--json", str(figures)) == 0
+    done = json.loads(figures.read_text())
+    said = capsys.readouterr().err
+    assert f"{done['dropped']} entries are one signed line now, {done['kept']} stay as they are" in said
+    assert done["dropped"] > 0
+    code, found = verify(run)
+    assert code == 0
+    same = ("head", "heads", "credited", "genesis", "states_in_checkpoints")
+    assert [found[name] for name in same] == [whole[name] for name in same]
+    assert (found["compacted"], found["entries"]) == (done["dropped"], done["kept"])
+    assert f"{done['dropped']} before are compacted, signed by 12D3KooW" in capsys.readouterr().err
+    assert compact(run, "--keep", "1") == 0
+    assert "nothing to compact" in capsys.readouterr().err
+
+
+def test_what_can_not_be_compacted_stays_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "ledger.jsonl").read_bytes()
+    assert compact(run) == 1
+    assert "identity.key: expected this island's key to sign with, got nothing" in capsys.readouterr().err
+    with_key(run)
+    lock = lock_folder(run)
+    assert compact(run) == 1
+    lock.close()
+    said = capsys.readouterr().err
+    assert f"{run}: another live process trains in this folder" in said
+    assert said.endswith("its ledger is compacted while it doesn't run\n")
+    write_lines(run, [*lines(run)[:2], *lines(run)[3:]])
+    assert compact(run) == 1
+    assert re.search(r"error: not compacted: .*ledger\.jsonl:4: .*one is missing", capsys.readouterr().err)
+    (run / "ledger.jsonl").write_bytes(before)
+    assert compact(run, "--keep", "1") == 0  # which updates of every step forbid
+    assert (run / "ledger.jsonl").read_bytes() == before
+
+
+def test_an_island_goes_on_and_hands_over_with_a_compacted_ledger(trained: Path, tmp_path: Path) -> None:
+    """Both islands resume, one of them compacted, and a newcomer takes the run from them."""
+    folder = Path(shutil.copytree(trained.parent, tmp_path / "run"))
+    first = with_key(folder / "island-0")
+    shutil.rmtree(first / "updates")
+    assert compact(first, "--keep", "1") == 0
+    config = make_config(
+        folder, "train.keep_updates=100", "shared.schedule.num_fragments=2", "train.steps=60"
+    )
+    summaries = finished(train_islands(config, folder))
+    assert summaries[0].head == summaries[1].head
+    code, found = verify(first)
+    assert (code, found["valid"], found["head"]) == (0, True, summaries[0].head)
+    assert found["compacted"]

@@ -58,14 +58,16 @@ def test_a_slow_disk_holds_few_updates_in_memory_and_no_entry_is_lost() -> None:
             assert stuck.wait(20.0)
             given.append((certified.entry.outer_step, update is not None))
 
-        def note_snapshot(self, fragment: int, outer_step: int, head: Digest, state_digest: Digest) -> None:
+        def note_snapshot(
+            self, fragment: int, outer_step: int, head: Digest, state_digest: Digest, tip: Certified | None
+        ) -> None:
             given.append((outer_step, False))
 
     with ThreadPoolExecutor(2) as pool:
         recorder = Recorder(Slow(), pool)
         for outer_step in range(1, 9):
             recorder.committed(Certified(entry(outer_step), None), Update([b"update"]))
-        recorder.snapshot(0, 9, Digest("0" * 64), Digest("0" * 64))
+        recorder.snapshot(0, 9, Digest("0" * 64), Digest("0" * 64), None)
         stuck.set()
         recorder.written().result(timeout=20.0)
         recorder.committed(Certified(entry(10), None), Update([b"update"]))

@@ -74,6 +74,15 @@ def verify(peer: PeerId, domain: str, data: bytes, signature: bytes) -> bool:
     return True
 
 
+def has_key(peer: PeerId) -> bool:
+    """Whether a peer's name is that of a key, so that its signatures can be checked."""
+    try:
+        public_key(peer)
+    except AddressError:
+        return False
+    return True
+
+
 def _signed_bytes(domain: str, data: bytes) -> bytes:
     return f"lowcomm/{domain}:".encode() + data
 
