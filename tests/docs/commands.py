@@ -39,6 +39,7 @@ RUN_BY = {
     "lowcomm invite": "tests/exchanges/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm chaos": "tests/e2e/test_chaos.py::test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies",
     "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",
+    "lowcomm ledger compact": "tests/cli/test_ledger.py::test_a_compacted_ledger_is_verified_like_the_whole_one",
     "lowcomm report": "tests/cli/test_commands.py::test_report_writes_page_and_figures",
     # runs the tests, so none can run it; the other scripts are run without their set-up (SETUP=off)
     "bash launch/test.sh": SCRIPTS,
