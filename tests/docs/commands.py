@@ -9,6 +9,7 @@ from tests.docs.pages import ROOT, Command, commands, page_id
 E2E = "tests/e2e/test_quickstart.py"
 SITES = "tests/docs/test_two_machines.py::test_islands_meet_at_a_seed_are_seen_stopped_and_exported"
 SCRIPTS = "tests/cli/test_commands.py::test_launch_scripts_parse"
+LEDGER = "tests/cli/test_ledger.py"
 PLAIN = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_plain_loop"
 HF = "tests/docs/test_examples.py::test_two_processes_train_one_hugging_face_model"
 FRONT = "tests/docs/test_examples.py::test_the_python_of_the_front_page_runs_as_it_stands"
@@ -38,8 +39,8 @@ RUN_BY = {
     "lowcomm recover": "tests/e2e/test_recover.py::test_one_of_three_goes_on_with_a_newcomer",
     "lowcomm invite": "tests/exchanges/test_access.py::test_invite_prints_a_token_that_works",
     "lowcomm chaos": "tests/e2e/test_chaos.py::test_a_run_survives_a_kill_a_freeze_and_a_p2pd_that_dies",
-    "lowcomm ledger": "tests/cli/test_ledger.py::test_a_sound_ledger_is_recomputed_from_the_genesis",
-    "lowcomm ledger compact": "tests/cli/test_ledger.py::test_a_compacted_ledger_is_verified_like_the_whole_one",
+    "lowcomm ledger": f"{LEDGER}::test_a_sound_ledger_is_recomputed_from_the_genesis",
+    "lowcomm ledger compact": f"{LEDGER}::test_a_compacted_ledger_is_verified_like_the_whole_one",
     "lowcomm report": "tests/cli/test_commands.py::test_report_writes_page_and_figures",
     # runs the tests, so none can run it; the other scripts are run without their set-up (SETUP=off)
     "bash launch/test.sh": SCRIPTS,
