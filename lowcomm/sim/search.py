@@ -83,7 +83,7 @@ class Setup:
 
     def settings(self) -> IslandSettings:
         """Of all islands."""
-        pace = Schedule(
+        schedule = Schedule(
             inner_steps=self.inner_steps,
             num_fragments=self.fragments,
             delay=self.delay,
@@ -92,10 +92,7 @@ class Setup:
         )
         return IslandSettings(
             policy=RoundPolicy(deadline_s=DEADLINE_S, partition=self.partition),
-            inner_steps=self.inner_steps,
-            num_fragments=self.fragments,
-            delay=self.delay,
-            pace=pace,
+            schedule=schedule,
             step_s=lambda island, _: self.steps_s[island],
             error_feedback=self.error_feedback,
         )
