@@ -18,7 +18,7 @@ from lowcomm.recovery.mandates import STANDSTILL, Given, read_mandates, write_ma
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import FilePromises
 from lowcomm.sim.invariants import broken
-from lowcomm.sim.island import IslandSettings
+from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -32,7 +32,7 @@ def play(islands: int, folder: Path, story: Story, *, operator: str = OPERATOR, 
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=2.0, partition="majority", operator=operator),
         layout=(TensorSpec("weights", (64,)),),
-        num_fragments=1,
+        schedule=toy_schedule(num_fragments=1),
         step_s=1.0,
         lease_s=2.0,
         heartbeat_s=1.0,
@@ -92,7 +92,7 @@ def test_three_of_seven_go_on_and_the_lost_come_back(tmp_path: Path) -> None:
         await lose(swarm, tmp_path, (3, 4, 5, 6))
         await asyncio.sleep(14.0)
         stood.extend(height(swarm, number) for number in (0, 1, 2))
-        reason = swarm.island(0).rounds[-1][1].reason
+        reason = swarm.island(0).reports[-1].reason
         assert "most of those who may decide are away: island-3, island-4, island-5, island-6" in reason
         assert "`lowcomm recover`" in reason
         assert (tmp_path / "island-0" / STANDSTILL).exists()
