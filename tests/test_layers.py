@@ -105,6 +105,29 @@ def test_files_of_a_package_lie_on_a_line(package: str) -> None:
     assert len(list(sorter.static_order())) == len(files)  # a circle raises
 
 
+def modules_behind(path: Path, seen: set[Path]) -> set[Path]:
+    """All files of ours that a file imports, and these in turn."""
+    for _, name in imports(path):
+        parts = name.split(".")[1:] if name.startswith("lowcomm.") else []
+        for stem in ("/".join(parts), "/".join(parts[:-1])):
+            if stem and (found := ROOT / f"{stem}.py").exists() and found not in seen:
+                seen.add(found)
+                modules_behind(found, seen)
+    return seen
+
+
+def test_the_way_of_a_pseudo_gradient_is_the_one_that_the_page_shows() -> None:
+    page = (ROOT.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| `(\S+\.py)` \|", page, re.MULTILINE)
+    files = [ROOT / name for _, name in rows]
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert 10 < len(files) <= 25
+    assert len(set(files)) == len(files)
+    assert all(path.is_file() for path in files)
+    for place, path in enumerate(files):
+        assert not modules_behind(path, set()) & set(files[:place]), f"{name_of(path)} imports one above it"
+
+
 @pytest.mark.parametrize("library", IN_ONE_MODULE)
 def test_library_is_imported_in_one_module(library: str) -> None:
     users = [
