@@ -34,7 +34,7 @@ from lowcomm.outer.life import Life
 from lowcomm.outer.network import Network, lead_node
 from lowcomm.outer.node import Node
 from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
-from lowcomm.recovery.joining import Joined, JoinReport
+from lowcomm.recovery.joining import JoinReport
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.types import Digest, Json, PeerId, PeerStatus, RoundReport, SharedSettings
 
@@ -130,16 +130,14 @@ class OuterLoop:
         )
         self._island, self._given, self._life = island, given, Life()
         schedule = given.schedule
-        self._fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
+        fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)
         digests = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
         self._digests: dict[str, Json] = {key: digest for key, digest in digests.items() if digest}
         self._vectors = island.open_vectors()
-        self._node = lead_node(given, self._fragments, self._digests, self._vectors)
-        self._network = Network(self._node)
-        standing = [self._node.state.position(f.index) for f in self._fragments] if self._node else []
-        self._side = IslandSide(
-            island, self._fragments, schedule, given.outer_optimizer, given.clock, standing
-        )
+        node = lead_node(given, fragments, self._digests, self._vectors)
+        self._node, self._network, self._fragments = node, Network(node), fragments
+        standing = [node.state.position(fragment.index) for fragment in fragments] if node else []
+        self._side = IslandSide(island, fragments, schedule, given.outer_optimizer, given.clock, standing)
         self._progress = self._side.progress
 
     # -- coming and going --------------------------------------------------------------------------
@@ -190,8 +188,7 @@ class OuterLoop:
         saved = steps_saved(checkpoints)
         on_address = listener("outer.connect", on_address) or given.on_address
         with self._life.moves("connect", "new", "connected"):
-            if self._node is not None:
-                node = self._node
+            if (node := self._node) is not None:
                 self._network.start()
                 self._network.call(node.start(saved))
                 if on_address is not None and self.address:
@@ -214,17 +211,16 @@ class OuterLoop:
         """
         with self._life.moves("join", "connected", "joined"):
             self._network.run(self._side.joins())
-            joined: Joined | None = None
+            joined, given = None, self._given
             if self._node is not None:
-                joined = self._network.call(
-                    self._node.joining.join(
-                        fresh=not self._side.resumes,
-                        num_shards=self._given.num_shards,
-                        timeout_s=self._given.gather_timeout_s,
-                        found=self._given.found,
-                        over=over,
-                    )
+                joining = self._node.joining.join(
+                    fresh=not self._side.resumes,
+                    num_shards=given.num_shards,
+                    timeout_s=given.gather_timeout_s,
+                    found=given.found,
+                    over=over,
                 )
+                joined = self._network.call(joining)
             return self._network.run(self._side.joined(joined))
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def join_late(
     joining_s: float = 2 * STATE_S,
 ) -> tuple[Outcome, Counting]:
     """The late island dies in its second round, and is back when most updates since then have gone."""
-    away_s = 12 * ROUND_S * chosen.num_fragments
+    away_s = 12 * ROUND_S * chosen.schedule.num_fragments
     away = PeerFault("crash", (LATE,), 1.5 * ROUND_S, away_s)
     tape = Tape(1, (), (away, *faults), quiet_s=away_s + 2 * ROUND_S + joining_s)
     swarm = SimSwarm(islands, tape, chosen, folder)
