@@ -44,6 +44,8 @@ LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer")
 IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb")
 HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MOST_LINES, MOST_PARAMETERS = 80, 10
 CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
 MODULES = sorted(ROOT.rglob("*.py"))
 OURS = [path for path in MODULES if path.name != "stock_hivemind.py"]
@@ -126,6 +128,26 @@ def test_the_way_of_a_pseudo_gradient_is_the_one_that_the_page_shows() -> None:
     assert all(path.is_file() for path in files)
     for place, path in enumerate(files):
         assert not modules_behind(path, set()) & set(files[:place]), f"{name_of(path)} imports one above it"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_functions_fit_on_two_screens(path: Path) -> None:
+    functions = [
+        node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, FUNCTIONS)
+    ]
+    lines = {f"{f.name}:{f.lineno}": (f.end_lineno or f.lineno) - f.lineno + 1 for f in functions}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
+@pytest.mark.parametrize("path", [path for path in OURS if name_of(path) != "outer/loop.py"], ids=name_of)
+def test_constructors_take_few_parameters(path: Path) -> None:
+    """That of `OuterLoop` takes all that can be chosen."""
+    found = [
+        node.args.args[1:] + node.args.kwonlyargs
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, FUNCTIONS) and node.name == "__init__"
+    ]
+    assert max(map(len, found), default=0) <= MOST_PARAMETERS
 
 
 @pytest.mark.parametrize("library", IN_ONE_MODULE)

@@ -27,16 +27,13 @@ import torch
 import xxhash
 from torch import Tensor
 
-from lowcomm.algorithms.aggregation import Aggregation
-from lowcomm.algorithms.outer_optimizers import OuterOptimizer
-from lowcomm.codecs.base import Codec
 from lowcomm.errors import CodecError, PeerUnreachableError
 from lowcomm.exchanges.base import Buffer, Links, Message
-from lowcomm.islands.vectors import Vector, Vectors
+from lowcomm.islands.vectors import Vector
 from lowcomm.ledger.chunks import decode_mean, join_payloads, shares_of, with_length
 from lowcomm.ledger.ranges import chunks_of, range_of
 from lowcomm.ledger.residual import Residual
-from lowcomm.ledger.state import FragmentState, NextState
+from lowcomm.ledger.state import FragmentState, NextState, OuterState
 from lowcomm.ledger.update import Update
 from lowcomm.rounds.claims import ClaimJudge
 from lowcomm.rounds.rates import Rates
@@ -92,10 +89,8 @@ class Transfer:
     """One peer's part in the exchange of one ballot.
 
     Args:
+        state: what the mean will step; it stays as it is.
         values: this peer's pseudo-gradient, 1-D fp32.
-        residual: what encodings of means lost here; None without error feedback, or before the first round.
-        before: what the mean will step.
-        vectors: where those after it are made.
         on_progress: called whenever something arrived.
         rates: told how fast the others' parts came.
     """
@@ -105,23 +100,19 @@ class Transfer:
         links: Links,
         me: PeerId,
         roster: Roster,
-        *,
+        state: OuterState,
         values: Tensor,
-        residual: Residual | None,
-        before: FragmentState,
-        vectors: Vectors,
-        codec: Codec,
-        optimizer: OuterOptimizer,
-        aggregation: Aggregation,
+        *,
         judge: ClaimJudge,
         pool: Executor,
         on_progress: Callable[[], None],
         rates: Rates,
     ) -> None:
+        codec, vectors = state.codec, state.vectors
         self._links, self._me, self._roster, self._codec = links, me, roster, codec
-        self._aggregation = aggregation
+        self._aggregation = state.aggregation
         self._pool, self._on_progress, self._rates = pool, on_progress, rates
-        self._values, self._before_lost = values, residual
+        self._values, self._before_lost = values, state.residuals[roster.fragment]
         self._unsent = vectors.empty(values.numel()) if codec.error_feedback else None
         self._gathers = codec.topology == "all_gather"
         self._chunks = chunks_of(roster.stops, roster.chunk_elements)
@@ -139,7 +130,7 @@ class Transfer:
             peer: asyncio.Queue() for peer in roster.peers if peer != me
         }
         self._staged = 0
-        self._after = NextState(before, optimizer, vectors)
+        self._after = NextState(state.states[roster.fragment], state.optimizer, vectors)
         self._mean_square = 0.0
         self._began_s = asyncio.get_running_loop().time()
         self._owed = dict.fromkeys(roster.peers, len(self._own_chunks(self._place)))

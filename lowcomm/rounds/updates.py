@@ -28,18 +28,12 @@ def make_transfer(
     on_progress: Callable[[], None],
 ) -> Transfer:
     """The transfer of one ballot."""
-    state = context.state
     return Transfer(
         context.exchange,
         context.exchange.peer_id,
         roster,
-        values=contribution.values,
-        residual=state.residuals[roster.fragment],
-        before=state.states[roster.fragment],
-        vectors=state.vectors,
-        codec=context.codec,
-        optimizer=state.optimizer,
-        aggregation=state.aggregation,
+        context.state,
+        contribution.values,
         judge=judge,
         pool=context.pool,
         on_progress=on_progress,
