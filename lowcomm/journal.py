@@ -150,7 +150,7 @@ class Journal:
             len(report.participants), report.tokens, report.fragment, committed=report.committed
         )
         if self._outer.is_lead:
-            told = (end.reason.text for end in report.ballots)
+            told = (f"{end.reason.text} {' '.join(end.reason.peers)}" for end in report.ballots)
             spoken_of = " ".join((*report.participants, report.reason, *report.rejected, *told))
             names: dict[str, Json] = {p: name for p, name in self._outer.names.items() if p in spoken_of}
             record = {**asdict(report), "participants": list(report.participants), "names": names}

@@ -79,6 +79,7 @@ class BallotEnd:
 
     Attributes:
         seconds: from joining it to its end.
+        committed: without the votes of those that the reason names.
     """
 
     attempt: int
@@ -86,6 +87,7 @@ class BallotEnd:
     participants: tuple[PeerId, ...]
     reason: Reason
     seconds: float
+    committed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,7 @@ class PeerStatus:
         name: what people call it, or empty.
         loss: its newest training loss, nats per token, if it has told one.
         links: the peers that it is linked to; of others only observers are told.
+        trouble: why its last round came to nothing, or only at a further ballot; as `links`.
     """
 
     peer: PeerId
@@ -178,6 +181,7 @@ class PeerStatus:
     name: str = ""
     loss: float | None = None
     links: tuple[Link, ...] = ()
+    trouble: str = ""
 
 
 SharedSettings = Mapping[str, Json]

@@ -20,7 +20,7 @@ import lowcomm
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
     {"errors", "types", "clock", "in_order", "lines", "names", "locks", "phases", "host_memory"},
-    {"arguments", "interrupts"},
+    {"arguments", "interrupts", "reasons"},
     {"methods"},
     {"algorithms", "codecs", "models"},
     {"islands", "exchanges", "data"},

@@ -98,6 +98,8 @@ def _show(run_id: str, peers: Sequence[PeerStatus], json_file: str | None, inden
         write_json(json_file, figures, indent=indent if json_file == "-" else 2)
     if json_file != "-":
         print_table(HEADINGS, status_rows(ordered), title=f"run {run_id}: {len(ordered)} peers")
+    for text, names in _troubles(ordered).items():
+        print(f"lowcomm: last round, as {', '.join(names)} saw it: {text}", file=sys.stderr)
     if not peers:
         print("lowcomm: no peer answered", file=sys.stderr)
 
@@ -138,6 +140,18 @@ def status_rows(peers: Sequence[PeerStatus]) -> list[tuple[str, ...]]:
     ]
 
 
+def _troubles(peers: Sequence[PeerStatus]) -> dict[str, list[str]]:
+    """Why last rounds came to nothing, or only at a further ballot, and which islands say so."""
+    from lowcomm.metrics.console import short
+
+    told: dict[str, list[str]] = {}
+    for peer in peers:
+        if peer.trouble:  # which others have written in part
+            text = "".join(letter if letter.isprintable() else " " for letter in peer.trouble)
+            told.setdefault(text, []).append(peer.name or short(peer.peer))
+    return told
+
+
 def _links(peer: PeerStatus, names: Mapping[PeerId, str]) -> str:
     """Whom it is linked to, by names that only one has, and known round trips: `north 12 ms, south 80 ms`."""
     from lowcomm.metrics.console import short
@@ -164,5 +178,6 @@ def _to_dict(peer: PeerStatus) -> dict[str, Json]:
         "addresses": cast(list[Json], list(peer.addresses)),
         "seen_s_ago": peer.seen_s_ago,
         "loss": peer.loss,
+        "trouble": peer.trouble,
         "links": [{"peer": other, "round_trip_s": seconds} for other, seconds in peer.links],
     }

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lowcomm.metrics.base import Record
+from lowcomm.reasons import why_of
 from lowcomm.types import Json
 
 NAMES_SHOWN = 8
@@ -191,37 +192,18 @@ def _round_line(record: Record) -> str:
     if not record.get("committed"):
         return (
             f"round of fragment {fragment} not committed, outer step stays {step}:"
-            f" {named(record) or 'no reason given'}; the progress goes into the next round"
+            f" {why_of(record) or 'no reason given'}; the progress goes into the next round"
         )
     participants = record.get("participants")
     who = participants if isinstance(participants, list) else []
     cosine = record.get("cosine")
+    after = why_of(record)
     alike = f", cosine {cosine:.2f}" if isinstance(cosine, (int, float)) else ""
     return (
         f"outer step {step} of fragment {fragment}: {_islands(who, _names(record))},"
         f" {_number(record, 'round_s'):.2f} s, sent {human_bytes(_number(record, 'bytes_sent'))}{alike},"
-        f" digest {str(record.get('digest', ''))[:12]}{_after(record)}"
+        f" digest {str(record.get('digest', ''))[:12]}{f' (after: {after})' if after else ''}"
     )
-
-
-def _after(record: Record) -> str:
-    """Why the ballots before the one that committed came to nothing, as a clause."""
-    ballots = record.get("ballots")
-    ends = ballots if isinstance(ballots, (list, tuple)) else []
-    reasons = [end.get("reason") for end in ends if isinstance(end, dict)]
-    told = [str(reason.get("text")) for reason in reasons if isinstance(reason, dict)]
-    return f" (after: {_with_names(record, '; '.join(dict.fromkeys(told)))})" if told else ""
-
-
-def named(record: Record) -> str:
-    """Why a round was not committed, with the names of peers in place of their ids."""
-    return _with_names(record, str(record.get("reason") or ""))
-
-
-def _with_names(record: Record, text: str) -> str:
-    for peer, name in _names(record).items():
-        text = text.replace(peer, str(name))
-    return text
 
 
 def _names(record: Record) -> dict[str, Json]:

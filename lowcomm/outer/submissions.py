@@ -21,6 +21,7 @@ from lowcomm.ledger.entry import ContributionId, Entry
 from lowcomm.ledger.state import Position
 from lowcomm.outer.at_risk import AtRisk
 from lowcomm.outer.outcome import Landing, Movement, Outcome, mean_cosine
+from lowcomm.reasons import why_report
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.forks import Branch
 from lowcomm.recovery.member import Member
@@ -212,6 +213,9 @@ class Submissions:
             total_tokens=chain.total_tokens,
             ballots=(*call.ends, *fragment_round.take_ends()),
         )
+        peers = self._member.peers
+        names = {**peers.names, self._member.signer.peer_id: peers.state.name}
+        peers.say(trouble=why_report(report, names))
         return Landing(
             report,
             whole=mine is None or mine.unsent is None,

@@ -18,6 +18,7 @@ MAX_CHECKPOINTS = 1_000
 MAX_PUT_OUT = 256
 MAX_LINKS = 256
 MAX_FOUNDERS = 4_096
+MAX_TROUBLE = 500
 BURST_MESSAGES = 10_000.0
 """Control messages that a peer may send at once."""
 
@@ -48,6 +49,7 @@ class State:
         links: the peers that it is linked to, and what the newest heartbeat took there and back in seconds,
             where that is known; told to observers only.
         founders: who may decide the first outer step, as far as it knows.
+        trouble: why its last round came to nothing, or only at a further ballot; told to observers only.
         goodbye: its signature on `goodbye_bytes`, in hex, where it leaves.
     """
 
@@ -66,6 +68,7 @@ class State:
     links: tuple[Link, ...] = ()
     founders: tuple[PeerId, ...] = ()
     goodbye: str = ""
+    trouble: str = ""
 
     def standing(self, fragment: int) -> Standing | None:
         """How far it is with a fragment; None where it doesn't train or doesn't say."""
@@ -128,6 +131,7 @@ def parse_state(fields: Fields) -> State:
         links=_parse_links(fields),
         founders=tuple(PeerId(peer) for peer in fields.texts("founders", MAX_FOUNDERS)),
         goodbye=fields.text("goodbye", MAX_SIGNATURE) if fields.has("goodbye") else "",
+        trouble=fields.text("trouble", MAX_TROUBLE) if fields.has("trouble") else "",
     )
 
 

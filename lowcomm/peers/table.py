@@ -25,7 +25,16 @@ from lowcomm.ledger.certificate import Goodbye, goodbye_bytes
 from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
 from lowcomm.peers.bans import BAN_S, Bans
 from lowcomm.peers.failure_detector import AdaptiveTimeout
-from lowcomm.peers.peer import BURST_MESSAGES, MAX_LINKS, MAX_PUT_OUT, Peer, Posted, State, parse_state
+from lowcomm.peers.peer import (
+    BURST_MESSAGES,
+    MAX_LINKS,
+    MAX_PUT_OUT,
+    MAX_TROUBLE,
+    Peer,
+    Posted,
+    State,
+    parse_state,
+)
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.terms import LAYOUT, SHARED, Differences, Terms
 from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
@@ -182,6 +191,7 @@ class Peers:
                     name=peer.state.name,
                     loss=peer.state.loss,
                     links=self._links() if peer is own else peer.state.links,
+                    trouble=peer.state.trouble,
                 )
                 for peer in [own, *self.linked.values()]
                 if peer.greeted
@@ -225,9 +235,10 @@ class Peers:
         return self.state
 
     def _show_links(self, observer: PeerId) -> None:
-        """Tell an observer this peer's state with its links, which would be too much for each heartbeat."""
+        """Tell an observer this peer's links and trouble, too, which is too much for each heartbeat."""
         links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
-        self.post(observer, Message("state", {**self.own_state().to_json(), "links": links}))
+        more: dict[str, Json] = {"links": links, "trouble": self.state.trouble[:MAX_TROUBLE]}
+        self.post(observer, Message("state", {**self.own_state().to_json(), **more}))
 
     def _links(self) -> tuple[Link, ...]:
         greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]

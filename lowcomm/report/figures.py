@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from lowcomm.reasons import called_by, count_failed
 from lowcomm.report.runs import IslandRun, Line, Run
 from lowcomm.summary import data_parallel_bytes, mean_islands
-from lowcomm.types import Json
+from lowcomm.types import Json, PeerId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,9 @@ class RunFigures:
         digests: of the outer state at the end, one per island; None for one that has not ended.
         digests_equal: None unless at least two islands have ended, all at the same outer step.
         round_s_median: of the committed rounds of all islands.
+        ballots_failed: (kind of reason, island that it names, how often), as the island with most counted;
+            also those of rounds that then committed.
+        last_failure: why the newest round that needed more than one ballot, or was not committed, did.
         wait_share: part of the wall time in which training stood still for the network.
     """
 
@@ -61,6 +66,8 @@ class RunFigures:
     rounds_committed: tuple[int, ...]
     rounds_failed: tuple[int, ...]
     round_s_median: float | None
+    ballots_failed: tuple[tuple[str, str, int], ...]
+    last_failure: str
     wait_share: float | None
     wall_s: float
     diverged: bool
@@ -115,6 +122,8 @@ def run_figures(run: Run) -> RunFigures:
         rounds_committed=tuple(_rounds(island, committed=True) for island in islands),
         rounds_failed=tuple(_rounds(island, committed=False) for island in islands),
         round_s_median=statistics.median(committed) if committed else None,
+        ballots_failed=_ballots_failed(run),
+        last_failure=_last_failure(run),
         wait_share=_wait_share(islands),
         wall_s=max(island.wall_s for island in islands),
         diverged=any(bool((island.summary or {}).get("diverged")) for island in islands),
@@ -125,6 +134,25 @@ def run_figures(run: Run) -> RunFigures:
         host_memory_bytes=_whole(_over_islands(run, "host_memory_bytes", max, max)),
         device_memory_bytes=_whole(_over_islands(run, "device_memory_bytes", max, max)),
     )
+
+
+def _ballots_failed(run: Run) -> tuple[tuple[str, str, int], ...]:
+    counts: Counter[tuple[str, str]] = Counter()
+    for island in run.islands:
+        counts |= count_failed(island.rounds)
+    called = called_by(run.names)
+    rows = [(kind, called(PeerId(peer)) if peer else "", count) for (kind, peer), count in counts.items()]
+    return tuple(sorted(rows, key=lambda row: (-row[2], row)))
+
+
+def _last_failure(run: Run) -> str:
+    told = [(line, island.name) for island in run.islands for line in island.rounds if run.why(line)]
+    if not told:
+        return ""
+    line, name = max(told, key=lambda pair: float(pair[0].get("time_s") or 0.0))
+    after = "" if line.get("committed") else "after "
+    where = f"{after}outer step {line.get('outer_step', 0)} of fragment {line.get('fragment', 0)}"
+    return f"{run.why(line)} ({where}, told by {name})"
 
 
 def _mean_islands(run: Run) -> float:

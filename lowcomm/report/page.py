@@ -150,7 +150,7 @@ def _failures(run: Run) -> str:
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{float(line['time_s']):.1f} s</td>"
         f"<td>fragment {line.get('fragment', 0)}, after outer step {line.get('outer_step', 0)}</td>"
-        f"<td>{html.escape(run.named(str(line.get('reason', ''))))}</td></tr>"
+        f"<td>{html.escape(run.why(line))}</td></tr>"
         for name, line in lines[:FAILURES_SHOWN]
     )
     more = f"<p>and {len(lines) - FAILURES_SHOWN} more</p>" if len(lines) > FAILURES_SHOWN else ""

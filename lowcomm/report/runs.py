@@ -13,6 +13,7 @@ from typing import Any
 from lowcomm.errors import StorageError
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.jsonl import read_lines
+from lowcomm.reasons import why_of
 from lowcomm.summary import IN_SUMMARY, SUMMARY_FILE
 
 BASELINE_FILE = "baseline.json"
@@ -113,11 +114,9 @@ class Run:
                 told.update(line.get("names") or {})
         return {**told, **{island.peer: island.name for island in self.islands if island.peer}}
 
-    def named(self, words: str) -> str:
-        """The same words, with names in place of the peer ids that have one."""
-        for peer, name in self.names.items():
-            words = words.replace(peer, name)
-        return words
+    def why(self, line: Line) -> str:
+        """Why a round came to nothing, or only at a further ballot, with the islands' names."""
+        return why_of({**line, "names": {**self.names, **(line.get("names") or {})}})
 
     @property
     def equal_steps(self) -> bool:

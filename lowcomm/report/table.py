@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowcomm.metrics.console import human_bytes, short
+from lowcomm.reasons import KINDS
 from lowcomm.report.figures import RunFigures
 from lowcomm.report.runs import Line, Run
 
@@ -35,6 +36,8 @@ def figure_rows(figures: RunFigures) -> list[Row]:
         ),
         ("outer states equal, bit for bit", _equal(figures)),
         ("rounds committed / failed", _rounds(figures)),
+        ("ballots that came to nothing", _ballots(figures)),
+        ("the last of these", figures.last_failure or "-"),
         (
             "median round",
             "-" if figures.round_s_median is None else f"{figures.round_s_median * 1000:.0f} ms",
@@ -138,6 +141,15 @@ def _equal(figures: RunFigures) -> str:
         return "needs two islands that ended at the same outer step"
     digest = next((digest for digest in figures.digests if digest), "")
     return f"yes ({digest[:12]})" if figures.digests_equal else "NO"
+
+
+def _ballots(figures: RunFigures) -> str:
+    """How many, by what went wrong and whom it names."""
+    rows = [
+        f"{count} {KINDS.get(kind, kind)}{f' ({name})' if name else ''}"
+        for kind, name, count in figures.ballots_failed
+    ]
+    return ", ".join(rows) or "none"
 
 
 def _rounds(figures: RunFigures) -> str:

@@ -687,7 +687,7 @@ class RoundMachine:
             if silent := self._without_vote(under):
                 still_s = now_s - under.progress_s
                 text = f"committed without the vote of {', '.join(silent)}, not here after {still_s:.1f} s"
-                self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s)
+                self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s, committed=True)
                 self._note_stalls(silent)
             self._patience.data_passed(agreeing)
             self._commit(entry, self._certificate(roster, agreeing))
@@ -740,10 +740,10 @@ class RoundMachine:
         self._note_end(under, reason, now_s)
         self._drop()
 
-    def _note_end(self, under: UnderWay, reason: Reason, now_s: float) -> None:
+    def _note_end(self, under: UnderWay, reason: Reason, now_s: float, *, committed: bool = False) -> None:
         roster, seconds = under.roster, now_s - under.joined_s
         leader = PeerId(roster.ballot.leader)
-        self._do(Ended(BallotEnd(roster.ballot.attempt, leader, roster.peers, reason, seconds)))
+        self._do(Ended(BallotEnd(roster.ballot.attempt, leader, roster.peers, reason, seconds, committed)))
 
     def _drop(self) -> None:
         """Drop the ballot under way without a word."""

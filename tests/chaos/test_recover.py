@@ -95,6 +95,7 @@ def test_three_of_seven_go_on_and_the_lost_come_back(tmp_path: Path) -> None:
         reason = swarm.island(0).reports[-1].reason
         assert "most of those who may decide are away: island-3, island-4, island-5, island-6" in reason
         assert "`lowcomm recover`" in reason
+        assert swarm.island(0).node.peers.state.trouble == reason
         assert (tmp_path / "island-0" / STANDSTILL).exists()
         write_mandate(tmp_path / "island-0", Given(mandate_of(swarm, 0, (0, 1, 2))))
         await asyncio.sleep(12.0)

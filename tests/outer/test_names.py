@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lowcomm import OuterLoop, Schedule, codecs, exchanges, nesterov, wrap_island
-from lowcomm.cli.status import HEADINGS, status_rows
+from lowcomm.cli.status import HEADINGS, _show, status_rows
 from lowcomm.errors import ArgumentError, ConfigError, ProtocolError
 from lowcomm.exchanges.fields import Fields
 from lowcomm.names import LONGEST_NAME, host_name, is_name
@@ -165,6 +165,18 @@ def test_names_that_strangers_make_up_fill_no_memory():
         await peers.stop()
 
     asyncio.run(scenario())
+
+
+def test_status_says_why_the_last_round_came_to_nothing(capsys):
+    hub = exchanges.hub()
+    with island(hub, "a", "north") as north, island(hub, "b", "south"):
+        node = north._lead
+        node.peers.say(trouble="south withheld its part for 5.1 s;\x1b[2J formed again without it")
+        peers = seen(hub, lambda peers: len(peers) == 2 and peers["a"].trouble)
+    assert (peers["b"].trouble, peers["a"].trouble[:5]) == ("", "south")
+    _show("run", list(peers.values()), None)
+    told = "lowcomm: last round, as north saw it: south withheld its part for 5.1 s;"
+    assert capsys.readouterr().err == f"{told} [2J formed again without it\n"
 
 
 def test_many_links_fit_into_a_line():

@@ -12,7 +12,7 @@ from lowcomm.report import find_runs, load_run, run_figures, write_page
 from lowcomm.report.page import render_page
 from lowcomm.report.series import loss_over_tokens, smooth, tokens_of_all
 from lowcomm.report.table import figure_rows
-from tests.report.make_runs import DIGEST, PARAMETERS, ROUND_BYTES, write_island
+from tests.report.make_runs import DIGEST, PARAMETERS, ROUND_BYTES, peer_of, write_island
 
 
 @pytest.fixture
@@ -191,6 +191,32 @@ def test_failures_name_the_islands(folder):
     page = render_page([load_run(folder)])
     assert "island-1 left in the transfer" in page
     assert "12D3KooWpeer1aaaa left" not in page
+
+
+def test_ballots_that_came_to_nothing_are_counted_and_the_last_is_told(folder):
+    slow, late = peer_of("peer", 1), "12D3KooWelsewhere"
+    ends = [
+        {"reason": {"kind": "stalled", "peers": [slow], "seconds": 5.1, "text": "nothing came"}},
+        {"reason": {"kind": "votes", "peers": [late], "seconds": 3.0, "text": "no vote"}, "committed": True},
+    ]
+    for index, count in ((0, 2), (1, 1)):
+        path = folder / f"island-{index}" / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        rounds = [line for line in lines if line["kind"] == "round" and line["committed"]]
+        for line in rounds[-count:]:
+            line["ballots"] = ends[:1]
+        rounds[0]["ballots"] = ends[1:]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = load_run(folder)
+    figures = run_figures(run)
+    assert figures.ballots_failed == (("stalled", "island-1", 2),)
+    told = "island-1 withheld its part for 5.1 s; formed again with it (outer step 29 of fragment 0, told by "
+    assert figures.last_failure.startswith(told)
+    rows = dict(figure_rows(figures))
+    assert rows["ballots that came to nothing"] == "2 part withheld (island-1)"
+    assert rows["the last of these"] == figures.last_failure
+    assert json.loads(json.dumps(figures.to_dict()))["ballots_failed"] == [["stalled", "island-1", 2]]
+    assert "island-1 withheld its part for 5.1 s" in render_page([run])
 
 
 def test_tokens_of_all_counts_every_island(folder):
