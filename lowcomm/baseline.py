@@ -21,8 +21,8 @@ import torch
 from blake3 import blake3
 from torch import Tensor, nn
 
-from lowcomm.algorithms.learning_rate import lr_factor, set_lr
-from lowcomm.build import build_model, build_optimizers, build_text
+from lowcomm.algorithms.learning_rate import set_lr
+from lowcomm.build import build_lr_schedule, build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
@@ -170,10 +170,11 @@ def _train(
     autocast = precision == "bf16" or (
         precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
+    schedule = build_lr_schedule(config)
     curve: list[tuple[int, float]] = []
     losses: list[Tensor] = []
     for step in range(steps):
-        set_lr(optimizers, lr_factor(step, steps, inner.warmup_fraction, inner.final_lr_fraction))
+        set_lr(optimizers, schedule.factor(step, steps))
         for _ in range(config.train.grad_accumulation):
             drawn = [loader.next_batch() for loader in loaders]
             inputs, targets = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))

@@ -14,6 +14,7 @@ from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.fragments import make_fragments
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
+from lowcomm.algorithms.learning_rate import LrSchedule
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.clock import Clock
@@ -78,6 +79,17 @@ def build_optimizers(config: Config, model: nn.Module) -> list[torch.optim.Optim
         muon_momentum=inner.muon_momentum,
         betas=(inner.beta1, inner.beta2),
         weight_decay=inner.weight_decay,
+    )
+
+
+def build_lr_schedule(config: Config) -> LrSchedule:
+    """How the inner learning rate follows the swarm's progress."""
+    inner = config.shared.inner
+    return LrSchedule(
+        name=inner.schedule,
+        warmup_fraction=inner.warmup_fraction,
+        decay_fraction=inner.decay_fraction,
+        final_fraction=inner.final_lr_fraction,
     )
 
 

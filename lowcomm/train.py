@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from lowcomm import __version__
-from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.algorithms.learning_rate import set_lr
 from lowcomm.arguments import show
 from lowcomm.build import (
     autocast,
     build_exchange,
     build_island,
+    build_lr_schedule,
     build_model,
     build_outer_loop,
     build_text,
@@ -351,8 +352,7 @@ class Trainer:
         if config.train.tokens:
             step_tokens = run.loader.batch_tokens * config.train.grad_accumulation
             done, whole = run.outer.swarm_tokens + step_tokens - 1, config.train.tokens
-        factor = lr_factor(done, whole, inner.warmup_fraction, inner.final_lr_fraction)
-        set_lr(run.island.optimizers, factor)
+        set_lr(run.island.optimizers, build_lr_schedule(config).factor(done, whole))
         try:
             return inner_step(
                 run.island,

@@ -25,12 +25,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.algorithms.learning_rate import set_lr
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.payload import LOOPBACK
 from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import SpeedBench
-from lowcomm.build import build_exchange, build_island, build_model, build_outer_loop, build_text
+from lowcomm.build import (
+    build_exchange,
+    build_island,
+    build_lr_schedule,
+    build_model,
+    build_outer_loop,
+    build_text,
+)
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader, eval_batches
@@ -324,7 +331,8 @@ def _train(
 ) -> tuple[_Work, float]:
     """Until the swarm has trained `train.tokens`; what was done, and the seconds that it took."""
     settings, clock, work = peer.settings, peer.clock, _Work()
-    inner, step_s = config.shared.inner, float(settings["step_s"])
+    clip_norm, step_s = config.shared.inner.clip_norm, float(settings["step_s"])
+    schedule = build_lr_schedule(config)
     loader = Loader(
         text.shard(config.data.shard),
         context=config.shared.model.context,
@@ -337,11 +345,10 @@ def _train(
             step_s, work.slowed_after = step_s * settings["slow_by"], outer.outer_step
         step_began_s = clock.monotonic_s()
         done = outer.swarm_tokens + loader.batch_tokens - 1
-        factor = lr_factor(done, config.train.tokens, inner.warmup_fraction, inner.final_lr_fraction)
-        set_lr(island.optimizers, factor)
+        set_lr(island.optimizers, schedule.factor(done, config.train.tokens))
         inputs, targets = loader.next_batch()
         island.backward(island.model(inputs, targets))
-        island.update(inner.clip_norm)
+        island.update(clip_norm)
         peer.wait(step_began_s + step_s - clock.monotonic_s())
         work.trained_s += clock.monotonic_s() - step_began_s
         work.steps, in_interval = work.steps + 1, in_interval + 1

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lowcomm import codecs, exchanges
 from lowcomm.algorithms import aggregation, outer_optimizers
+from lowcomm.algorithms.learning_rate import SCHEDULES
 
 
 def setting(
@@ -64,8 +65,16 @@ class InnerConfig:
     warmup_fraction: float = setting(
         0.05, "part of train.steps or train.tokens with rising learning rate", low=0.0, high=1.0
     )
+    schedule: str = setting(
+        "cosine",
+        "from the warm-up to the end of the run; wsd = stays at the peak, then falls as 1 - sqrt",
+        choices=SCHEDULES,
+    )
+    decay_fraction: float = setting(
+        0.2, "wsd: last part of train.steps or train.tokens, with falling learning rate", low=0.0, high=1.0
+    )
     final_lr_fraction: float = setting(
-        0.1, "last learning rate / peak, at the end of the cosine", low=0.0, high=1.0
+        0.1, "last learning rate / peak, at the end; constant has none", low=0.0, high=1.0
     )
     clip_norm: float = setting(1.0, "gradient norm is clipped here; 0 = off", low=0.0)
 

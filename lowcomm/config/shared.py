@@ -14,6 +14,8 @@ from lowcomm.types import Digest, Json, SharedSettings
 
 _LATER: dict[str, Json] = {
     "shared.data.same": True,
+    "shared.inner.schedule": "cosine",
+    "shared.inner.decay_fraction": 0.2,
     "shared.round.operator": "",
     **dict.fromkeys(
         ("shared.outer.beta1", "shared.outer.beta2", "shared.outer.eps", "shared.outer.beta"), "auto"

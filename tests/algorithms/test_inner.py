@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
-from lowcomm.algorithms.learning_rate import lr_factor, set_lr
+from lowcomm.algorithms.learning_rate import SCHEDULES, LrSchedule, set_lr
 from lowcomm.algorithms.muon import Muon, orthogonalised
 from lowcomm.errors import ConfigError
 from lowcomm.models.gpt import GPT, GPTShape
@@ -119,7 +119,7 @@ def test_they_learn_and_restart_bit_for_bit(name: str) -> None:
     ids = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(0))
 
     def step(model: GPT, optimizers: list[torch.optim.Optimizer], number: int) -> float:
-        set_lr(optimizers, lr_factor(number, 12, 0.2, 0.1))
+        set_lr(optimizers, LrSchedule(warmup_fraction=0.2, final_fraction=0.1).factor(number, 12))
         loss = model(ids[:, :-1], ids[:, 1:])
         loss.backward()
         for optimizer in optimizers:
@@ -149,8 +149,13 @@ def test_what_makes_no_sense_is_said() -> None:
         make(nn.Linear(4, 4).requires_grad_(False), "adamw")
 
 
+def factors_of(name: str) -> list[float]:
+    schedule = LrSchedule(name=name, warmup_fraction=0.1, decay_fraction=0.25, final_fraction=0.2)
+    return [schedule.factor(step, 100) for step in range(101)]
+
+
 def test_warm_up_then_cosine() -> None:
-    factors = [lr_factor(step, 100, 0.1, 0.2) for step in range(101)]
+    factors = factors_of("cosine")
     assert factors[:10] == pytest.approx([0.1 * n for n in range(1, 11)])
     assert factors[10] == 1.0
     assert factors[55] == pytest.approx(0.6)
@@ -158,15 +163,42 @@ def test_warm_up_then_cosine() -> None:
     assert all(a > b for a, b in itertools.pairwise(factors[10:]))
 
 
+def test_linear_falls_evenly() -> None:
+    factors = factors_of("linear")
+    assert factors[10:] == pytest.approx([1 - 0.8 * n / 90 for n in range(91)])
+
+
+def test_wsd_stays_at_the_peak_until_its_decay() -> None:
+    factors = factors_of("wsd")
+    assert factors[10:76] == [1.0] * 66
+    assert factors[75:] == pytest.approx([0.2 + 0.8 * (1 - math.sqrt(n / 25)) for n in range(26)])
+
+
+def test_wsd_that_is_all_decay_falls_after_the_warm_up() -> None:
+    schedule = LrSchedule(name="wsd", warmup_fraction=0.5, decay_fraction=0.9, final_fraction=0.0)
+    factors = [schedule.factor(step, 10) for step in range(11)]
+    assert factors[4:6] == [1.0, 1.0]
+    assert factors[10] == 0.0
+    assert all(a > b for a, b in itertools.pairwise(factors[5:]))
+
+
+def test_constant_stays_at_the_peak() -> None:
+    assert factors_of("constant")[9:] == [1.0] * 92
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("step", [100, 150, 10_000])
-def test_past_the_end_the_last_rate_stays(step: int) -> None:
-    assert lr_factor(step, 100, 0.1, 0.2) == pytest.approx(0.2)
+def test_past_the_end_the_last_rate_stays(step: int, name: str) -> None:
+    schedule = LrSchedule(name=name, warmup_fraction=0.1, decay_fraction=0.25, final_fraction=0.2)
+    assert schedule.factor(step, 100) == pytest.approx(1.0 if name == "constant" else 0.2)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("total", [1, 2, 7])
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0])
-def test_short_runs_have_sensible_rates(total: int, warmup: float) -> None:
-    factors = [lr_factor(step, total, warmup, 0.1) for step in range(total)]
+def test_short_runs_have_sensible_rates(total: int, warmup: float, name: str) -> None:
+    schedule = LrSchedule(name=name, warmup_fraction=warmup, decay_fraction=0.2, final_fraction=0.1)
+    factors = [schedule.factor(step, total) for step in range(total)]
     assert all(0.0 < factor <= 1.0 and math.isfinite(factor) for factor in factors)
     assert max(factors) == 1.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lowcomm import exchanges
-from lowcomm.algorithms.learning_rate import lr_factor
+from lowcomm.build import build_lr_schedule
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
 from lowcomm.summary import Summary
@@ -79,11 +79,8 @@ def test_a_run_ends_with_its_tokens_and_the_learning_rate_follows_them(tmp_path)
         assert done[:4] == [step * STEP_TOKENS for step in range(1, 5)]
         assert done[4:] == [step * 2 * STEP_TOKENS for step in range(5, 21)]
         rates = [line["lr"] / peak for line in train]
-        inner = config.shared.inner
-        expected = [
-            lr_factor(before + STEP_TOKENS - 1, tokens, inner.warmup_fraction, inner.final_lr_fraction)
-            for before in [0, *done[:-1]]
-        ]
+        schedule = build_lr_schedule(config)
+        expected = [schedule.factor(before + STEP_TOKENS - 1, tokens) for before in [0, *done[:-1]]]
         assert rates == pytest.approx(expected)
 
 
