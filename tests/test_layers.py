@@ -42,7 +42,7 @@ LAYERS = (
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer")
-IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb")
+IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard")
 HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES, MOST_PARAMETERS = 80, 10

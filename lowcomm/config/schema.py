@@ -381,6 +381,9 @@ class MetricsConfig:
     )
     wandb_project: str = setting("lowcomm", "wandb project")
     wandb_entity: str = setting("", "wandb team or user; empty = the default")
+    tensorboard: bool = setting(
+        False, "charts for TensorBoard in the run folder; needs the extra lowcomm[tensorboard]"
+    )
     console: Literal["auto", "progress", "plain", "off"] = setting(
         "auto",
         "auto = a progress bar on a terminal, else plain lines",

@@ -1,4 +1,4 @@
-"""Where a run can be followed: metrics.jsonl, the console, wandb."""
+"""Where a run can be followed: metrics.jsonl, the console, wandb, TensorBoard."""
 
 from lowcomm.metrics.base import Fanout, Record, Sink
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks

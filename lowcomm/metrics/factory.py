@@ -13,6 +13,7 @@ from lowcomm.errors import ConfigError
 from lowcomm.metrics.base import Fanout, Sink
 from lowcomm.metrics.console import STEPS, TOKENS, console_sink
 from lowcomm.metrics.jsonl import JsonLinesSink
+from lowcomm.metrics.tensorboard_sink import TensorBoardSink
 from lowcomm.metrics.wandb_sink import WandbSink, choose_mode
 from lowcomm.types import Json
 
@@ -29,7 +30,7 @@ def open_sinks(
     config: Mapping[str, Json],
     recipe: str,
 ) -> Fanout:
-    """Open metrics.jsonl, the console and wandb for one island.
+    """Open metrics.jsonl, the console, TensorBoard and wandb for one island.
 
     Args:
         settings: the `[metrics]` part of the configuration.
@@ -42,12 +43,15 @@ def open_sinks(
 
     Raises:
         StorageError: metrics.jsonl can't be written: better known before the first step.
+        ConfigError: TensorBoard is wanted and not installed.
     """
     sinks: list[tuple[str, Sink]] = [(METRICS_FILE, JsonLinesSink(run_dir / METRICS_FILE))]
     total, key = goal(config)
     console = console_sink(settings.console, total, key=key)
     if console is not None:
         sinks.append(("console", console))
+    if settings.tensorboard:
+        sinks.append(("tensorboard", TensorBoardSink(run_dir, recipe)))
     if choose_mode(settings.wandb, os.environ) != "off":
         sinks.append(("wandb", WandbSink(settings, run_dir, run_id, name, config, recipe)))
     elif settings.wandb in ("online", "offline"):

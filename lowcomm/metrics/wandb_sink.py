@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from lowcomm.config.schema import MetricsConfig
 from lowcomm.metrics.base import Record
+from lowcomm.metrics.charts import charted
 from lowcomm.types import Json
 
 QUEUE_RECORDS = 10_000
@@ -37,17 +38,6 @@ MODES: Mapping[str, Mode] = {
 YES = {"1", "true", "t", "yes", "y", "on"}
 
 KEY_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
-
-ISLAND_KEYS = (
-    "loss", "lr", "grad_norm", "grad_norm_max", "tokens", "tokens_per_s", "mfu", "host_memory_bytes",
-    "device_memory_bytes", "peers", "compute_s", "wait_s", "transfer_s", "bytes_sent", "bytes_received",
-    "wall_s",
-)  # fmt: skip
-SWARM_KEYS = (
-    "outer_step", "fragment", "committed", "bytes_sent", "bytes_received", "compression_ratio", "round_s",
-    "form_s", "transfer_s", "wait_s", "round_tokens", "total_tokens",
-    "pseudo_gradient_norm", "mean_norm", "cosine", "digest",
-)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +77,7 @@ class WandbSink:
     def log(self, record: Record) -> None:
         if self._failure is not None:
             raise RuntimeError(f"{type(self._failure).__name__}: {self._failure}") from self._failure
-        values = to_wandb(record)
+        values = charted(record)
         if values:
             try:
                 self._queue.put_nowait(values)
@@ -206,26 +196,6 @@ def _stored_mode(environment: Mapping[str, str]) -> str:
         return ""
     mode = stored.get("default", "mode", fallback="").strip().lower()
     return mode or ("disabled" if _is_yes(stored.get("default", "disabled", fallback="")) else "")
-
-
-def to_wandb(record: Record) -> dict[str, Json]:
-    """The record under the names that it has in wandb: `island/...` and `swarm/...`."""
-    kind = record.get("kind")
-    if kind == "train":
-        values = {f"island/{key}": record[key] for key in ISLAND_KEYS if record.get(key) is not None}
-        values["swarm/outer_step"] = record.get("outer_step")
-        if "swarm_tokens" in record:
-            values["swarm/tokens"] = record["swarm_tokens"]
-    elif kind == "round":
-        values = {f"swarm/{key}": record[key] for key in SWARM_KEYS if record.get(key) is not None}
-        participants = record.get("participants")
-        values["swarm/participants"] = len(participants) if isinstance(participants, (list, tuple)) else 0
-    elif kind == "eval":
-        values = {"swarm/eval_loss": record.get("eval_loss"), "island/tokens": record.get("tokens")}
-    else:
-        return {}
-    values["inner_step"] = record.get("inner_step")
-    return values
 
 
 def _netrc_hosts(environment: Mapping[str, str]) -> set[str]:

@@ -9,7 +9,8 @@ import pytest
 
 from lowcomm.config.schema import MetricsConfig
 from lowcomm.metrics import open_sinks
-from lowcomm.metrics.wandb_sink import choose_mode, to_wandb
+from lowcomm.metrics.charts import charted
+from lowcomm.metrics.wandb_sink import choose_mode
 from tests.metrics.wandb_server import WandbServer
 
 CONFIG = {"train": {"steps": 10}, "shared": {"run_id": "run"}}
@@ -175,20 +176,20 @@ def test_names_in_wandb():
         "participants": ["a", "b"],
         "cosine": None,
     }
-    assert to_wandb(round_record) == {"inner_step": 30, "swarm/outer_step": 1, "swarm/participants": 2}
-    train = to_wandb({"kind": "train", "inner_step": 3, "outer_step": 1, "loss": 2.0, "kind_of_extra": 1})
+    assert charted(round_record) == {"inner_step": 30, "swarm/outer_step": 1, "swarm/participants": 2}
+    train = charted({"kind": "train", "inner_step": 3, "outer_step": 1, "loss": 2.0, "kind_of_extra": 1})
     assert train == {"inner_step": 3, "island/loss": 2.0, "swarm/outer_step": 1}
-    assert to_wandb({"kind": "end", "reason": "finished"}) == {}
+    assert charted({"kind": "end", "reason": "finished"}) == {}
 
 
-def test_the_figures_of_the_steps_go_to_wandb():
+def test_the_figures_of_the_steps_go_charted():
     line = {
         "kind": "train", "inner_step": 3, "swarm_tokens": 900, "lr": 1e-3, "grad_norm": 0.5,
         "tokens_per_s": 10.0, "host_memory_bytes": 5, "mfu": 0.4, "device_memory_bytes": None,
     }  # fmt: skip
-    assert to_wandb(line) == {
+    assert charted(line) == {
         "inner_step": 3, "swarm/outer_step": None, "swarm/tokens": 900, "island/lr": 1e-3,
         "island/grad_norm": 0.5, "island/tokens_per_s": 10.0, "island/host_memory_bytes": 5,
         "island/mfu": 0.4,
     }  # fmt: skip
-    assert to_wandb({"kind": "round", "inner_step": 3, "total_tokens": 800})["swarm/total_tokens"] == 800
+    assert charted({"kind": "round", "inner_step": 3, "total_tokens": 800})["swarm/total_tokens"] == 800
