@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import msgpack
 
 from lowcomm.errors import ProtocolError
-from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_digest, checked_int, checked_text
+from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_digest, checked_int
 from lowcomm.ledger.entry import MAX_PARTICIPANTS, MAX_TOTAL_TOKENS, hash_bytes
 from lowcomm.types import Digest, Json, PeerId
 
@@ -102,10 +102,10 @@ def parse_mandate(fields: Fields) -> Mandate:
     if not members or list(members) != sorted(set(members)) or not positions:
         raise ProtocolError(f"{fields.kind}: expected positions, and members in ascending order")
     try:
-        signature = bytes.fromhex(checked_text("signature", fields.text("signature", MAX_SIGNATURE), 1_024))
+        signature = bytes.fromhex(fields.text("signature", MAX_SIGNATURE))
     except ValueError as error:
         raise ProtocolError(f"{fields.kind}.signature: expected hex digits") from error
-    return Mandate(
+    mandate = Mandate(
         run_id=fields.text("run_id"),
         positions=positions,
         members=tuple(PeerId(peer) for peer in members),
@@ -113,6 +113,11 @@ def parse_mandate(fields: Fields) -> Mandate:
         operator=PeerId(fields.text("operator", MAX_NAME)),
         signature=signature,
     )
+    try:
+        _ = mandate.content
+    except UnicodeEncodeError as error:  # half a surrogate pair is JSON, but nothing that can be signed
+        raise ProtocolError(f"{fields.kind}: expected names in Unicode, got {error.object!a}") from error
+    return mandate
 
 
 class Authority:

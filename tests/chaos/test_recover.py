@@ -6,6 +6,7 @@ On a virtual clock; see "When most are lost" in docs/design/0019-rounds.md.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from lowcomm.rounds.promises import FilePromises
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, toy_schedule
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
-from lowcomm.sim.tapes import Tape
+from lowcomm.sim.tapes import Tape, make_tape
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId, TensorSpec
 
@@ -28,7 +29,15 @@ OPERATOR = PeerId("operator")
 Story = Callable[[SimSwarm], Awaitable[None]]
 
 
-def play(islands: int, folder: Path, story: Story, *, operator: str = OPERATOR, quiet_s: float) -> Outcome:
+def play(
+    islands: int,
+    folder: Path,
+    story: Story,
+    *,
+    operator: str = OPERATOR,
+    quiet_s: float,
+    tape: Tape | None = None,
+) -> Outcome:
     settings = IslandSettings(
         policy=RoundPolicy(deadline_s=2.0, partition="majority", operator=operator),
         layout=(TensorSpec("weights", (64,)),),
@@ -37,7 +46,8 @@ def play(islands: int, folder: Path, story: Story, *, operator: str = OPERATOR, 
         lease_s=2.0,
         heartbeat_s=1.0,
     )
-    swarm = SimSwarm(islands, Tape(1, (), (), quiet_s=quiet_s), settings, folder)
+    tape = replace(tape or Tape(1, (), (), quiet_s=0.0), quiet_s=quiet_s)
+    swarm = SimSwarm(islands, tape, settings, folder)
 
     async def both() -> Outcome:
         running = asyncio.ensure_future(swarm.run())
@@ -258,3 +268,38 @@ def test_members_that_are_gone_for_long_leave_the_electorate_while_a_quorum_live
     outcome = play(5, tmp_path, story, quiet_s=60.0)
     assert not broken(outcome)
     assert len(outcome.final_heads) == 3
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))])
+def test_one_history_whatever_came_before_the_loss(tmp_path: Path, seed: int) -> None:
+    """Three of five die amid faults, and come back with their disks once the others have gone on."""
+    rng = random.Random(seed)
+    tape = make_tape(seed, 5, faulty_s=16.0, peer_faults=0)
+    lost = tuple(sorted(rng.sample(range(5), 3)))
+    left = [number for number in range(5) if number not in lost]
+    gone_s = rng.uniform(4.0, 15.0)
+    stood: list[int] = []
+
+    async def story(swarm: SimSwarm) -> None:
+        await asyncio.sleep(gone_s)
+        for number in lost:
+            await swarm.kill(number)
+            del swarm._lives[number]
+        await asyncio.sleep(26.0)
+        ahead = max(left, key=lambda number: height(swarm, number))
+        stood.append(height(swarm, ahead))
+        write_mandate(tmp_path / name(ahead), Given(mandate_of(swarm, ahead, tuple(left))))
+        await asyncio.sleep(16.0)
+        assert min(height(swarm, number) for number in left) > stood[0]
+        for number in lost:
+            swarm.revive(number, again=False)
+
+    outcome = play(5, tmp_path, story, quiet_s=90.0, tape=tape)
+    assert not outcome.errors
+    known: dict[int, set[str]] = {}
+    for life in outcome.lives:
+        if life in outcome.final:  # what only the lost had decided is lost with their lives
+            for entry in life.record.entries:
+                known.setdefault(entry.outer_step, set()).add(entry.hash)
+    assert all(len(heads) == 1 for heads in known.values())
+    assert len({heads[0] for heads in outcome.final_heads.values()}) == 1

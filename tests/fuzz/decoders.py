@@ -39,6 +39,7 @@ from lowcomm.exchanges.swarm.streams import FrameDecoder
 from lowcomm.ledger.blobs import Blobs
 from lowcomm.ledger.certificate import Ballot, parse_ballot
 from lowcomm.ledger.entry import ContributionId, Entry, hash_bytes, parse_entry
+from lowcomm.ledger.mandate import Mandate, parse_mandate
 from lowcomm.ledger.pieces import check_manifest, make_manifest, name_of
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.peers.acquaintances import record_addresses
@@ -258,6 +259,10 @@ def compare_terms(fields: Fields) -> None:
     asyncio.run(own.compare({**own.digests, "shared": HASH}, ask))
 
 
+MANDATE = Mandate(
+    run_id="run", positions={0: (3, ENTRY.hash), 1: (4, ENTRY.previous)}, members=(PeerId("a"), PeerId("b")),
+    operator=PeerId("operator"), signature=b"signed",
+)  # fmt: skip
 OFFER: dict[str, Json] = {
     "digest": ENTRY.state_digest, "outer_step": 3, "head": ENTRY.hash, "last": ENTRY.to_json(),
 }  # fmt: skip
@@ -268,6 +273,7 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "frames": (decode_frames, frame("ready", READY.to_json()) + frame("part", {"chunk": 1}, b"payload" * 9)),
     "entry": (of_body(parse_entry), pack(ENTRY.to_json())),
     "roster": (of_body(parse_roster), pack(ROSTER.to_json())),
+    "mandate": (of_body(parse_mandate), pack(MANDATE.to_json())),
     "ready": (of_body(parse_ready), pack(READY.to_json())),
     "state": (of_body(parse_state), pack(STATE.to_json())),
     "offer": (of_body(lambda fields: parse_offer(fields, "run", 0)), pack(OFFER)),

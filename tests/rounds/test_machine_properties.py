@@ -1,5 +1,7 @@
 """The round machine alone, under events in any order, sense or nonsense."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from lowcomm.errors import ProtocolError
 from lowcomm.ledger.certificate import NO_BALLOT, Ballot, is_quorum
 from lowcomm.ledger.entry import ContributionId
+from lowcomm.ledger.mandate import Mandate
 from lowcomm.peers.peer import State
 from lowcomm.rounds.claims import ClaimJudge, Limits
 from lowcomm.rounds.machine import RoundMachine
@@ -54,12 +57,14 @@ def entry_in(ballot, peers, outer_step=1, previous=HEAD):
     return entry_of(roster, Slot(outer_step, previous, MEMBERS, 0), rules_of("majority"))
 
 
-def roster_of(ballot, peers, *, outer_step=1, previous=HEAD, entry=None, accepted_in=NO_BALLOT, absent=()):
+def roster_of(
+    ballot, peers, *, outer_step=1, previous=HEAD, entry=None, accepted_in=NO_BALLOT, absent=(), mandate=None
+):
     participants = tuple(Participant(peer, 1, 1.0, 0, start=0, sum=named(peer).sum) for peer in sorted(peers))
     return Roster(
         fragment=0, outer_step=outer_step, ballot=ballot, previous=previous, participants=participants,
         stops=(8,) * len(participants), chunk_elements=8, entry=entry, accepted_in=accepted_in,
-        absent=tuple(sorted(set(absent) - set(peers))),
+        absent=tuple(sorted(set(absent) - set(peers))), mandate=mandate,
     )  # fmt: skip
 
 
@@ -124,6 +129,7 @@ events = st.one_of(
     st.tuples(st.just("contribute"), st.integers(1, 3)),
     st.tuples(st.just("abandon"), st.booleans()),
 )
+mandates = st.tuples(st.just("mandate"), st.integers(1, 3), groups)
 
 
 class Driven:
@@ -170,8 +176,9 @@ class Driven:
                 accepted_in, entry = (
                     decision.accepted if decision.accepted and finishes else (NO_BALLOT, None)
                 )
+                peers, mandate = {ME, leader, *others}, self.slot.goes_by
                 machine.on_roster(
-                    roster_of(ballot, {ME, leader, *others}, entry=entry, accepted_in=accepted_in), now_s
+                    roster_of(ballot, peers, entry=entry, accepted_in=accepted_in, mandate=mandate), now_s
                 )
             case ("unready", peer, step, answers):
                 machine.on_unready(peer, step, answers=answers)
@@ -184,7 +191,13 @@ class Driven:
             case ("joined", peer, step, ballot, entry):
                 machine.on_joined(peer, step, ballot, entry.hash, now_s)
             case ("vote for mine", peer) if under is not None and under.entry is not None:
-                vote = Vote(under.entry.hash, under.entry.state_digest, b"0", under.roster.absent)
+                vote = Vote(
+                    under.entry.hash,
+                    under.entry.state_digest,
+                    b"0",
+                    under.roster.absent,
+                    under.roster.mandate,
+                )
                 machine.on_vote(peer, 1, under.roster.ballot, vote, now_s)
             case ("join mine", peer) if under is not None and under.roster.entry is not None:
                 machine.on_joined(peer, 1, under.roster.ballot, under.roster.entry.hash, now_s)
@@ -215,6 +228,14 @@ class Driven:
                 machine.contribute(Offer(named(ME, tokens), 1.0, 0), now_s)
             case ("abandon", answers):
                 machine.abandon(now_s, answers=answers)
+            case ("mandate", number, group) if self.rules.majority:
+                before = machine.decision.accepted
+                mandate = Mandate(
+                    run_id="run", positions={0: (0, HEAD)}, members=tuple(sorted(group)), number=number
+                )
+                self.slot = replace(self.slot, electorate=mandate.members, mandate=mandate)
+                machine.begin(self.slot, now_s)
+                assert machine.decision.accepted == before
 
     def obey(self):
         decision = self.machine.decision
@@ -226,29 +247,42 @@ class Driven:
                     self.waiting.append(record)
                 case Reduce(roster, _) | Finish(roster):
                     assert any(record.promised == roster.ballot for record in self.kept)
-                    assert is_quorum(roster.peers, MEMBERS, roster.absent)
+                    self.check(roster)
                     self.work.append(roster)
                 case CastVote(roster, entry):
                     accepted = (roster.ballot, entry)
                     assert any(record.accepted == accepted for record in self.kept)
                     assert roster.ballot == decision.promised
-                    assert is_quorum(roster.peers, MEMBERS, roster.absent)
+                    self.check(roster)
                 case Propose(roster):
                     assert ME in roster.peers or roster.ballot.leader == ME
-                    assert is_quorum(roster.peers, MEMBERS, roster.absent)
+                    self.check(roster)
                     assert roster.ballot >= self.highest
                     if self.rules.majority:
                         assert not roster.absent
                 case Commit(entry, certificate):
-                    assert is_quorum(certificate.voters, MEMBERS, certificate.absent)
+                    assert is_quorum(certificate.voters, self.slot.electorate, certificate.absent)
+                    assert certificate.mandate == self.slot.mandate
                     assert entry.previous == HEAD
         assert decision.promised >= self.highest
+
+    def check(self, roster):
+        assert is_quorum(roster.peers, self.slot.electorate, roster.absent)
+        assert roster.mandate == self.slot.goes_by
 
 
 @settings(QUICK, max_examples=1_000)
 @given(st.sampled_from(("majority", "continue")), st.lists(events, min_size=5, max_size=40))
 def test_no_order_of_events_breaks_a_rule_of_an_acceptor(partition, happens):
     driven = Driven(partition)
+    for event in happens:
+        driven.do(event)
+
+
+@settings(QUICK, max_examples=300)
+@given(st.lists(st.one_of(events, events, events, mandates), min_size=5, max_size=40))
+def test_nor_does_an_operator_that_says_who_decides(happens):
+    driven = Driven("majority")
     for event in happens:
         driven.do(event)
 
