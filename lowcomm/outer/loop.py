@@ -103,31 +103,7 @@ class OuterLoop:
         clock: Clock | None = None,
         found: bool = False,
     ) -> None:
-        given = Arguments.of(
-            island=island,
-            exchange=exchange,
-            schedule=schedule,
-            codec=codec,
-            outer_optimizer=outer_optimizer,
-            aggregation=aggregation,
-            round_policy=round_policy,
-            shared=shared,
-            data_digest=data_digest,
-            expected_peers=expected_peers,
-            gather_timeout_s=gather_timeout_s,
-            heartbeat_s=heartbeat_s,
-            lease_s=lease_s,
-            chunk_bytes=chunk_bytes,
-            shard=shard,
-            num_shards=num_shards,
-            folder=folder,
-            keep_updates=keep_updates,
-            snapshot_mbit_s=snapshot_mbit_s,
-            on_address=on_address,
-            name=name,
-            clock=clock,
-            found=found,
-        )
+        given = Arguments.of(**{name: value for name, value in locals().items() if name != "self"})
         self._island, self._given, self._life = island, given, Life()
         schedule = given.schedule
         fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,7 @@ from lowcomm.ledger.chain import Standing
 from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promises
 from lowcomm.sim.disk import Disk
 from lowcomm.sim.island import IslandSettings, SimIsland
-from lowcomm.sim.striking import Striker
-from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper
+from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper, Way
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
@@ -26,6 +25,9 @@ LATE_S = 6.0
 """What a fault delays may come so long after the last fault."""
 SETTLE_S = 30.0
 """After the last fault the swarm has so long, at most, to be one again."""
+BREAKS_EVERY_S = 0.3
+"""Links that are made again during a blip break again."""
+SLOW_S = 1.0
 
 
 def name(number: int) -> PeerId:
@@ -145,30 +147,19 @@ class SimSwarm:
         self._lives[number] = island, task
         self.outcome.lives.append(island)
 
-    # -- what strikes it: see `Seats` ----------------------------------------------------------------
-
-    @property
-    def islands(self) -> int:
-        return self._islands
+    # -- what strikes it ---------------------------------------------------------------------------
 
     @property
     def hub(self) -> LoopbackHub:
+        """What connects the islands."""
         return self._hub
 
-    @property
-    def shaper(self) -> TapeShaper:
-        return self._shaper
-
-    def name(self, number: int) -> PeerId:
-        """See `Seats`."""
-        return name(number)
-
     def island(self, number: int) -> SimIsland:
-        """See `Seats`."""
+        """The present life of an island."""
         return self._lives[number][0]
 
     async def kill(self, number: int) -> None:
-        """See `Seats`."""
+        """End its life at once."""
         island, task = self._lives[number]
         self._hub.kill(name(number))
         task.cancel()
@@ -176,7 +167,7 @@ class SimSwarm:
         await island.crash()
 
     async def send_off(self, number: int) -> None:
-        """See `Seats`."""
+        """Let it leave in order."""
         self._sent_off.add(number)
         try:
             await asyncio.wait([self._lives[number][1]])
@@ -184,17 +175,103 @@ class SimSwarm:
             self._sent_off.discard(number)
 
     def revive(self, number: int, *, again: bool) -> None:
-        """See `Seats`."""
+        """Start its next life; `again`: as its first one was."""
         self._start(number, founder=again and number == 0, expected=self._islands if again else 1)
 
     def cut_power(self, number: int) -> None:
-        """See `Seats`."""
+        """What it had not synced is lost."""
         folder = self._folders[number]
         assert folder is not None, "power cuts need run folders"
         self.disk.cut_power(folder)
 
     def _ends_s(self, number: int) -> float:
         return 0.0 if number in self._sent_off else self._until_s
+
+
+class Striker:
+    """Strikes the faults of a tape."""
+
+    def __init__(self, swarm: SimSwarm) -> None:
+        self._swarm = swarm
+
+    async def strike(self, fault: PeerFault) -> None:
+        """From the fault's beginning to its end."""
+        await asyncio.sleep(fault.start_s)
+        match fault.kind:
+            case "crash" | "again" | "power" | "leave":
+                await self._take_away(fault)
+            case "partition" | "one_way":
+                await self._part(self._ways(fault, out=True, into=fault.kind == "partition"), fault.away_s)
+            case "stall" | "stall_out" | "stall_in":
+                ways = self._ways(fault, out=fault.kind != "stall_in", into=fault.kind != "stall_out")
+                self._until(self._swarm._shaper.stalled, ways, fault.away_s)
+            case "hold":
+                self._until(self._swarm._shaper.held, self._ways(fault, out=True, into=True), fault.away_s)
+            case "blip":
+                await self._break_links(fault)
+            case "slow_disk":
+                await self._slow_down(fault)
+
+    async def _take_away(self, fault: PeerFault) -> None:
+        swarm = self._swarm
+        living = [number for number in range(swarm._islands) if swarm.island(number).phase == "training"]
+        gone = [number for number in fault.peers if swarm.island(number).phase not in ("dead", "left")]
+        if not set(living) - set(gone) and not any(swarm.island(number).saved for number in gone):
+            gone = gone[1:]  # nobody would have the state any more
+        for number in gone:
+            await (swarm.send_off if fault.kind == "leave" else swarm.kill)(number)
+            if fault.kind == "power":
+                swarm.cut_power(number)
+        await asyncio.sleep(fault.away_s)
+        for number in gone:
+            if swarm.island(number).phase in ("dead", "left"):
+                swarm.revive(number, again=fault.kind == "again")
+
+    def _ways(self, fault: PeerFault, *, out: bool, into: bool) -> list[Way]:
+        """Between those that are struck and all others."""
+        inside = set(fault.peers)
+        pairs = [
+            (name(one), name(other))
+            for one in inside
+            for other in range(self._swarm._islands)
+            if other not in inside
+        ]
+        return [*(pairs if out else ()), *((other, one) for one, other in pairs if into)]
+
+    async def _part(self, ways: list[Way], seconds: float) -> None:
+        self._swarm._shaper.apart |= set(ways)
+        await asyncio.sleep(seconds)
+        self._swarm._shaper.apart -= set(ways)
+
+    @staticmethod
+    def _until(table: dict[Way, float], ways: list[Way], seconds: float) -> None:
+        until_s = asyncio.get_running_loop().time() + seconds
+        table.update({way: max(table.get(way, 0.0), until_s) for way in ways})
+
+    async def _break_links(self, fault: PeerFault) -> None:
+        ways = self._ways(fault, out=True, into=False)
+
+        def cut() -> None:
+            for one, other in ways:
+                self._swarm._hub.cut(one, other)
+
+        await self._repeat(cut, fault.away_s)
+
+    @staticmethod
+    async def _repeat(act: Callable[[], None], seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + seconds
+        while loop.time() < until_s:
+            act()
+            await asyncio.sleep(min(BREAKS_EVERY_S, until_s - loop.time()))
+
+    async def _slow_down(self, fault: PeerFault) -> None:
+        pools = [self._swarm.island(number).pool for number in fault.peers]
+        for pool in pools:
+            pool.delay_s = SLOW_S
+        await asyncio.sleep(fault.away_s)
+        for pool in pools:
+            pool.delay_s = 0.0
 
 
 class SimExchange(LoopbackExchange):

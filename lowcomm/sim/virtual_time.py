@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -43,28 +42,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.now_s
-
-
-class InlineExecutor(Executor):
-    """Does the work when it is submitted, in the caller's thread, until it is shut down."""
-
-    def __init__(self) -> None:
-        self._over = False
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run `fn` now; the future is done on return."""
-        if self._over:
-            raise RuntimeError("cannot schedule new futures after shutdown")
-        future: Future[T] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # handed on, as every executor does
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Refuse work from now on, as every executor does."""
-        self._over = True
 
 
 def run_virtually(main: Coroutine[Any, Any, T], limit_s: float) -> T:

@@ -13,7 +13,7 @@ from lowcomm.ledger.blobs import MAX_OWED, Blobs
 from lowcomm.ledger.entry import hash_bytes
 from lowcomm.ledger.pieces import PIECE_BYTES
 from lowcomm.ledger.upload_rate import UploadRate
-from lowcomm.sim.virtual_time import InlineExecutor
+from lowcomm.sim.disk import SimExecutor
 from lowcomm.types import PeerId
 
 GREEDY = PeerId("greedy")
@@ -44,7 +44,7 @@ def test_pieces_that_are_not_taken_are_bounded() -> None:
         exchange = StuckExchange(exchanges.hub(), "run", PeerId("donor"), founder=True)
         exchange.gate = asyncio.Event()
         reads = []
-        blobs = Blobs(exchange, lambda name: Zeros(reads), InlineExecutor(), UploadRate(0))
+        blobs = Blobs(exchange, lambda name: Zeros(reads), SimExecutor(), UploadRate(0))
         request = Fields("blob?", {"hash": hash_bytes(b"x"), "offset": 0, "length": PIECE_BYTES})
         for _ in range(MAX_OWED):
             blobs.on_request(GREEDY, request)

@@ -50,7 +50,7 @@ from lowcomm.recovery.donor import MAX_ENTRIES
 from lowcomm.recovery.snapshots import _follows, parse_offer
 from lowcomm.rounds.roster import Participant, Roster, parse_roster
 from lowcomm.rounds.values import Offer, Ready, parse_ready
-from lowcomm.sim.virtual_time import InlineExecutor
+from lowcomm.sim.disk import SimExecutor
 from lowcomm.types import Json, PeerId
 
 ELEMENTS = 5_000
@@ -234,7 +234,7 @@ def read_piece(fields: Fields) -> None:
 
     async def both() -> None:
         exchange = LoopbackExchange(exchanges.hub(), "run", PeerId("me"), founder=True)
-        blobs = Blobs(exchange, lambda name: None, InlineExecutor(), UploadRate(0))
+        blobs = Blobs(exchange, lambda name: None, SimExecutor(), UploadRate(0))
         blobs.on_request(STRANGER, fields)
         blobs.on_piece(STRANGER, fields, b"")
         await asyncio.gather(*blobs._replies)

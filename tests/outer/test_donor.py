@@ -19,7 +19,8 @@ from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import FragmentState, OuterState
 from lowcomm.ledger.update import Update
 from lowcomm.recovery.donor import BUSY_S, FOLLOWING_SHARE, MAX_PINNED, Donor
-from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
+from lowcomm.sim.disk import SimExecutor
+from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId, TensorSpec
 
 ELEMENTS = 1_000
@@ -37,7 +38,7 @@ class Scene:
         self.phases: dict[PeerId, str] = {}
         self.said: list[Message] = []
         peers: Any = SimpleNamespace(linked=self, post=lambda peer, message: self.said.append(message))
-        self.donor = Donor(self.state, peers, None, InlineExecutor())
+        self.donor = Donor(self.state, peers, None, SimExecutor())
 
     def get(self, peer: PeerId) -> Any:
         return SimpleNamespace(greeted=True, state=SimpleNamespace(phase=self.phases.get(peer, "training")))

@@ -15,13 +15,14 @@ from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
 from lowcomm.peers.remembered import FILE, MOST_KEPT, RememberedPeers
 from lowcomm.rounds.promises import MemoryPromises
+from lowcomm.sim.disk import SimExecutor
 from lowcomm.sim.island import IslandSettings, SimIsland
-from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
+from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 from tests.outer.swarm import make_model
 
 A, B = PeerId("12D3KooW" + 44 * "a"), PeerId("12D3KooW" + 44 * "b")
-POOL = InlineExecutor()
+POOL = SimExecutor()
 STRINGS = {peer: f"run@/ip4/198.51.100.7/tcp/31337/p2p/{peer}" for peer in (A, B)}
 
 

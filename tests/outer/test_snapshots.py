@@ -22,7 +22,8 @@ from lowcomm.ledger.pieces import PIECE_BYTES, count_pieces, hash_pieces, make_m
 from lowcomm.ledger.state import FragmentState
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.recovery.incoming import Incoming, unfinished
-from lowcomm.sim.virtual_time import InlineExecutor, run_virtually
+from lowcomm.sim.disk import SimExecutor
+from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
 ELEMENTS = PIECE_BYTES + 51  # 13 pieces with two slots, two of them across a border, the last one short
@@ -68,7 +69,7 @@ class Peer:
         pass
 
 
-POOL = InlineExecutor()
+POOL = SimExecutor()
 
 
 class Scene:
