@@ -317,7 +317,7 @@ def test_one_address_is_a_list_of_one():
     )
     assert not exchange.founder
     assert exchange._initial_peers == ("r@/ip4/127.0.0.1/tcp/1/p2p/x",)
-    assert exchange._listen == ("/ip4/0.0.0.0/tcp/0",)
+    assert exchange._options.listen == ("/ip4/0.0.0.0/tcp/0",)
 
 
 def test_the_address_is_told_before_the_wait():
