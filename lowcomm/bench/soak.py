@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.settings import SoakBench
-from lowcomm.bench.soak_figures import TENTHS, Sample, figures, grown, rows
+from lowcomm.bench.soak_figures import REFERENCE, TENTHS, Sample, figures, grown, reference_s, rows
 from lowcomm.clock import SystemClock, process_cpu_s
 from lowcomm.config.load import load_config
 from lowcomm.errors import LowcommError
@@ -134,6 +134,7 @@ class _Looks:
                 "processor_s": sum(process.processor_s for process in trainers + daemons),
             },
             sizes={
+                REFERENCE: 1e3 * reference_s(),
                 "islands_mib": sum(process.memory_bytes for process in trainers) / MIB,
                 "p2pd_mib": sum(process.memory_bytes for process in daemons) / MIB,
                 "threads": sum(process.threads for process in trainers),
@@ -199,6 +200,7 @@ async def _watch(bench: SoakBench, settings: IslandSettings, limit_s: float, tel
                 rounds=rounds,
                 times={"wall_s": began_wall_s - looked_wall_s, "processor_s": began_s - looked_s},
                 sizes={
+                    REFERENCE: 1e3 * reference_s(),
                     "memory_mib": usage(pid).memory_bytes / MIB,
                     "objects": len(gc.get_objects()) - len(samples),
                 },

@@ -216,8 +216,10 @@ class Striker:
         swarm = self._swarm
         living = [number for number in range(swarm._islands) if swarm.island(number).phase == "training"]
         gone = [number for number in fault.peers if swarm.island(number).phase not in ("dead", "left")]
-        if not set(living) - set(gone) and not any(swarm.island(number).saved for number in gone):
-            gone = gone[1:]  # nobody would have the state any more
+        kept = any(swarm.island(number).saved for number in gone)
+        if gone and not kept and not set(living) - set(gone):
+            # nobody would have the state any more
+            gone.remove(next(number for number in [*living, *gone] if number in gone))
         for number in gone:
             await (swarm.send_off if fault.kind == "leave" else swarm.kill)(number)
             if fault.kind == "power":

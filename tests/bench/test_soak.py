@@ -25,7 +25,9 @@ def test_rounds_leave_no_object_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     outcome = soak.run(SoakBench(rounds=120, virtual=True), told.append)
     measures = outcome.log["soak"]["measures"]
-    assert list(measures) == ["wall_ms", "processor_ms", "memory_mib", "objects"]
+    assert list(measures) == [
+        "wall_ms", "processor_ms", "reference_ms", "memory_mib", "objects", "processor_per_reference",
+    ]  # fmt: skip
     objects = measures["objects"]["tenths"]
     assert len(objects) == TENTHS
     assert objects[-1] - objects[1] < 96  # of the rounds between, less than one a round
@@ -43,8 +45,12 @@ def test_real_islands_keep_no_file_thread_or_descriptor(tmp_path: Path) -> None:
     assert all(len(measure["tenths"]) == TENTHS for measure in measures.values())
 
 
-def look(rounds: int, seconds: float, files: float) -> Sample:
-    return Sample(rounds=rounds, times={"wall_s": seconds}, sizes={"files": files})
+def look(rounds: int, seconds: float, files: float, reference_ms: float = 2.0) -> Sample:
+    return Sample(
+        rounds=rounds,
+        times={"wall_s": seconds, "processor_s": seconds},
+        sizes={"files": files, "reference_ms": reference_ms},
+    )
 
 
 def test_a_measure_that_grows_is_named() -> None:
@@ -55,9 +61,17 @@ def test_a_measure_that_grows_is_named() -> None:
     assert grown(steady) == []
     slower = figures([look(n, 0.01 * n + 0.001 * max(0, n - 90), 20) for n in range(100)], 100)
     assert grown(slower) == [
-        "wall_ms: expected at most 5% more in the last tenth of rounds than in the second, got +10.0%"
+        f"{name}: expected at most 5% more in the last tenth of rounds than in the second, got +10.0%"
+        for name in ("wall_ms", "processor_ms", "processor_per_reference")
     ]
     assert rows(slower)[0] == ("wall ms", "10.0", "11.0", "+10.0%")
+
+
+def test_a_machine_that_became_slower_is_no_growth() -> None:
+    late = [(n, 0.01 * n + 0.001 * max(0, n - 90), 2.2 if n >= 90 else 2.0) for n in range(100)]
+    log = figures([look(rounds, seconds, 20, reference) for rounds, seconds, reference in late], 100)
+    assert (log["processor_ms"]["growth"], log["processor_per_reference"]["growth"]) == (0.1, 0.0)
+    assert grown(log) == []
 
 
 def test_too_few_looks_are_refused() -> None:
