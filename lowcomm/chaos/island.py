@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lowcomm.chaos.machine import CLOCK, SLOW, STALL_IN, STALL_OUT, cut_power
 from lowcomm.chaos.records import METRICS, Ended, Line, Returned
-from lowcomm.chaos.tape import FaultKind
+from lowcomm.chaos.tape import ON_REQUEST, FaultKind
 from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess
 from lowcomm.launching.process_table import ProcessKey, children_of
 
@@ -79,8 +79,13 @@ class Island:
         self.took_part = self.commits_since = 0
         self.returning = kind, now_s
 
-    def committed(self, now_s: float, *, took_part: bool) -> Returned | None:
-        """The swarm has committed; the end of a fault, if that is it."""
+    def committed(self, now_s: float, participants: frozenset[str], well: set[str]) -> Returned | None:
+        """The swarm has committed; the end of a fault, if that is it.
+
+        Where sides of a split go on by themselves, an island is back in a round of all that are `well`.
+        """
+        split = self.returning is not None and self.returning[0] in ON_REQUEST
+        took_part = self.peer in participants and (not split or well <= participants)
         self.commits_since += 1
         self.took_part += took_part
         if not took_part or self.returning is None:

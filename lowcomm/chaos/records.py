@@ -52,12 +52,14 @@ class IslandLog:
     Attributes:
         ledger: the entries that it applied, as it wrote them.
         torn: lines of either file that can't be read.
+        stayed: it was there when all left.
     """
 
     name: str
     lives: list[Life] = field(default_factory=list)
     ledger: list[Line] = field(default_factory=list)
     torn: int = 0
+    stayed: bool = True
 
     @property
     def peer(self) -> str:

@@ -61,6 +61,7 @@ class Swarm:
         self._moving_s: float | None = None
         self._said: set[str] = set()
         self._heads: set[str] = set()
+        self._stayed: set[str] = set()
         self._pause = threading.Event()
         self._mark = secrets.token_hex(8)
 
@@ -224,9 +225,10 @@ class Swarm:
         )
         self.last_participants = participants
         self._moving_s = self.now_s
+        well = {island.peer for island in self.running if island.well}
         for island in self.running:
             if island.well:
-                returned = island.committed(self.now_s, took_part=island.peer in participants)
+                returned = island.committed(self.now_s, participants, well)
                 self.story.returns += [returned] if returned else []
 
     def _look_after(self, island: Island) -> None:
@@ -299,6 +301,7 @@ class Swarm:
 
     def leave_all(self, tick: Callable[[], None]) -> None:
         """Ctrl-C for all; who doesn't leave in time is killed, and named."""
+        self._stayed = {island.name for island in self.running}
         for island in self.running:
             island.interrupt()
         give_up_s = self.now_s + LEAVE_S
@@ -320,6 +323,8 @@ class Swarm:
     def tell(self) -> Story:
         """The story with what the islands wrote."""
         self.story.islands = [load_island(island.folder, island.ends) for island in self.islands]
+        for log in self.story.islands:
+            log.stayed = log.name in self._stayed
         return self.story
 
     def leads_next(self) -> Island | None:

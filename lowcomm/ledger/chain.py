@@ -103,12 +103,28 @@ class Chain:
                 break
             self._kept.popitem(last=False)
 
-    def restart_at(self, outer_step: int, head: Digest, tip: Certified | None) -> None:
-        """Continue from a snapshot or a checkpoint; older entries are not kept."""
+    def restart_at(
+        self, outer_step: int, head: Digest, tip: Certified | None, known: Sequence[Certified] = ()
+    ) -> None:
+        """Continue from a snapshot or a checkpoint, without the updates of what led to it.
+
+        Args:
+            known: the entries from one that follows an entry of this history on; so who takes this state over
+                in turn is told what led to it, as far as that is known.
+        """
+        heads = OrderedDict[int, tuple[Digest, Certified | None]]()
+        if known and self.head_at(known[0].entry.outer_step - 1) == known[0].entry.previous:
+            first = known[0].entry.outer_step
+            heads.update((step, kept) for step, kept in self._heads.items() if step < first)
+            heads.update((one.entry.outer_step, (one.entry.hash, one)) for one in known)
+        if heads.get(outer_step, (None,))[0] != head:
+            heads = OrderedDict({outer_step - 1: (tip.entry.previous, None)} if tip else {})
         self.outer_step, self.head = outer_step, head
         self.last, self.certificate = tip or (None, None)
-        before = {outer_step - 1: (tip.entry.previous, None)} if tip else {}
-        self._heads = OrderedDict({**before, outer_step: (head, tip)})
+        self._heads = OrderedDict((step, kept) for step, kept in heads.items() if step < outer_step)
+        self._heads[outer_step] = head, tip
+        while len(self._heads) > KEPT_HEADS:
+            self._heads.popitem(last=False)
         self._kept.clear()
 
     def after(self, outer_step: int, head: Digest) -> list[Certified] | None:

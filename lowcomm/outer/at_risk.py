@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -21,6 +21,9 @@ from lowcomm.ledger.entry import ContributionId
 from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.types import PeerId
 
+MOST_OPEN = 4
+"""Contributions that are kept since it is not known whether they were committed; each is a whole vector."""
+
 
 @dataclass(slots=True)
 class _Sum:
@@ -29,6 +32,7 @@ class _Sum:
     entries: int = 0
     tokens: int = 0
     total: Tensor | None = None
+    names: set[ContributionId] = field(default_factory=set)
 
     def add(self, accepted: Accepted, own: Contribution) -> None:
         arrived = accepted.sent(own).load()
@@ -44,7 +48,7 @@ class AtRisk:
 
     def __init__(self, pool: Executor) -> None:
         self._adding = InOrder(pool)
-        self._sum = _Sum()
+        self._sum, self._left = _Sum(), _Sum()
         self._absent: set[PeerId] = set()
         self._open: dict[ContributionId, Tensor] = {}
 
@@ -61,28 +65,48 @@ class AtRisk:
             self.clear()
             return
         if first:
-            self._open = {contribution.id: contribution.values for contribution in sent}
+            self._hold({contribution.id: contribution.values for contribution in sent})
         self._sum.entries += 1
         if self._sum.entries >= KEPT_HEADS:  # where the histories part can't be found any more
             self._sum, self._open = _Sum(KEPT_HEADS), {}
         elif accepted.contribution is not None:
             own, sum_ = accepted.contribution, self._sum
             sum_.tokens += own.tokens
+            sum_.names.add(own.id)
             self._adding.submit(lambda: sum_.add(accepted, own))
 
-    async def lost(self) -> tuple[Tensor | None, int]:
-        """The other history is taken over: what is in no entry any more, and how many tokens it is."""
-        await asyncio.wrap_future(self._adding.done())
-        return self._sum.total, self._sum.tokens
+    async def settle(
+        self, entries: Sequence[Certified], me: PeerId, sent: Mapping[ContributionId, Tensor], *, left: bool
+    ) -> tuple[Tensor | None, int, list[tuple[int, Tensor]]]:
+        """The other history is taken over: what of this island's work is in no entry any more, and what is.
 
-    def named(
-        self, entries: Sequence[Certified], me: PeerId, sent: Mapping[ContributionId, Tensor]
-    ) -> list[tuple[ContributionId, Tensor]]:
-        """Contributions of this island, of those that others held, that are in these entries."""
-        held = {**self._open, **sent}
-        names = (certified.entry.contribution_of(me) for certified in entries)
-        return [(name, held[name]) for name in names if name is not None and name in held]
+        Args:
+            entries: of the other history.
+            sent: contributions that others hold.
+            left: this history is not the beginning of that one.
+
+        Returns:
+            What is lost (None for nothing), its tokens, and tokens and sums of what is in these entries.
+        """
+        await asyncio.wrap_future(self._adding.done())
+        names = {certified.entry.contribution_of(me) for certified in entries} - {None}
+        held, here, before = {**self._open, **sent}, self._sum, self._left
+        self.clear()
+        self._hold(held)
+        named = []
+        if before.total is not None and before.names <= names:  # it comes back to the side that it had left
+            named.append((before.tokens, before.total))
+            names -= before.names
+        lost = left and not here.names <= names
+        if not lost:
+            names -= here.names
+        self._left = here if lost else before
+        named += [(name.tokens, held[name]) for name in names if name is not None and name in held]
+        return (here.total, here.tokens, named) if lost else (None, 0, named)
 
     def clear(self) -> None:
-        """Nobody is absent any more, or the other history was taken over."""
-        self._sum, self._absent, self._open = _Sum(), set(), {}
+        """Nobody is absent any more."""
+        self._sum, self._left, self._absent, self._open = _Sum(), _Sum(), set(), {}
+
+    def _hold(self, sent: Mapping[ContributionId, Tensor]) -> None:
+        self._open = dict([*self._open.items(), *sent.items()][-MOST_OPEN:])

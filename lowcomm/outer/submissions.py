@@ -65,6 +65,7 @@ class Submissions:
         self._calls: dict[int, _Call] = {}
         self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in self._state.fragments]
         self._at_risk = [AtRisk(member.pool) for _ in self._state.fragments]
+        self._unsettled: dict[int, tuple[Branch | None, Mapping[ContributionId, Tensor]]] = {}
 
     async def close(self) -> None:
         """Cancel the calls under way."""
@@ -95,8 +96,9 @@ class Submissions:
         call.late_s = fragment_round.waiting_s
         try:
             residual_before = await self._residual_norm(fragment)
+            await self._settle_call(fragment, call)
             if not call.commits:  # else what is left of it is announced below
-                fragment_round.contribute(contribution)
+                fragment_round.contribute(call.contribution)
             while call.mine is None and not call.reason:
                 await self._advance(fragment, call, last=last)
         finally:
@@ -173,14 +175,21 @@ class Submissions:
         fragment_round = self._member.rounds[fragment]
         sent_before = fragment_round.sent
         moved_on = await self._catching_up.catch_up(fragment)
-        if moved_on.snapshot_bytes and not call.commits:
-            call.contribution, taken, tokens = await self._settle(
-                fragment, call.contribution, moved_on.branch, sent_before
-            )
-            call.credited += tokens
-            call.before = Difference(call.before, taken) if taken is not None else call.before
+        if moved_on.snapshot_bytes:
+            self._unsettled[fragment] = moved_on.branch, sent_before
+            await self._count(call)  # of the history that was left
+            if call.mine is not None:
+                return  # the next call stands on that, and settles
+            await self._settle_call(fragment, call)
             fragment_round.contribute(call.contribution)  # nobody has heard of it on this head
         call.base, call.position = self._state.states[fragment].anchor, self._state.position(fragment)
+
+    async def _settle_call(self, fragment: int, call: _Call) -> None:
+        """A state was taken over since the last contribution."""
+        if (unsettled := self._unsettled.pop(fragment, None)) is not None:
+            call.contribution, taken, tokens = await self._settle(fragment, call.contribution, *unsettled)
+            call.credited += tokens
+            call.before = Difference(call.before, taken) if taken is not None else call.before
 
     def _landing(self, fragment: int, call: _Call) -> Landing:
         """What is known when a call ends."""
@@ -239,14 +248,11 @@ class Submissions:
         Returns:
             The contribution, what it is less than the one before (None for nothing), and tokens credited.
         """
-        at_risk = self._at_risk[fragment]
-        entries = branch.theirs if branch is not None else ()
-        changes_sides = branch is not None and branch.mine is not None
-        lost, tokens = await at_risk.lost() if changes_sides else (None, 0)
-        named = at_risk.named(entries, self._member.signer.peer_id, sent)
+        lost, tokens, named = None, 0, list[tuple[int, Tensor]]()
         if branch is not None:
-            at_risk.clear()
-        done = sum(name.tokens for name, _ in named)
+            me, left = self._member.signer.peer_id, branch.mine is not None
+            lost, tokens, named = await self._at_risk[fragment].settle(branch.theirs, me, sent, left=left)
+        done = sum(credited for credited, _ in named)
         if lost is None and not named:
             return contribution, None, 0
 

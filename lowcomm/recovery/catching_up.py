@@ -84,7 +84,11 @@ class CatchingUp:
                             unknown.append(donor)  # somebody else may know what was credited on the way
                             continue
                         moved.snapshot_bytes += await self._snapshots.take(
-                            fragment, [donor.id, *others], joining=joining, further=branch is None
+                            fragment,
+                            [donor.id, *others],
+                            joining=joining,
+                            further=branch is None,
+                            known=branch.theirs if branch is not None else (),
                         )
                         moved.branch = branch if moved.snapshot_bytes else None
                         self._taken |= {fragment} if joining else set()

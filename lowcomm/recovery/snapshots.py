@@ -70,7 +70,13 @@ class Snapshots:
         self._turn = asyncio.Lock()
 
     async def take(
-        self, fragment: int, donors: Sequence[PeerId], *, joining: bool, further: bool = True
+        self,
+        fragment: int,
+        donors: Sequence[PeerId],
+        *,
+        joining: bool,
+        further: bool = True,
+        known: Sequence[Certified] = (),
     ) -> int:
         """Replace a fragment's state by the one that most donors serve; one fragment at a time.
 
@@ -83,12 +89,13 @@ class Snapshots:
             joining: at least half of the islands that train must have the state's entry; and what came stays
                 on disk until `forget`, as a joiner that is killed begins with all fragments anew.
             further: one that is behind this peer's is not taken; unless its history is known to stand.
+            known: the entries that lead there from this peer's history, as far as they are known.
 
         Raises:
             PeerUnreachableError: it could not be fetched, or too few vouch for it.
         """
         async with self._turn:  # so that donors keep one version of one fragment for this peer
-            return await self._take(fragment, donors, joining=joining, further=further)
+            return await self._take(fragment, donors, known, joining=joining, further=further)
 
     async def forget(self) -> None:
         """All fragments are there: what is on disk of them goes."""
@@ -96,7 +103,15 @@ class Snapshots:
         for incoming in whole:
             await self._member.in_pool(incoming.discard)
 
-    async def _take(self, fragment: int, donors: Sequence[PeerId], *, joining: bool, further: bool) -> int:
+    async def _take(
+        self,
+        fragment: int,
+        donors: Sequence[PeerId],
+        known: Sequence[Certified],
+        *,
+        joining: bool,
+        further: bool,
+    ) -> int:
         member = self._member
         least = member.state.chains[fragment].standing if further and not joining else NONE
         offer, givers = await self._choose(fragment, donors, least)
@@ -120,7 +135,7 @@ class Snapshots:
         if not joining:
             await self.forget()
         member.state.states[fragment] = incoming.finish()
-        chain.restart_at(offer.outer_step, offer.head, offer.tip)
+        chain.restart_at(offer.outer_step, offer.head, offer.tip, known)
         member.state.residuals[fragment] = None
         member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest, offer.tip)
         member.rounds[fragment].restart()

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from lowcomm.chaos.figures import contract, eval_at, participation, rows
 from lowcomm.chaos.invariants import INVARIANTS, check_all
+from lowcomm.chaos.island import Island
 from lowcomm.chaos.records import Returned, Story, load_island
 from tests.chaos.stories import BATCH, PERIOD, entry, round_line, sound_life, sound_story
 
@@ -277,6 +279,29 @@ def test_a_fork_that_was_repaired_without_a_loss_is_sound() -> None:
     story = split(repaired=True, credited_again=True)
     assert check_all(story) == dict.fromkeys(INVARIANTS, True)
     assert contract(story, None)["outer_steps_forked"] == 1
+
+
+def test_a_side_that_stayed_behind_is_another_history_at_the_end() -> None:
+    story = split(repaired=False, credited_again=False)
+    del story.islands[1].ledger[-2:]
+    assert check_all(story)["digests_equal"] == (
+        "island-b ends with another history, at outer step 3: fork-3"
+    )
+    story.islands[1].stayed = False  # it left while they were apart
+    assert check_all(story)["digests_equal"] is True
+
+
+def test_an_island_is_back_from_a_split_in_a_round_of_all() -> None:
+    island = Island("island-a", Path("island-a"), shard=0, port=20_000)
+    island.peer = "a"
+    for kind, alone in (("freeze", True), ("halves", False)):
+        island.back(kind, 10.0)
+        assert bool(island.committed(11.0, frozenset({"a"}), {"a", "b"})) == alone
+    assert island.took_part == 0
+    assert island.committed(12.0, frozenset({"a", "b"}), {"a", "b"}) == Returned(
+        kind="halves", island="island-a", seconds=2.0
+    )
+    assert island.took_part == 1
 
 
 def test_work_on_the_side_that_lost_is_missed() -> None:

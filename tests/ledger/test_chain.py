@@ -33,3 +33,22 @@ def test_a_chain_that_began_with_a_state_tells_the_entry_that_led_to_it() -> Non
     taken.restart_at(whole.outer_step, whole.head, whole.tip)
     assert taken.branch([behind]) == whole.branch([behind]) == [whole.tip]
     assert taken.branch([(behind[0] - 1, Digest("1" * 64))]) is None
+
+
+def test_what_led_to_a_state_is_kept_where_it_is_known() -> None:
+    whole, taken = Chain("run", 0, Digest("0" * 64)), Chain("run", 0, Digest("0" * 64))
+    genesis = whole.outer_step, whole.head
+    entries = []
+    for _ in range(4):
+        entries.append(Certified(entry(whole), None))
+        whole.append(entries[-1], None)
+        if len(entries) == 1:
+            taken.append(entries[0], None)
+    taken.restart_at(4, whole.head, whole.tip, entries[1:])
+    assert taken.branch([genesis]) == entries
+    taken.restart_at(2, entries[1].entry.hash, entries[1], entries[1:])  # a state from before its last entry
+    assert taken.branch([genesis]) == entries[:2]
+    taken.restart_at(
+        4, whole.head, whole.tip, entries[2:3]
+    )  # and one from after: what is between isn't known
+    assert taken.branch([genesis]) is None
