@@ -97,6 +97,7 @@ class Mandates:
         if member.context.policy.partition != "majority":
             return
         if member.folder is not None:
+            await member.in_pool(_note, member.folder / STANDSTILL, None)  # as an earlier life has left it
             for given in await member.in_pool(read_mandates, member.folder):
                 self._allow(given.mandate)
                 member.context.authority.put_in_force(given.mandate, given.in_force)

@@ -244,11 +244,13 @@ def test_who_goes_by_a_mandate_does_so_after_a_restart(tmp_path: Path) -> None:
         (given,) = read_mandates(tmp_path / "island-0")
         assert given == Given(mandate, (0,))
         await swarm.kill(0)
+        (tmp_path / "island-0" / STANDSTILL).write_text("what it stood at long ago")
         swarm._hub.filter = None
         swarm.revive(0, again=True)
         authority = swarm.island(0).node.context.authority
         await asyncio.sleep(1.0)
         assert authority.of(0, *mandate.positions[0]) == mandate
+        assert not (tmp_path / "island-0" / STANDSTILL).exists()
 
     play(3, tmp_path, story, quiet_s=40.0)
 
