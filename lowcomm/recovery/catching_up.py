@@ -70,12 +70,12 @@ class CatchingUp:
         donors, unknown = self._donors(fragment, joining=joining), list[Peer]()
         for turn in (donors, unknown):
             for donor in turn:
-                others = [peer.id for peer in donors if peer.id != donor.id]
+                givers = [donor.id, *(peer.id for peer in donors if peer.id != donor.id)]
                 failed = False
                 try:
                     entries = await self._missed(fragment, donor.id, joining=joining)
                     if entries is not None:
-                        await self._replay(fragment, entries, [donor.id, *others])
+                        await self._replay(fragment, entries, givers)
                     else:
                         branch = None if joining else await self._branch(fragment, donor)
                         if branch is not None and not self._other_stands(fragment, donor, branch):
@@ -85,7 +85,7 @@ class CatchingUp:
                             continue
                         moved.snapshot_bytes += await self._snapshots.take(
                             fragment,
-                            [donor.id, *others],
+                            givers if branch is None else self._with(donor, fragment),
                             joining=joining,
                             further=branch is None,
                             known=branch.theirs if branch is not None else (),
@@ -146,6 +146,13 @@ class CatchingUp:
         electorate = tuple(members) if before or common == 0 else ()
         await member.in_pool(member.rounds[fragment].check, theirs[0], electorate or None)
         return Branch(electorate, mine, tuple(theirs))
+
+    def _with(self, donor: Peer, fragment: int) -> list[PeerId]:
+        """A donor, and those who are where it is: a state of others may be of a third history."""
+        head = donor.state.heads[fragment]
+        peers = [peer for peer in self._member.peers.live() if peer.state.standing(fragment) is not None]
+        same = [peer.id for peer in peers if peer.state.heads[fragment] == head and peer.id != donor.id]
+        return [donor.id, *same]
 
     def _other_stands(self, fragment: int, donor: Peer, branch: Branch) -> bool:
         """Whether a donor's history is the one to follow."""

@@ -12,26 +12,19 @@ from lowcomm.sim import search
 from lowcomm.sim.search import Played, Setup, changed, new_schedule, play
 from lowcomm.sim.tapes import MessageFault, PeerFault, Tape
 
-FOUND = {
-    # an island takes over a state from one that has taken it over itself, and was credited on the way to it
-    "credited before a state of another": (
-        Setup(3, "continue", 5, 1, 1, "fixed", (0.4, 0.4, 0.4), False),
-        Tape(
-            900636373,
-            (MessageFault("lose", ("mean", "roster"), 0.3, 16.787922831118557, 22.852069866953588),),
-            (
-                PeerFault("hold", (0,), 18.085216848069795, 11.065595933801674),
-                PeerFault("power", (1,), 18.085216848069795, 8.590980776062384),
-            ),
-            quiet_s=30.0,
-        ),
-    ),
-}
+NAMES = {"Setup": Setup, "Tape": Tape, "MessageFault": MessageFault, "PeerFault": PeerFault}
+FOUND = [
+    pytest.param(line["setup"], line["tape"], id=line["found"])
+    for line in map(
+        json.loads, Path(__file__).with_name("found_schedules.jsonl").read_text(encoding="utf-8").splitlines()
+    )
+]
+"""As the command prints them."""
 
 
-@pytest.mark.parametrize("found", FOUND)
-def test_schedules_that_were_found_break_nothing(found: str) -> None:
-    assert play(*FOUND[found]).problems == ()
+@pytest.mark.parametrize(("setup", "tape"), FOUND)
+def test_schedules_that_were_found_break_nothing(setup: str, tape: str) -> None:
+    assert play(eval(setup, NAMES), eval(tape, NAMES)).problems == ()
 
 
 def test_the_same_seed_plays_the_same_schedules() -> None:
