@@ -26,17 +26,24 @@ MOST_OPEN = 4
 
 
 @dataclass(slots=True)
-class _Sum:
-    """What entries since the common one hold of this island; `total` is changed in worker threads."""
+class _Total:
+    """Of vectors; changed in worker threads only, and by one after the other."""
 
-    entries: int = 0
-    tokens: int = 0
-    total: Tensor | None = None
-    names: set[ContributionId] = field(default_factory=set)
+    values: Tensor | None = None
 
     def add(self, accepted: Accepted, own: Contribution) -> None:
         arrived = accepted.sent(own).load()
-        self.total = arrived.clone() if self.total is None else self.total.add_(arrived)
+        self.values = arrived.clone() if self.values is None else self.values.add_(arrived)
+
+
+@dataclass(slots=True)
+class _Sum:
+    """What entries since the common one hold of this island."""
+
+    entries: int = 0
+    tokens: int = 0
+    total: _Total = field(default_factory=_Total)
+    names: set[ContributionId] = field(default_factory=set)
 
 
 class AtRisk:
@@ -73,7 +80,7 @@ class AtRisk:
             own, sum_ = accepted.contribution, self._sum
             sum_.tokens += own.tokens
             sum_.names.add(own.id)
-            self._adding.submit(lambda: sum_.add(accepted, own))
+            self._adding.submit(lambda: sum_.total.add(accepted, own))
 
     async def settle(
         self, entries: Sequence[Certified], me: PeerId, sent: Mapping[ContributionId, Tensor], *, left: bool
@@ -94,15 +101,16 @@ class AtRisk:
         self.clear()
         self._hold(held)
         named = []
-        if before.total is not None and before.names <= names:  # it comes back to the side that it had left
-            named.append((before.tokens, before.total))
+        back = before.total.values  # of the side that it had left, and comes back to
+        if back is not None and before.names <= names:
+            named.append((before.tokens, back))
             names -= before.names
         lost = left and not here.names <= names
         if not lost:
             names -= here.names
         self._left = here if lost else before
         named += [(name.tokens, held[name]) for name in names if name is not None and name in held]
-        return (here.total, here.tokens, named) if lost else (None, 0, named)
+        return (here.total.values, here.tokens, named) if lost else (None, 0, named)
 
     def clear(self) -> None:
         """Nobody is absent any more."""

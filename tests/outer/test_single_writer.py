@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from lowcomm import OuterLoop, Schedule, codecs
-from tests.outer.swarm import Swarm
+from tests.outer.swarm import TIMEOUT_S, Swarm, in_parallel
 
 MAILBOX = "Peers._posted"
 """What the training thread leaves for the network thread: one reference to a value that never changes."""
@@ -41,15 +41,29 @@ def _watch_writes(patch: pytest.MonkeyPatch) -> dict[tuple[int, str], set[str]]:
 
 
 def test_no_object_is_changed_from_two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two islands train, and a third one comes and takes their state."""
     found = _watch_writes(monkeypatch)
     schedule = Schedule(inner_steps=3, num_fragments=2, delay=1, mode="matched")
     swarm = Swarm(schedule=schedule, codec=lambda: codecs.int8(error_feedback=True))
+    under_way, come = threading.Event(), threading.Event()
 
     def each(inner_step: int, outer: OuterLoop) -> None:
         outer.show_loss(1.0 / inner_step)
+        if outer.outer_step == 2:
+            under_way.set()
+            assert come.wait(TIMEOUT_S)
 
-    results = swarm.run(24, each=each)
-    assert all(result.error is None and len(result.committed) > 8 for result in results.values())
+    def late() -> None:
+        assert under_way.wait(TIMEOUT_S)
+        try:
+            swarm.train(2, 20, expected_peers=1, each=lambda inner_step, outer: come.set())
+        finally:
+            come.set()
+
+    calls = [lambda: swarm.train(0, 30, each=each), lambda: swarm.train(1, 30, each=each), late]
+    in_parallel(calls, swarm.results, [0, 1, 2])
+    results = swarm.results
+    assert all(result.error is None and len(result.committed) > 5 for result in results.values())
     assert {name.split(".")[0] for _, name in found} >= {"Progress", "Peers", "FragmentRound"}
     writers: dict[tuple[int, str], dict[str, set[str]]] = defaultdict(dict)
     for (number, name), threads in found.items():
