@@ -16,6 +16,7 @@ SETTINGS = (
     "shared.round.partition=majority", "shared.round.deadline_s=5", "exchange.lease_s=2",
     "exchange.heartbeat_s=0.5",
 )  # fmt: skip
+SAME = ("problem", "head", "genesis", "credited")
 
 
 @pytest.mark.processes
@@ -53,7 +54,21 @@ def test_one_of_three_goes_on_with_a_newcomer(tmp_path, start, capsys) -> None:
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=DEADLINE_S)
     for folder in (first, newcomer):
-        assert main(["ledger", "verify", str(folder)]) == 0, capsys.readouterr().err
+        found = verified(folder)
+        assert (found["problem"], found["unsigned"], found["unproven"]) == ("", 0, 0)
+        assert found["proven"] == found["entries"]
+        assert found["mandates"] == 1
+    whole = verified(first)
+    assert main(["ledger", "compact", str(first), "--keep", "1"]) == 0
+    compacted = verified(first)
+    assert compacted["compacted"] > 0
+    assert [compacted[name] for name in SAME] == [whole[name] for name in SAME]
+
+
+def verified(folder) -> dict:
+    figures = folder / "figures.json"
+    main(["ledger", "verify", str(folder), "--json", str(figures)])
+    return json.loads(figures.read_text())
 
 
 def standing(folder) -> dict:
