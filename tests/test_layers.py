@@ -216,3 +216,16 @@ def test_public_name_exists(name: str) -> None:
 def test_unknown_public_name() -> None:
     with pytest.raises(AttributeError, match="'lowcomm' has no attribute 'nothing'"):
         lowcomm.nothing  # noqa: B018
+
+
+def test_no_decision_depends_on_the_time_of_day() -> None:
+    """So a clock that jumps changes nothing in them, and the simulator needs no calendar."""
+    decide = [path for package in ON_A_LINE for path in (ROOT / package).glob("*.py")]
+    readers = [
+        name_of(path)
+        for path in decide
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "wall_s"
+    ]
+    assert len(decide) > 50
+    assert readers == []

@@ -13,6 +13,7 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.ledger.state import Position
 from lowcomm.peers.peer import Peer
 from lowcomm.recovery.catching_up import CatchingUp
+from lowcomm.recovery.founders import keep_founders, kept_founders
 from lowcomm.recovery.member import Member
 from lowcomm.recovery.waiting import Waiting, once, tell
 from lowcomm.types import PeerId
@@ -179,7 +180,7 @@ class Joining:
         if out_of_step:
             steps = [p.state.inner_step for p in member.peers.live() if p.state.phase == "training"]
             inner_step = max(inner_step, furthest(steps))
-        self._know_founders(running, starting)
+        await self._know_founders(running, starting, found=found)
         member.peers.say(phase="training", inner_step=inner_step)
         member.publish_position()
         outer_steps = member.peers.state.outer_steps
@@ -234,12 +235,18 @@ class Joining:
             )
             await member.changed.wait(min(1.0, give_up_s - loop.time()))
 
-    def _know_founders(self, running: list[Peer], starting: list[Peer]) -> None:
-        """Who may decide the first outer step: those who start with the founder, which tells all others."""
+    async def _know_founders(self, running: list[Peer], starting: list[Peer], *, found: bool) -> None:
+        """Who may decide the first outer step: those who start with the founder, which tells all others.
+
+        Raises:
+            StorageError: they can't be kept for the day on which this island starts again.
+        """
         member = self._member
         told = sorted(peer.state.founders for peer in running if peer.state.founders)
         company = [peer.id for peer in starting] if self._expected else []
-        founders = told[0] if told else tuple(sorted([member.signer.peer_id, *company]))
+        kept = () if found else await member.in_pool(kept_founders, member.folder)
+        founders = told[0] if told else kept or tuple(sorted([member.signer.peer_id, *company]))
+        await member.in_pool(keep_founders, member.folder, founders)
         member.context.founders = founders
         member.peers.say(founders=founders)
         for fragment_round in member.rounds:
