@@ -14,6 +14,7 @@ from pathlib import Path
 
 import front_page
 import learning_tables
+import long_tables
 import wan_tables
 from lowcomm.bench.churn_figures import Churn
 from lowcomm.bench.deaths import Death
@@ -80,12 +81,15 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
             ("snapshot.json", _snapshot),
             ("donors.json", _donors),
             ("chaos_*.json", _chaos),
+            ("gate_*.json", long_tables.gates),
         ],
         "May islands be unlike?": [("engines.json", _engines)],
         "How fast are codecs?": [("codecs.json", _codecs)],
         "How does it begin?": [("first_hour.json", _first_hour)],
         "How well is it tested?": [
             ("model_checker.json", _model_checker),
+            ("search.jsonl", long_tables.searches),
+            ("soak_*.json", long_tables.soaks),
             ("fuzz.json", _fuzz),
             ("default_runs.jsonl", _default_runs),
         ],
