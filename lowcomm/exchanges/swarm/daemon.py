@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lowcomm.errors import ExchangeError
 from lowcomm.interrupts import die_with_parent
+from lowcomm.open_files import MOST_LINKS
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class DaemonOptions:
             "hostAddrs": ",".join(self.listen),
             "announceAddrs": ",".join(self.announce),
             "trustedRelays": ",".join(self.trusted_relays),
+            "connLo": str(2 * MOST_LINKS),  # its own 512 would break links of a large swarm
+            "connHi": str(4 * MOST_LINKS),
         }
         switches = {
             "relay": self.relay or self.auto_relay,

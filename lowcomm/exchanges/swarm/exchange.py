@@ -27,6 +27,7 @@ from lowcomm.exchanges.swarm.identity import MESSAGES, Gatekeeper, Identity, Ide
 from lowcomm.exchanges.swarm.links import Links, somebody_listens
 from lowcomm.exchanges.swarm.namesakes import Namesakes
 from lowcomm.methods import Spec
+from lowcomm.open_files import MOST_LINKS, allow_links
 from lowcomm.types import PeerId
 
 logger = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ class SwarmExchange:
             StorageError: the identity file can't be used.
             ExchangeError: p2pd does not work.
         """
+        allow_links(MOST_LINKS)  # p2pd inherits it
         peers = group_by_peer(self._initial_peers, self._run_id)
         listen, announce = self._options.listen, self._options.announce
         for address in [*(a for group in peers.values() for a in group), *listen, *announce]:

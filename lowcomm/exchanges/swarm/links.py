@@ -18,6 +18,7 @@ from lowcomm.exchanges.swarm.link import CONTROL, OPEN_TIMEOUT_S, STREAM_NAME, L
 from lowcomm.exchanges.swarm.namesakes import NamedLink, Namesakes
 from lowcomm.exchanges.swarm.streams import Incoming, Verdict
 from lowcomm.exchanges.swarm.uplink import Uplink
+from lowcomm.open_files import too_few
 from lowcomm.types import PeerId, short
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Links:
         self._arrivals: dict[PeerId, set[asyncio.Future[None]]] = {}
         self._closed = False
         self._gone: str | None = None
+        self._warned_of_files = False
 
     async def serve(self) -> None:
         """Accept streams from now on."""
@@ -292,8 +294,15 @@ class Links:
             if not arrival.done():
                 arrival.set_result(None)
         if not self._closed:
+            self._check_files()
             self._on_up(link.peer)
             self.receiver.on_peer_up(link.peer)
+
+    def _check_files(self) -> None:
+        """Say it once where this process may not open as many files as its links need."""
+        if not self._warned_of_files and (wrong := too_few(len(self._links))):
+            self._warned_of_files = True
+            logger.warning("%s", wrong)
 
     def on_link_down(self, link: Link, reason: str, was_up: bool) -> None:
         """A link ended, or never came up."""
