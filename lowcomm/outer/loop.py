@@ -448,7 +448,7 @@ class OuterLoop:
     @property
     def round_trips_s(self) -> tuple[float, ...]:
         """What the latest heartbeats took to other islands and back, the newest last. Lead only."""
-        return tuple(self._lead.peers.round_trips_s)
+        return tuple(self._lead.peers.heartbeats.round_trips_s)
 
     @property
     def num_peers(self) -> int:

@@ -53,8 +53,11 @@ logger = logging.getLogger(__name__)
 POOL_THREADS = 2
 FAREWELL_S = 2.0
 ISLANDS_ONLY = frozenset(
-    ("ready", "unready", "roster", "unformed", "joined", "vote", "rejected", "abort", "again", "mandate")
-)
+    (
+        "ready", "unready", "opened", "roster", "unformed", "joined", "vote", "decided", "rejected", "abort",
+        "again", "mandate",
+    )
+)  # fmt: skip
 """What a seed or an observer, whose settings nobody compares, may not say."""
 GRACE_LEASES = 3.0
 """Who has not been heard for so many leases counts as absent: one to notice, the rest to be linked again."""
@@ -169,6 +172,7 @@ class Node:
             "state": peers.on_state,
             "ping": peers.on_ping,
             "pong": peers.on_pong,
+            "doubt": peers.on_doubt,
             "refuse": peers.on_refuse,
             "terms?": peers.on_terms_request,
             "terms": peers.on_terms,
@@ -182,6 +186,8 @@ class Node:
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
             "unready": lambda peer, fields: self._round(fields).on_unready(peer, fields),
+            "opened": lambda peer, fields: self._round(fields).on_opened(peer, fields),
+            "decided": lambda peer, fields: self._round(fields).on_decided(peer, fields),
             "unformed": lambda peer, fields: self._round(fields).on_unformed(peer, fields),
             "joined": lambda peer, fields: self._round(fields).on_joined(peer, fields),
             "vote": lambda peer, fields: self._round(fields).on_vote(peer, fields),
@@ -271,13 +277,16 @@ class Node:
 
     def publish_position(self) -> None:
         """Put chain positions into this peer's state and tell everybody."""
+        self._note_position()
+        self.peers.announce()
+
+    def _note_position(self) -> None:
         chains = self.state.chains
         self.peers.say(
             outer_steps=tuple(chain.outer_step for chain in chains),
             heads=tuple(chain.head for chain in chains),
             total_tokens=tuple(chain.total_tokens for chain in chains),
         )
-        self.peers.announce()
 
     def take_dropped(self) -> list[str]:
         """Peers that broke the protocol since the last report, as `peer: reason`."""
@@ -309,7 +318,11 @@ class Node:
         self.recorder.committed(certified, accepted.update)
         self._donor.committed(certified, accepted.update)
         self.note_others()
-        self.publish_position()
+        self._note_position()
+        if certificate is not None and self.signer.peer_id in certificate.voters:
+            self.peers.announce_commit(entry, certificate.voters)
+        else:
+            self.peers.announce()
         self.changed.notify()
 
     def adopt(self, accepted: Accepted, certificate: Certificate) -> None:

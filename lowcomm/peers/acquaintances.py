@@ -75,6 +75,11 @@ class Acquaintances:
     def __len__(self) -> int:
         return len(self._known)
 
+    def has(self, peer: PeerId, addresses: Sequence[str]) -> bool:
+        """Whether a peer was heard of before, with these addresses."""
+        known = self._known.get(peer)
+        return known is not None and known.addresses == tuple(addresses[:MAX_ADDRESSES])
+
     @property
     def dialing(self) -> bool:
         """Whether a link to a peer that lives is being made, or about to be tried for the first time."""

@@ -41,6 +41,11 @@ class AdaptiveTimeout:
         self._heard_s = self._looked_s = now_s
         self._silent_s = 0.0
 
+    def wait(self, now_s: float, most_s: float) -> None:
+        """From now on an answer is waited for; of the silence before, at most `most_s` counts."""
+        self._heard_s = max(self._heard_s, now_s - most_s)
+        self._silent_s, self._looked_s = now_s - self._heard_s, now_s
+
     @property
     def limit_s(self) -> float:
         """The silence that is tolerated now."""

@@ -49,9 +49,13 @@ class Bystander:
             "peers": self.peers.on_peers,
             "state": self.peers.on_state,
             "refuse": self.peers.on_refuse,
+            "ping": self.peers.on_ping,
+            "pong": self.peers.on_pong,
+            "doubt": self.peers.on_doubt,
         }
         handler = handlers.get(message.kind)
         try:
+            self.peers.heard(peer)
             self.peers.admit_message(peer, message.kind)
             if handler is not None:
                 handler(peer, Fields(message.kind, message.body))

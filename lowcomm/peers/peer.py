@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_float, checked_text
 from lowcomm.ledger.chain import Standing
+from lowcomm.ledger.entry import Entry, hash_value
 from lowcomm.ledger.mandate import MAX_SIGNATURE
 from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
 from lowcomm.peers.failure_detector import AdaptiveTimeout
 from lowcomm.types import Digest, Json, Link, PeerId
+
+T = TypeVar("T")
 
 MAX_FRAGMENTS = 100_000
 MAX_CHECKPOINTS = 1_000
@@ -76,14 +81,59 @@ class State:
             return None
         return Standing(self.total_tokens[fragment], self.outer_steps[fragment])
 
-    def to_json(self) -> dict[str, Json]:
-        return {
-            "role": self.role,
-            "phase": self.phase,
-            "inner_step": self.inner_step,
+    @property
+    def position(self) -> Digest:
+        """Stands for where its chains are."""
+        return hash_value(list(self.heads))
+
+    @property
+    def matters(self) -> tuple[object, ...]:
+        """What a round could care about; all but its training steps and figures."""
+        return (
+            self.role, self.phase, self.heads, self.shard, self.checkpoints, self.put_out, self.name,
+            self.founders,
+        )  # fmt: skip
+
+    def with_entry(self, entry: Entry) -> State | None:
+        """Once it has committed an entry; None where that is no news."""
+        fragment = entry.fragment
+        known = fragment < len(self.outer_steps)
+        if self.phase != "training" or not known or self.outer_steps[fragment] >= entry.outer_step:
+            return None
+        return self._moved(fragment, entry.outer_step, entry.hash, entry.total_tokens)
+
+    def not_behind(self, before: State) -> State:
+        """Where it was known to be further than it says: it has said that before it got there."""
+        state = self
+        for fragment, step in enumerate(before.outer_steps[: len(self.outer_steps)]):
+            if step > self.outer_steps[fragment]:
+                state = state._moved(fragment, step, before.heads[fragment], before.total_tokens[fragment])
+        return state
+
+    def _moved(self, fragment: int, outer_step: int, head: Digest, total_tokens: int) -> State:
+        return replace(
+            self,
+            outer_steps=_with(self.outer_steps, fragment, outer_step),
+            heads=_with(self.heads, fragment, head),
+            total_tokens=_with(self.total_tokens, fragment, total_tokens),
+        )
+
+    def to_json(self, *, chains: bool = True) -> dict[str, Json]:
+        """As it is told.
+
+        Args:
+            chains: whether with where its chains are.
+        """
+        told: dict[str, Json] = {
             "outer_steps": list(self.outer_steps),
             "heads": list(self.heads),
             "total_tokens": list(self.total_tokens),
+        }
+        return {
+            **(told if chains else {}),
+            "role": self.role,
+            "phase": self.phase,
+            "inner_step": self.inner_step,
             "tokens_per_s": self.tokens_per_s,
             "shard": self.shard,
             "checkpoints": list(self.checkpoints),
@@ -96,8 +146,15 @@ class State:
         }
 
 
-def parse_state(fields: Fields) -> State:
+def _with(values: tuple[T, ...], index: int, value: T) -> tuple[T, ...]:
+    return (*values[:index], value, *values[index + 1 :])
+
+
+def parse_state(fields: Fields, before: State | None = None) -> State:
     """Check and build a `State`.
+
+    Args:
+        before: has its chains, where they are not in the message.
 
     Raises:
         ProtocolError: a field is missing, of the wrong type or out of range.
@@ -107,9 +164,12 @@ def parse_state(fields: Fields) -> State:
         raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
     if phase not in ("starting", "joining", "training", "leaving"):
         raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
-    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
-    outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
-    total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
+    if before is not None and not fields.has("heads"):
+        outer_steps, heads, total_tokens = before.outer_steps, before.heads, before.total_tokens
+    else:
+        heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+        outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
+        total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
     if not len(heads) == len(outer_steps) == len(total_tokens):
         raise ProtocolError(
             f"state: expected as many outer_steps and total_tokens as the {len(heads)} heads, "
@@ -169,7 +229,13 @@ class Peer:
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         round_trip_s: what the newest heartbeat took to it and back.
         answered_s: when the newest heartbeat was sent to it that it has answered.
-        heard_awake_s: when anything last came from it, in this peer's waking time.
+        heard_awake_s: when anything last came from it, in this peer's waking time; who had not been asked for
+            long counts as heard a heartbeat before it was.
+        pinged_s: when it was asked last.
+        quiet_since_s: since when it owes an answer; infinite where it owes none.
+        knows: the position of this peer that it knows of, see `State.position`.
+        reached_s: when it was last known to have committed an entry without having said so.
+        doubted: others were told that it doesn't answer.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.
     """
 
@@ -191,4 +257,9 @@ class Peer:
     counted_at_s: float = 0.0
     heard_awake_s: float = 0.0
     answered_s: float = 0.0
+    pinged_s: float = -math.inf
+    quiet_since_s: float = math.inf
+    knows: Digest | None = None
+    reached_s: float = -math.inf
+    doubted: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)

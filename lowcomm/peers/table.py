@@ -1,8 +1,8 @@
 """Who is in the swarm: greetings, signs of life, leases, and finding those not met yet.
 
 Every pair of peers greets with `hello` (digests of shared settings and layout) when their link comes up;
-peers that disagree tell each other these lists, and refuse each other with what differs. Then each sends
-`state` at every heartbeat and at every change. A peer silent for longer than its lease is dropped. Peers are
+peers that disagree tell each other these lists, and refuse each other with what differs. Then each tells its
+`state` with heartbeats and at every change. A peer silent for longer than its lease is dropped. Peers are
 found through the initial ones, through what peers tell of each other, and through the DHT.
 """
 
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +21,10 @@ from lowcomm.errors import ExchangeError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Exchange, Message
 from lowcomm.exchanges.fields import Fields, checked_text
 from lowcomm.ledger.certificate import Goodbye, goodbye_bytes
+from lowcomm.ledger.entry import Entry
 from lowcomm.peers.acquaintances import MAX_KNOWN, Acquaintances, record_addresses
 from lowcomm.peers.bans import BAN_S, Bans
-from lowcomm.peers.failure_detector import AdaptiveTimeout
+from lowcomm.peers.heartbeats import LOOKS, Heartbeats
 from lowcomm.peers.peer import (
     BURST_MESSAGES,
     MAX_LINKS,
@@ -41,15 +41,8 @@ from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 8
+PROTOCOL = 9
 RECORD_TTL_S = 60.0
-ROUND_TRIPS_KEPT = 1_000
-LOOKS = 4
-"""A heartbeat is so many looks at who is silent."""
-SILENT_BEATS = 2.5
-"""Nobody counts as silent sooner."""
-STALLED_BEATS = 5.0
-"""Nobody counts as stalled sooner."""
 LEAST_ACCUSERS = 2
 STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
 EXPLAIN_S = 20.0
@@ -75,9 +68,8 @@ class Peers:
     Attributes:
         departed: peers that have said goodbye, and have not come back.
         version: counts changes.
-        awake_s: seconds for which this peer has listened; time in which it stood still is not among them.
         names: what peers are called that were met, those that are gone as well.
-        round_trips_s: what the latest heartbeats took to other islands and back, the newest last.
+        heartbeats: who is asked for a sign of life, and when.
     """
 
     def __init__(
@@ -99,16 +91,15 @@ class Peers:
         self._requests = Requests(exchange, lambda: EXPLAIN_S)
         self.state = state
         self._posted = self._told = Posted()
-        self._heartbeat_s, self._lease_s = heartbeat_s, lease_s
+        self._heartbeat_s = heartbeat_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
         self.linked: dict[PeerId, Peer] = {}
         self.banned = Bans(ban_s)
         self.departed: dict[PeerId, Goodbye] = {}
         self.version = 0
-        self.awake_s = 0.0
         self._heard_awake_s: dict[PeerId, float] = {}
         self.names: dict[PeerId, str] = {}
-        self.round_trips_s: deque[float] = deque(maxlen=ROUND_TRIPS_KEPT)
+        self.heartbeats = Heartbeats(self.linked, heartbeat_s, lease_s, self.post, self._tell_state)
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(
             exchange, exchange, self.linked.__contains__, self.departed.__contains__, self._spawn
@@ -130,7 +121,7 @@ class Peers:
         if entry is not None and entry.greeted and not entry.silent:
             return 0.0
         heard_s = entry.heard_awake_s if entry is not None and entry.greeted else None
-        return self.awake_s - (self._heard_awake_s.get(peer, 0.0) if heard_s is None else heard_s)
+        return self.heartbeats.awake_s - (self._heard_awake_s.get(peer, 0.0) if heard_s is None else heard_s)
 
     async def stop(self) -> None:
         """End all tasks of this object."""
@@ -234,6 +225,32 @@ class Peers:
         self.say(put_out=self.banned.names()[-MAX_PUT_OUT:])
         return self.state
 
+    def announce_commit(self, entry: Entry, voters: Iterable[PeerId]) -> None:
+        """This peer has committed an entry, as its voters have, or are about to.
+
+        They know it of each other, so in a large swarm nobody has to be told; whoever is not there yet hears
+        of it with the next heartbeats.
+        """
+        now_s, moved = asyncio.get_running_loop().time(), False
+        for voter in voters:
+            peer = self.linked.get(voter)
+            state = peer.state.with_entry(entry) if peer is not None and peer.greeted else None
+            if peer is not None and state is not None:
+                moved = True
+                peer.state, peer.reached_s = state, now_s
+                if peer.progress is not None:
+                    peer.progress.beat(now_s)
+        if moved:
+            self.version += 1
+        if self.heartbeats.reach_all:
+            self.announce()
+
+    def _tell_state(self, peer: Peer) -> None:
+        """Its chains only where the peer doesn't know them, by its latest answer."""
+        state = self.own_state()
+        chains = peer.knows != state.position
+        self.post(peer.id, Message("state", state.to_json(chains=chains)))
+
     def _show_links(self, observer: PeerId) -> None:
         """Tell an observer this peer's links and trouble, too, which is too much for each heartbeat."""
         links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
@@ -273,14 +290,8 @@ class Peers:
             reason = self.banned.reason(peer, asyncio.get_running_loop().time())
             self._spawn(self._put_out(peer, reason))
             return
-        now = asyncio.get_running_loop().time()
-        self.linked[peer] = Peer(
-            peer,
-            seen_at_s=now,
-            counted_at_s=now,
-            silence=AdaptiveTimeout(SILENT_BEATS * self._heartbeat_s, self._lease_s, now),
-            progress=AdaptiveTimeout(STALLED_BEATS * self._heartbeat_s, math.inf, now),
-        )
+        self.linked[peer] = Peer(peer)
+        self.heartbeats.meet(self.linked[peer], asyncio.get_running_loop().time())
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
             **self._terms.digests,
@@ -291,14 +302,9 @@ class Peers:
     def heard(self, peer: PeerId) -> None:
         """Anything came from a peer, and be it a piece of a transfer: it lives."""
         entry = self.linked.get(peer)
-        if entry is None or entry.silence is None or not entry.greeted:
+        if entry is None or not entry.greeted:
             return  # who doesn't greet is not kept by what else it sends
-        now = asyncio.get_running_loop().time()
-        entry.seen_at_s = now
-        entry.heard_awake_s = self.awake_s
-        entry.silence.beat(now)
-        if entry.silent:
-            entry.silent = False
+        if self.heartbeats.heard(entry, asyncio.get_running_loop().time()):
             self._changed()
 
     def is_heard(self, peer: PeerId) -> bool:
@@ -361,6 +367,7 @@ class Peers:
         if entry is not None:
             entry.settled.set()
             self._requests.on_peer_down(peer)
+            self.heartbeats.part(peer)
             if entry.greeted:
                 self._heard_awake_s.pop(peer, None)
                 self._heard_awake_s[peer] = entry.heard_awake_s
@@ -397,11 +404,12 @@ class Peers:
         if entry.state.role == "observer":
             self._show_links(peer)
         else:
+            news: list[Json] = [[peer, list(entry.addresses)]]
+            told = self.known.has(peer, entry.addresses)  # by whoever it had met before
             self.known.learn(peer, entry.addresses, lives=True)
             self.known.dial_due()
-            news: list[Json] = [[peer, list(entry.addresses)]]
             for other in self.linked.values():
-                if other.greeted and other.id != peer:
+                if other.greeted and other.id != peer and not told:
                     self.post(other.id, Message("peers", {"peers": news}))
         self._changed()
 
@@ -426,22 +434,26 @@ class Peers:
         if entry is None or not entry.greeted:
             return
         self.heard(peer)
-        state, before = parse_state(fields), entry.state
-        moved = (state.inner_step, state.outer_steps, state.phase) != (
-            before.inner_step,
+        now_s, before = asyncio.get_running_loop().time(), entry.state
+        state = parse_state(fields, before)
+        if state.phase == before.phase == "training" and now_s - entry.reached_s < self._heartbeat_s:
+            state = state.not_behind(before)
+        news = state.matters != before.matters
+        moved = state.inner_step != before.inner_step or (state.outer_steps, state.phase) != (
             before.outer_steps,
             before.phase,
         )
         if moved and entry.progress is not None:
-            entry.progress.beat(asyncio.get_running_loop().time())
-            entry.stalled = False
+            entry.progress.beat(now_s)
+            news, entry.stalled = news or entry.stalled, False
         entry.state = state
         self._learn_name(peer, state.name)
         if state.phase == "leaving":
             self._take_goodbye(peer, state)
-        else:
-            self.departed.pop(peer, None)
-        self._changed()
+        elif self.departed.pop(peer, None) is not None:
+            news = True
+        if news:
+            self._changed()
 
     def _take_goodbye(self, peer: PeerId, state: State) -> None:
         """A peer leaves in order.
@@ -507,63 +519,51 @@ class Peers:
             self._on_refused(peer, reasons)
 
     def on_ping(self, peer: PeerId, fields: Fields) -> None:
-        """A heartbeat that is timed: give the peer its stamp back."""
-        self.post(peer, Message("pong", {"sent_s": fields.number("sent_s")}))
+        """See `Heartbeats`."""
+        self.heartbeats.on_ping(peer, fields)
 
     def on_pong(self, peer: PeerId, fields: Fields) -> None:
-        """A heartbeat has gone to the peer and back; what a peer makes up misleads nobody but readers.
+        """See `Heartbeats`."""
+        self.heartbeats.on_pong(peer, fields, asyncio.get_running_loop().time())
 
-        Raises:
-            ProtocolError: its stamp is of the future.
-        """
-        round_trip_s = asyncio.get_running_loop().time() - fields.number("sent_s")
-        if round_trip_s < 0.0:
-            raise ProtocolError(f"pong.sent_s: expected no time to come, got one in {-round_trip_s:.3g} s")
-        self.round_trips_s.append(round_trip_s)
-        if peer in self.linked:
-            self.linked[peer].round_trip_s = round_trip_s
-            self.linked[peer].answered_s = max(self.linked[peer].answered_s, fields.number("sent_s"))
+    def on_doubt(self, peer: PeerId, fields: Fields) -> None:
+        """See `Heartbeats`."""
+        self.heartbeats.on_doubt(fields, asyncio.get_running_loop().time())
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            self.announce()
-            now = asyncio.get_running_loop().time()
-            if self.state.role == "island":
-                for island in self.live():
-                    self.post(island.id, Message("ping", {"sent_s": now}))
-            for peer in list(self.linked.values()):
-                if (silent_s := now - peer.seen_at_s) > self._lease_s:
-                    logger.warning(
-                        "%s: no message for %.1f s; the link is dropped", self.called(peer.id), silent_s
-                    )
-                    await self._exchange.disconnect(peer.id)
-            self.known.dial_due()
+            self.beat()
+
+    def beat(self) -> None:
+        """A heartbeat is due."""
+        now = asyncio.get_running_loop().time()
+        for peer in self.heartbeats.beat(now):
+            logger.warning(
+                "%s: no message for %.1f s; the link is dropped", self.called(peer.id), now - peer.seen_at_s
+            )
+            self._spawn(self._exchange.disconnect(peer.id))
+        for peer in self.linked.values():
+            if peer.state.role == "observer":
+                self._show_links(peer.id)
+        self.known.dial_due()
 
     async def _listen(self) -> None:
-        """Notice who has fallen silent, who makes no steps any more, and who may come back."""
-        step_s = self._heartbeat_s / LOOKS
-        came: dict[PeerId, int] = {}
-        looked_s = asyncio.get_running_loop().time()
+        self.heartbeats.listen(asyncio.get_running_loop().time(), {})
         while True:
-            await asyncio.sleep(step_s)
-            now = asyncio.get_running_loop().time()
-            self.awake_s += min(now - looked_s, 2 * step_s)
-            looked_s = now
-            self.version += 1
-            before, came = came, dict(self._exchange.traffic.from_peer)
-            for name in self.banned.expire(now):
-                logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
-                self.known.pardon(name)
-            for peer in list(self.linked.values()):
-                if peer.silence is not None and came.get(peer.id, 0) > before.get(peer.id, 0):
-                    peer.silence.resume(now)  # a long message of which a part came is no silence
-                if peer.progress is not None:
-                    peer.stalled = peer.progress.look(now, 2 * step_s)
-                if peer.silence is not None and peer.silence.look(now, 2 * step_s) and not peer.silent:
-                    peer.silent = True
-                    self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
-                    self._changed()
+            await asyncio.sleep(self._heartbeat_s / LOOKS)
+            self.listen()
+
+    def listen(self) -> None:
+        """Notice who has fallen silent, who makes no steps any more, and who may come back."""
+        now = asyncio.get_running_loop().time()
+        self.version += 1
+        for name in self.banned.expire(now):
+            logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
+            self.known.pardon(name)
+        for peer in self.heartbeats.listen(now, self._exchange.traffic.from_peer):
+            self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
+            self._changed()
 
     async def _discover(self) -> None:
         while True:

@@ -65,7 +65,7 @@ def test_heartbeats_are_timed_there_and_back() -> None:
             await island.node.start()
         await asyncio.sleep(10.5)
         for island in islands:
-            assert list(island.node.peers.round_trips_s) == pytest.approx([0.1] * 10, abs=0.001)
+            assert list(island.node.peers.heartbeats.round_trips_s) == pytest.approx([0.1] * 10, abs=0.001)
             await island.node.close()
 
     run_virtually(scenario(), 60.0)
@@ -77,7 +77,9 @@ def test_a_round_trip_that_has_not_begun_is_a_broken_protocol() -> None:
         peers.on_peer_up(FIRST)
         peers.on_hello(FIRST, hello())
         with pytest.raises(ProtocolError, match="expected no time to come"):
-            peers.on_pong(FIRST, Fields("pong", {"sent_s": asyncio.get_running_loop().time() + 1.0}))
+            peers.on_pong(
+                FIRST, Fields("pong", {"sent_s": asyncio.get_running_loop().time() + 1.0, "knows": ""})
+            )
         await peers.stop()
 
     asyncio.run(scenario())
