@@ -12,6 +12,11 @@ median of this roster if that is larger: where most norms jump together, nobody 
 grow with the rounds that a peer has missed, since its progress does. Who has seen no rounds yet takes
 into account that norms grow with tokens: islands that have just come back contribute little.
 
+Tokens and steps are bounded by time as well: no more than `TIME_SLACK` times what fits, at the speed that the
+peer tells, into the time since the outer step of its last contribution was opened, and a little on top. Its
+speed may rise `RISE` times from one contribution to the next. Whoever was not seen to contribute in this
+peer's life, since either of them has just come, is held to the ranges of the fields only.
+
 With error feedback a peer also sends what it owes: what its last encoding lost, and what it lost of
 the mean as a reducer, divided by its share. Both may be far above the norm of a small pseudo-gradient,
 so such a peer may move the mean as much as one with an even share and the usual norm may.
@@ -19,6 +24,7 @@ so such a peer may move the mean as much as one with an even share and the usual
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -30,6 +36,10 @@ from lowcomm.peers.bans import BAN_S
 from lowcomm.rounds.roster import Participant
 from lowcomm.types import PeerId
 
+TIME_SLACK, TIME_GRACE_S = 16.0, 60.0
+RISE = 16.0
+LEAST_STEP_S = 1e-4
+"""No step is believed to be shorter."""
 HISTORY = 16
 """Committed rounds whose median norms the running median is taken over."""
 
@@ -70,23 +80,47 @@ class Limits:
             object.__setattr__(self, name, whole(f"Limits: {name}", getattr(self, name), least=least))
 
 
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """A peer's last contribution that was committed here.
+
+    Attributes:
+        since_s: when its outer step was opened; what it contributes next was trained after that.
+        tokens_per_s: as it has told; 0 = it has not.
+    """
+
+    outer_step: int
+    since_s: float
+    tokens_per_s: float
+    inner_step: int
+
+
 class ClaimJudge:
-    """Judges the contributions to one fragment's rounds and counts rejections."""
+    """Judges the contributions to one fragment's rounds and counts rejections.
+
+    Attributes:
+        asleep_s: for how long this machine has been suspended; others have trained meanwhile.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits, self.asleep_s = limits, 0.0
         self.rejected: list[str] = []
         self._norms: deque[float] = deque(maxlen=HISTORY)
-        self._last_step: dict[PeerId, int] = {}
+        self._last: dict[PeerId, _Last] = {}
         self._strikes: dict[PeerId, list[PeerId]] = {}
 
     def judge(
-        self, members: Sequence[Participant], outer_step: int, total_tokens: int = 0
+        self,
+        members: Sequence[Participant],
+        outer_step: int,
+        total_tokens: int = 0,
+        now_s: float = math.inf,
     ) -> dict[PeerId, str]:
         """Why members of a roster can't be accepted; empty where all can.
 
         Args:
             total_tokens: what the chain has counted before.
+            now_s: infinite where nobody knows how much time has passed.
         """
         limits = self.limits
         refused: dict[PeerId, str] = {}
@@ -97,7 +131,8 @@ class ClaimJudge:
             largest = claims.pop()
             refused[largest.peer] = f"{largest.tokens} tokens, where the ledger can count {left} more"
         for member in members:
-            rounds = max(1, outer_step - self._last_step.get(member.peer, outer_step - 1))
+            last = self._last.get(member.peer)
+            rounds = max(1, outer_step - (last.outer_step if last else outer_step - 1))
             most_tokens, most_norm = limits.max_tokens * rounds, limits.norm_limit * usual * rounds
             if limits.max_tokens and member.tokens > most_tokens:
                 refused[member.peer] = (
@@ -108,7 +143,30 @@ class ClaimJudge:
                     f"a pseudo-gradient of norm {member.norm:.4g}, at most {most_norm:.4g} is accepted "
                     f"({limits.norm_limit:g} times the median of {usual:.4g})"
                 )
+            elif last is not None and (why := self._beyond_its_time(member, last, now_s)):
+                refused[member.peer] = why
         return refused
+
+    def _beyond_its_time(self, member: Participant, last: _Last, now_s: float) -> str:
+        """What a member claims that the time since its last contribution does not allow; empty if nothing."""
+        speed, passed_s = member.speed, now_s + self.asleep_s - last.since_s
+        told = speed.tokens_per_s
+        if last.tokens_per_s:
+            told = min(told or math.inf, RISE * last.tokens_per_s)
+        most = TIME_SLACK * (told * (passed_s + TIME_GRACE_S) + speed.step_tokens)
+        if told and member.tokens > most:
+            return (
+                f"{member.tokens} tokens in {passed_s:.0f} s, at most {most:.0f} are possible at its "
+                f"{told:.4g} tokens per second"
+            )
+        before = max(known.inner_step for known in self._last.values())
+        most_steps = TIME_SLACK * (passed_s + TIME_GRACE_S) / max(speed.step_s, LEAST_STEP_S)
+        if member.inner_step - before > most_steps:
+            return (
+                f"inner step {member.inner_step}, {passed_s:.0f} s after nobody was beyond {before}; at most "
+                f"{most_steps:.0f} steps are possible"
+            )
+        return ""
 
     def scales(self, members: Sequence[Participant]) -> list[float]:
         """What each contribution is multiplied with: 1, or less to clip it."""
@@ -155,11 +213,24 @@ class ClaimJudge:
         """Whether this peer alone has rejected another twice as often as it takes."""
         return self._strikes.get(peer, []).count(me) >= 2 * self.limits.max_rejections
 
-    def committed(self, entry: Entry, members: Sequence[Participant]) -> None:
-        """A round has committed: its participants were fine."""
+    def committed(self, entry: Entry, members: Sequence[Participant], opened_s: float | None = None) -> None:
+        """A round has committed: its participants were fine.
+
+        Args:
+            opened_s: since when anybody was ready for it; None where that isn't known.
+        """
+        told = {member.peer: member for member in members}
         for peer, _ in entry.participants:
-            self._last_step[peer] = entry.outer_step
             self._strikes.pop(peer, None)
+            before, member = self._last.get(peer), told.get(peer)
+            since_s = before.since_s if before else -math.inf
+            since_s = since_s if opened_s is None else opened_s + self.asleep_s
+            self._last[peer] = _Last(
+                entry.outer_step,
+                since_s,
+                member.speed.tokens_per_s if member else before.tokens_per_s if before else 0.0,
+                member.inner_step if member else before.inner_step if before else 0,
+            )
         if members:
             self._norms.append(_low_median(members))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +57,11 @@ class Outcome:
 
 
 class SimSwarm:
-    """Islands that start together, fall, come back, and end together."""
+    """Islands that start together, fall, come back, and end together.
+
+    Args:
+        kinds: of islands that are not like all others, by number.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,9 @@ class SimSwarm:
         settings: IslandSettings,
         folder: Path | None = None,
         shaper: TapeShaper | None = None,
+        kinds: Mapping[int, type[SimIsland]] | None = None,
     ) -> None:
+        self._kinds = kinds or {}
         self._islands, self._tape, self._settings = islands, tape, settings
         self._hub = LoopbackHub()
         self._shaper = shaper or TapeShaper(tape)
@@ -139,8 +145,9 @@ class SimSwarm:
     def _start(self, number: int, *, founder: bool, expected: int) -> None:
         inner = SimExchange(self._hub, RUN_ID, name(number), founder=founder)
         exchange = ShapedExchange(inner, self._shaper)
+        kind = self._kinds.get(number, SimIsland)
         saved = self._lives[number][0].saved if number in self._lives else None
-        island = SimIsland(
+        island = kind(
             number, exchange, self._settings, self._promises[number], self._folders[number], saved
         )
         task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._ends_s(number)))

@@ -2,9 +2,15 @@
 
 import pytest
 
+from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.ledger.entry import MAX_TOTAL_TOKENS, Entry, hash_bytes
 from lowcomm.rounds.claims import ClaimJudge, Limits
+from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.roster import Participant
+from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.swarm import SimSwarm, name
+from lowcomm.sim.tapes import Tape
+from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 
 
@@ -13,12 +19,16 @@ def members(**norms: float) -> list[Participant]:
 
 
 def commit(contributions: ClaimJudge, outer_step: int, **norms: float) -> None:
-    entry = Entry(
+    contributions.committed(entry_of(members(**norms), outer_step), members(**norms))
+
+
+def entry_of(participants: list[Participant], outer_step: int) -> Entry:
+    return Entry(
         run_id="run",
         fragment=0,
         outer_step=outer_step,
-        participants=tuple((PeerId(peer), 100) for peer in norms),
-        total_tokens=100 * len(norms) * outer_step,
+        participants=tuple((member.peer, member.tokens) for member in participants),
+        total_tokens=sum(member.tokens for member in participants) * outer_step,
         stops=(4,),
         chunk_elements=4,
         update_hash=hash_bytes(b""),
@@ -26,7 +36,6 @@ def commit(contributions: ClaimJudge, outer_step: int, **norms: float) -> None:
         state_digest=hash_bytes(b""),
         previous=hash_bytes(b""),
     )
-    contributions.committed(entry, members(**norms))
 
 
 def test_a_norm_far_above_the_running_median_is_refused() -> None:
@@ -127,3 +136,87 @@ def test_the_largest_claims_are_refused_where_the_ledger_could_not_count_them() 
     refused = contributions.judge(claims, 5, MAX_TOTAL_TOKENS - 100)
     assert refused == {PeerId("b"): "90 tokens, where the ledger can count 100 more"}
     assert set(contributions.judge(claims, 5, MAX_TOTAL_TOKENS - 10)) == {"b", "c"}
+
+
+# -- time ------------------------------------------------------------------------------------------------
+
+SPEED = Speed(0.5, 100)
+"""200 tokens a second."""
+
+
+def told(tokens: int, *, speed: Speed = SPEED, inner_step: int = 10, peer: str = "a") -> Participant:
+    return Participant(PeerId(peer), tokens, 1.0, inner_step, speed)
+
+
+def judged(claim: Participant, *, now_s: float, before: Participant, asleep_s: float = 0.0) -> str:
+    """Why a claim is refused, of an island whose contribution `before` was committed at 1,000 s."""
+    judge = ClaimJudge(Limits())
+    judge.committed(entry_of([before, told(100, peer="b")], 1), [before, told(100, peer="b")], 1_000.0)
+    judge.asleep_s = asleep_s
+    return judge.judge([claim, told(100, peer="b")], 2, 0, now_s).get(PeerId("a"), "")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        pytest.param(told(20_000), id="trained-all-the-time"),
+        pytest.param(told(200_000), id="became-slower-by-ten"),
+        pytest.param(told(300_000, speed=Speed(0.05, 100)), id="moved-to-a-machine-ten-times-as-fast"),
+        pytest.param(told(0), id="trained-nothing"),
+        pytest.param(told(10_000, speed=UNMEASURED), id="has-not-measured"),
+    ],
+)
+def test_what_an_honest_island_may_come_to_is_accepted(claim: Participant) -> None:
+    assert not judged(claim, now_s=1_100.0, before=told(100))
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (told(1 << 40), "at most 513600 are possible at its 200 tokens per second"),
+        (told(1 << 40, speed=Speed(1e-6, 1 << 20)), "at its 3200 tokens per second"),
+        (told(1 << 40, speed=UNMEASURED), "at its 3200 tokens per second"),
+        (told(100, inner_step=1 << 40), "at most 5120 steps are possible"),
+    ],
+    ids=["tokens", "tokens-and-speed", "tokens-and-no-speed", "steps"],
+)
+def test_what_does_not_fit_into_the_time_is_refused(claim: Participant, said: str) -> None:
+    assert said in judged(claim, now_s=1_100.0, before=told(100))
+
+
+def test_an_outage_a_first_contribution_and_a_suspended_judge_refuse_nobody() -> None:
+    day = told(200 * 86_400)
+    assert not judged(day, now_s=1_000.0 + 86_400.0, before=told(100))
+    assert not judged(day, now_s=1_100.0, before=told(100), asleep_s=86_400.0)
+    assert judged(day, now_s=1_100.0, before=told(100))
+    assert not judged(day, now_s=1_100.0, before=told(100, peer="c")), "it has just come, or the judge has"
+
+
+def test_who_falls_in_with_the_others_takes_over_their_step() -> None:
+    judge = ClaimJudge(Limits())
+    known = [told(100), told(100, peer="b", inner_step=1_000_000)]
+    judge.committed(entry_of(known, 1), known, 0.0)
+    assert not judge.judge([told(100, inner_step=1_000_010), known[1]], 2, 0, 10.0)
+
+
+class Liar(SimIsland):
+    """Trains like any, and claims 2^20 tokens more for each step."""
+
+    def _train(self) -> None:
+        super()._train()
+        if self.progress.inner_step > 60:
+            self.progress.trained(1 << 20)
+
+
+def test_one_that_lies_about_its_tokens_is_refused_and_the_others_go_on() -> None:
+    settings = IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0, partition="majority"), inner_steps=5, num_fragments=1
+    )
+    swarm = SimSwarm(4, Tape(1, (), (), quiet_s=60.0), settings, kinds={3: Liar})
+    outcome = run_virtually(swarm.run(), 200.0)
+    assert not outcome.errors
+    for island in outcome.final[:3]:
+        assert island.record.entries[-1].outer_step > 40
+        assert island.record.entries[-1].total_tokens < 1 << 20
+        assert {peer for peer, _ in island.record.entries[-1].participants} == {name(0), name(1), name(2)}
+        assert any("tokens per second" in said for _, done in island.rounds for said in done.rejected)
