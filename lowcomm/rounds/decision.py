@@ -20,6 +20,8 @@ class UnderWay:
         kept: its promise is on disk, so data may leave.
         entry: what it has come to here, once the whole update is held.
         voted: the vote is on disk and has been sent.
+        lost: whose vote can't come any more.
+        spread: votes go to all, as the leader does not gather them.
     """
 
     roster: Roster
@@ -28,6 +30,8 @@ class UnderWay:
     kept: bool = False
     entry: Entry | None = None
     voted: bool = False
+    lost: set[PeerId] = field(default_factory=set)
+    spread: bool = False
 
 
 @dataclass(slots=True)
@@ -43,6 +47,8 @@ class Decision:
         sent: contributions that others may hold, each once, oldest first; never more than `MAX_SENT`.
         joined: of ballots that finish an update: who has said that it has joined, and which update that is.
         ready, told: this peer's announcement, and who has got it.
+        callers: who leads this outer step, as it finds itself, and has said that others are ready.
+        called: whom this peer, leading it, has told that.
         busy: peers that a ballot under way holds; they are not proposed to until they say they are free.
         opened_s: since when somebody has been ready; 0 = nobody has.
         first_ready_s: since when the next ballot is waited for.
@@ -53,6 +59,7 @@ class Decision:
         avoid: peers that led or ended ballots as no honest one does.
         rejected: peers whose contribution to this outer step is not accepted.
         unformed: why no roster can be formed.
+        ranks: in which order peers lead.
         refusal: why this outer step can't be decided here at all.
     """
 
@@ -65,6 +72,8 @@ class Decision:
     offer: Offer | None = None
     ready: Ready | None = None
     told: set[PeerId] = field(default_factory=set)
+    callers: set[PeerId] = field(default_factory=set)
+    called: set[PeerId] = field(default_factory=set)
     readies: dict[PeerId, Ready] = field(default_factory=dict)
     busy: set[PeerId] = field(default_factory=set)
     opened_s: float | None = None
@@ -83,5 +92,11 @@ class Decision:
     proposals: int = 0
     propose_from_s: float = 0.0
     ballots: int = 0
+    ranks: dict[PeerId, str] = field(default_factory=dict)
     joined_s: float = 0.0
     accepted_s: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anybody is known to be ready."""
+        return bool(self.readies or self.callers)

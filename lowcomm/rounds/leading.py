@@ -7,7 +7,7 @@ from lowcomm.rounds.decision import Decision
 from lowcomm.rounds.patience import Patience
 from lowcomm.rounds.policy import Rules
 from lowcomm.rounds.proposal import Edge, absent_members, connected, edge, make_roster, ranks
-from lowcomm.rounds.roster import Roster, leader_order
+from lowcomm.rounds.roster import Roster, leader_rank
 from lowcomm.rounds.values import Ready, View
 from lowcomm.types import PeerId, Reason
 
@@ -38,27 +38,47 @@ def contested_s(decision: Decision, now_s: float) -> float:
     return now_s - decision.opened_s if decision.opened_s is not None else 0.0
 
 
+def _edges(
+    me: PeerId, decision: Decision, view: View, patience: Patience
+) -> tuple[set[Edge], dict[PeerId, str]]:
+    """Between whom data doesn't pass, and the rank of each peer where that matters."""
+    edges = edges_of(me, decision, patience)
+    return edges, ranks([*view.live, me], decision.slot.previous) if edges else {}
+
+
+def leaders(
+    me: PeerId, decision: Decision, view: View, rules: Rules, patience: Patience, now_s: float
+) -> list[PeerId]:
+    """Who leads this outer step, the one whose turn it is first; each follows where the one before does
+    nothing for so long.
+    """
+    here, rank = aligned(decision, view, rules), decision.ranks
+    stalled = {p for p, seen in view.live.items() if seen.stalled and p not in decision.readies}
+    edges, cuts = _edges(me, decision, view, patience)
+    lead = connected({me, *here} - decision.avoid, edges, cuts) - stalled
+    for peer in lead - rank.keys():
+        rank[peer] = leader_rank(peer, rules.run_id, rules.fragment, decision.slot.outer_step)
+    order = sorted(lead, key=rank.__getitem__)
+    order += [] if me in lead else [me]  # whose data doesn't pass leaves the lead to those among whom it does
+    waited_s = now_s - decision.first_ready_s if decision.is_open else 0.0
+    turn = int(waited_s / (LEADER_PATIENCE * rules.policy.deadline_s)) % len(order)
+    return order[turn:] + order[:turn]
+
+
 def next_roster(
     me: PeerId, decision: Decision, view: View, rules: Rules, patience: Patience, now_s: float
 ) -> Roster | Reason | None:
-    """The roster to propose now, the reason why none can be formed, or None while there is time.
+    """What a leader proposes now: a roster, the reason why none can be formed, or None while there is time.
 
     Marks peers that missed the deadline.
     """
-    if view.phase != "training" or not decision.readies or decision.under_way is not None:
-        return None
     deadline_s, waited_s = rules.policy.deadline_s, now_s - decision.first_ready_s
     here = aligned(decision, view, rules)
     stalled = {p for p, seen in view.live.items() if seen.stalled and p not in decision.readies}
-    rank, edges = ranks([*view.live, me], decision.slot.previous), edges_of(me, decision, patience)
-    heeded = connected({me, *here} - decision.avoid, edges, rank)
+    edges, rank = _edges(me, decision, view, patience)
     others = view.live.keys() - decision.avoid
     cut_off = others - connected({me, *others}, edges, rank)
-    lead = heeded - stalled
-    order = leader_order(lead, rules.run_id, rules.fragment, decision.slot.outer_step)
-    order += [] if me in lead else [me]  # whose data doesn't pass leaves the lead to those among whom it does
-    turn = int(waited_s / (LEADER_PATIENCE * deadline_s))
-    if order[turn % len(order)] != me or decision.busy & (heeded | {me}):
+    if decision.busy & (connected({me, *here} - decision.avoid, edges, rank) | {me}):
         return None
     ready = {
         peer: said

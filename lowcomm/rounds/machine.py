@@ -7,17 +7,18 @@ it can be run under all orders of events, and is (`lowcomm.sim.checker`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from lowcomm.errors import ProtocolError
 from lowcomm.ledger.certificate import Ballot, Certificate, is_quorum
 from lowcomm.ledger.entry import ContributionId, Entry
 from lowcomm.rounds.claims import ClaimJudge
 from lowcomm.rounds.decision import Decision, UnderWay
-from lowcomm.rounds.leading import aligned, contested_s, next_roster
+from lowcomm.rounds.leading import aligned, contested_s, leaders, next_roster
 from lowcomm.rounds.patience import Patience
 from lowcomm.rounds.policy import Rules
 from lowcomm.rounds.proposal import absent_members, edge, may_leave_out
+from lowcomm.rounds.rates import parse_rates
 from lowcomm.rounds.roster import MAX_LEAP, Participant, Roster
 from lowcomm.rounds.values import (
     Action,
@@ -37,6 +38,7 @@ from lowcomm.rounds.values import (
     Reject,
     Slot,
     Tell,
+    TellDecided,
     View,
     Vote,
 )
@@ -44,6 +46,10 @@ from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
 
 REDUCER_PATIENCE = 1.5
 """Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
+VOTER_PATIENCE = 2.0
+"""Who has voted waits so many times as long for the leader, which waits for the votes of others."""
+DEPUTIES = 1
+"""So many that would lead next are told as much as the leader."""
 QUICK_PROPOSALS, FIRST_PAUSE_S = 4, 0.1
 """A leader whose ballots of one outer step come to nothing so often proposes ever more slowly."""
 MAX_SENT = 2
@@ -64,7 +70,7 @@ class RoundMachine:
 
     Attributes:
         decision: on the next outer step.
-        rates: at which data came from others lately; told with `ready`.
+        rates: at which data came from the electorate lately, as told with `ready`.
         following: whether others are ahead, so that this peer catches up before it leads.
     """
 
@@ -72,10 +78,11 @@ class RoundMachine:
         self.me, self.rules, self.judge = me, rules, judge
         self.decision = Decision(slot)
         self.view = View({}, "starting", {}, {})
-        self.rates: Mapping[PeerId, int] = {}
+        self.rates = ""
         self.following = False
         self._patience = Patience(me)
         self._early: dict[PeerId, tuple[int, Ready]] = {}
+        self._early_calls: dict[PeerId, tuple[int, Digest]] = {}
         self._recalled: Record | None = None
         self._held_since_s = 0.0
         self._actions: list[Action] = []
@@ -108,7 +115,9 @@ class RoundMachine:
         decision.offer = None
         self._drop()
         decision.readies.pop(self.me, None)
-        self._tell(self.view.live, "unready", {"answers": int(answers)})
+        order = self._leaders(now_s)
+        hear = self._in_charge(order) | decision.told
+        self._tell(sorted(hear & self.view.live.keys()), "unready", {"answers": int(answers)})
         decision.ready = None
 
     def begin(self, slot: Slot, now_s: float) -> None:
@@ -130,8 +139,13 @@ class RoundMachine:
                 del self._early[peer]
             if outer_step == slot.outer_step:
                 decision.readies[peer] = ready
+        for peer, (outer_step, head) in list(self._early_calls.items()):
+            if outer_step <= slot.outer_step:
+                del self._early_calls[peer]
+            if (outer_step, head) == (slot.outer_step, slot.previous):
+                decision.callers.add(peer)
         decision.first_ready_s = now_s
-        decision.opened_s = now_s if decision.readies else None
+        decision.opened_s = now_s if decision.is_open else None
         self._be_bound()
 
     def _go_by_mandate(self, now_s: float) -> None:
@@ -154,7 +168,9 @@ class RoundMachine:
             mine: this peer's contribution is in it.
         """
         self._patience.committed = True
-        self.judge.committed(entry, tuple(participants))
+        for peer, _ in entry.participants:
+            self._patience.will_answer(peer, entry.outer_step)  # it was ready, as only the leader has heard
+        self.judge.committed(entry, tuple(participants), self.decision.opened_s)
         if mine:
             self.decision.offer = None  # what is left of it is announced anew
 
@@ -174,20 +190,26 @@ class RoundMachine:
         """The swarm has changed, or time has passed: perhaps a ballot can be formed now, or has to end."""
         self.view = view
         decision = self.decision
-        for peer, seen in view.live.items():
+        for peer, seen in view.live.items() if decision.voted else ():
             head = seen.head(self.rules.fragment)
             if head in decision.voted and peer not in decision.asked:
                 decision.asked.add(peer)
                 self._do(AskForCertificate(peer))
         if self._recalled is not None and decision.offer is not None and not self._held(now_s):
             self._announce(now_s)  # what held it back is void, or has been caught up with
-        self._tell_ready()
         self._lead(now_s)
+
+    def tardy(self, view: View) -> list[tuple[PeerId, float]]:
+        """Who is live and missed a deadline, and when; whoever answers a later heartbeat abstains."""
+        if self.rules.majority or not self.decision.is_open:
+            return []
+        return [(peer, at_s) for peer, at_s in self._patience.tardy.items() if peer in view.live]
 
     def may_be_formed(self) -> bool:
         """Whether others are ready for the next outer step, and enough of them are live."""
         decision = self.decision
-        if not any(said.previous == decision.slot.previous for said in decision.readies.values()):
+        ready = any(said.previous == decision.slot.previous for said in decision.readies.values())
+        if not ready and not decision.callers:
             return False
         there = {self.me, *aligned(decision, self.view, self.rules)}
         tardy = self._patience.abstains(self.view)
@@ -197,10 +219,12 @@ class RoundMachine:
         """A link broke: whoever was there is not ready any more, and the ballot with it is over."""
         decision = self.decision
         decision.readies.pop(peer, None)
-        decision.told.discard(peer)
+        for known in (decision.told, decision.callers, decision.called):
+            known.discard(peer)
         decision.asked.discard(peer)
         decision.busy.discard(peer)
         self._early.pop(peer, None)
+        self._early_calls.pop(peer, None)
         self._lost(peer, Reason("gone", f"{peer} is gone ({reason})", (peer,)), now_s)
 
     def peer_silent(self, peer: PeerId, reason: str, now_s: float) -> None:
@@ -209,7 +233,14 @@ class RoundMachine:
 
     def _lost(self, peer: PeerId, reason: Reason, now_s: float) -> None:
         under = self.decision.under_way
-        if under is not None and peer in under.roster.peers and not self._count_votes(now_s, without=(peer,)):
+        if under is None or peer not in under.roster.peers:
+            return
+        under.lost.add(peer)
+        if under.voted and not self._gathers(under):
+            if peer != under.roster.ballot.leader:
+                return  # whether it can do without is the leader's to decide
+            self._spread(under, now_s)
+        if not self._count_votes(now_s) and not self._may_be_decided(under):
             self._fail(reason, now_s)
 
     # -- messages ------------------------------------------------------------------------------------
@@ -221,10 +252,27 @@ class RoundMachine:
             ProtocolError: its ballot is out of reach.
         """
         self._check_leap(peer, outer_step, ready.promised)
+        slot = self.decision.slot
+        if ready.previous == slot.previous:
+            parse_rates(ready.rates, slot.electorate)
         if outer_step == self.decision.slot.outer_step:
             self._take_ready(peer, ready, now_s)
         elif outer_step == self.decision.slot.outer_step + 1:
             self._early[peer] = outer_step, ready  # it has committed, this peer not yet
+
+    def on_opened(self, peer: PeerId, outer_step: int, previous: Digest, now_s: float) -> None:
+        """Somebody who leads an outer step says that others are ready for it; who is as well tells it.
+
+        So whoever has answered a heartbeat that was sent after that, and is not known to be ready, is not.
+        """
+        decision = self.decision
+        if outer_step == decision.slot.outer_step + 1:
+            self._early_calls[peer] = outer_step, previous
+        if (outer_step, previous) != (decision.slot.outer_step, decision.slot.previous):
+            return
+        self._note_open(now_s)
+        decision.callers.add(peer)
+        self._lead(now_s)
 
     def on_unready(self, peer: PeerId, outer_step: int, *, answers: bool) -> None:
         """A peer has given up on a round."""
@@ -233,12 +281,14 @@ class RoundMachine:
             self._patience.will_answer(peer, self.decision.slot.outer_step)
         if outer_step == self.decision.slot.outer_step:
             self.decision.readies.pop(peer, None)
+            self.decision.busy.discard(peer)
         elif peer in self._early and self._early[peer][0] == outer_step:
             del self._early[peer]
 
     def on_unformed(self, peer: PeerId, outer_step: int, text: str, now_s: float) -> None:
         """A leader found too few participants; believed where this peer has waited as long itself."""
         decision = self.decision
+        decision.callers.discard(peer)
         late = now_s - decision.first_ready_s >= 0.8 * self.rules.policy.deadline_s
         if outer_step == decision.slot.outer_step and decision.under_way is None and late:
             decision.unformed = Reason("few", text, (peer,), now_s - decision.first_ready_s)
@@ -313,7 +363,13 @@ class RoundMachine:
             self._do(Reject(liar, f"{peer} says so: {reason.text}", peer))
         if not named and reason.kind not in ("gone", "silent"):
             self._note_quit(peer)
-        if under is not None and not self._count_votes(now_s, without=(peer,)):
+        if under is None:
+            return
+        under.lost.add(peer)
+        led = under.voted and not self._gathers(under)
+        if led and peer != under.roster.ballot.leader:
+            return
+        if not self._count_votes(now_s) and (led or not self._may_be_decided(under)):
             self._fail(Reason("told", f"{peer}: {reason.text}", (peer, *sorted(named))), now_s, tell=False)
 
     def _note_quit(self, peer: PeerId) -> None:
@@ -330,12 +386,21 @@ class RoundMachine:
         self._note_joined(peer, ballot, vote.entry)
         while len(decision.votes) > MAX_VOTED_BALLOTS:
             del decision.votes[min(decision.votes)]
-        if under is not None and peer in under.roster.peers:
+        if under is not None and peer in under.roster.peers and peer != self.me:
             under.progress_s = now_s
             self._accept(under)
+            if ballot == under.roster.ballot and not self._gathers(under):
+                self._spread(under, now_s)  # it has found that the leader does not gather them
         self._count_votes(now_s)
 
-    def on_certificate(self, entry: Entry, certificate: Certificate) -> bool:
+    def joined_roster(self, outer_step: int, ballot: Ballot) -> Roster | None:
+        """The roster of the ballot that this peer has joined last, if it is that one."""
+        under = self.decision.under_way
+        roster = under.roster if under is not None else self.decision.ended
+        known = roster is not None and outer_step == self.decision.slot.outer_step
+        return roster if known and roster is not None and roster.ballot == ballot else None
+
+    def on_certificate(self, entry: Entry, certificate: Certificate, now_s: float) -> bool:
         """Another peer has committed an entry, with a certificate that was checked.
 
         Returns:
@@ -343,6 +408,9 @@ class RoundMachine:
         """
         if entry.hash not in self.decision.voted:
             return False
+        under = self.decision.under_way
+        if under is not None and under.roster.ballot == certificate.ballot:
+            self._note_decided(under, certificate.voters, now_s)
         self._commit(entry, certificate)
         return True
 
@@ -371,44 +439,66 @@ class RoundMachine:
             mandate=decision.slot.goes_by,
         )
         decision.told.clear()
-        self._tell_ready()
         self._take_ready(self.me, decision.ready, now_s)
 
-    def _tell_ready(self) -> None:
-        """Send this peer's readiness to those who train and have not heard of it, newcomers too."""
-        decision = self.decision
-        if decision.ready is None or decision.under_way is not None:
-            return
-        live = self.view.live.items()
-        untold = [p for p, seen in live if seen.state.phase == "training" and p not in decision.told]
-        decision.told.update(untold)
-        self._tell(untold, "ready", decision.ready.to_json())
+    def _leaders(self, now_s: float) -> list[PeerId]:
+        return leaders(self.me, self.decision, self.view, self.rules, self._patience, now_s)
 
-    def _take_ready(self, peer: PeerId, ready: Ready, now_s: float) -> None:
+    def _in_charge(self, order: list[PeerId]) -> set[PeerId]:
+        """Whom it is told that this peer is ready: who leads, or would next, or says that it does."""
+        return {*order[: 1 + DEPUTIES], *self.decision.callers}
+
+    def _tell_open(self, order: list[PeerId]) -> None:
+        """Tell those in charge that this peer is ready; in charge itself, tell those that are not ready that
+        others are; newcomers, too.
+        """
         decision = self.decision
-        if not decision.readies:
+        trains = {p for p, seen in self.view.live.items() if seen.state.phase == "training"}
+        if decision.ready is not None:
+            untold = (self._in_charge(order) & trains) - decision.told
+            decision.told |= untold
+            self._tell(sorted(untold), "ready", decision.ready.to_json())
+        if order[0] == self.me and self.view.phase == "training" and not self.following:
+            uncalled = trains - decision.called - decision.readies.keys()
+            decision.called |= uncalled
+            self._tell(sorted(uncalled), "opened", {"previous": decision.slot.previous})
+
+    def _note_open(self, now_s: float) -> None:
+        decision = self.decision
+        if not decision.is_open:
             decision.first_ready_s = now_s
         if decision.opened_s is None:
             decision.opened_s = now_s
+
+    def _take_ready(self, peer: PeerId, ready: Ready, now_s: float) -> None:
+        decision = self.decision
+        self._note_open(now_s)
         decision.readies[peer] = ready
         decision.busy.discard(peer)
         self._patience.ready(peer)
         self._lead(now_s)
 
     def _lead(self, now_s: float) -> None:
-        """Propose a roster if this peer leads and it is time."""
-        if self.following or now_s < self.decision.propose_from_s:
+        """Tell others what they need to know, and propose a roster if this peer leads and it is time."""
+        decision = self.decision
+        if decision.under_way is not None or not decision.is_open:
+            return
+        order = self._leaders(now_s)
+        self._tell_open(order)
+        if self.following or now_s < decision.propose_from_s:
             return  # first catch up; what others have committed is decided
+        if order[0] != self.me or self.view.phase != "training" or not decision.readies:
+            return
         found = next_roster(self.me, self.decision, self.view, self.rules, self._patience, now_s)
         if isinstance(found, Roster) and found.entry is None:
-            refused = self.judge.judge(found.participants, found.outer_step, self.decision.slot.total_tokens)
+            refused = self._judged(found, now_s)
             refused.pop(self.me, None)
             for peer, why in refused.items():
                 self._reject(peer, why)
             if refused:
                 return self._lead(now_s)
         if isinstance(found, Roster):
-            decision, longest_s = self.decision, self.rules.policy.deadline_s / 2
+            longest_s = self.rules.policy.deadline_s / 2
             decision.proposals += 1
             more = decision.proposals - QUICK_PROPOSALS
             pause_s = min(longest_s, FIRST_PAUSE_S * 2.0 ** min(more, 16)) if more >= 0 else 0.0
@@ -417,8 +507,9 @@ class RoundMachine:
             self._join(found, now_s)
         elif found is not None:
             self._tell(self.view.live, "unformed", {"reason": found.text})
-            self.decision.unformed = found
-            self.decision.readies.clear()
+            decision.unformed = found
+            for known in (decision.readies, decision.callers, decision.called):
+                known.clear()
 
     # -- a ballot ------------------------------------------------------------------------------------
 
@@ -482,7 +573,7 @@ class RoundMachine:
                 self._note_joined(self.me, roster.ballot, roster.entry.hash)
                 self._do(Finish(roster))
                 return
-            refused = self._refused(roster)
+            refused = self._refused(roster, now_s)
             if refused is not None:
                 self.decision.edges |= {edge(self.me, peer) for peer in refused.peers if peer != self.me}
                 self._fail(refused, now_s, liars=refused.peers if refused.kind == "claims" else ())
@@ -496,7 +587,7 @@ class RoundMachine:
         elif under.entry is not None and not under.voted and record.accepted is not None:
             under.voted = True
             under.progress_s = self.decision.accepted_s = now_s
-            self._do(CastVote(roster, under.entry))
+            self._cast(under)
 
     def on_not_kept(self, record: Record, why: str, now_s: float) -> None:
         """A record could not be written: nothing that depends on it leaves, and this peer drops out."""
@@ -505,12 +596,16 @@ class RoundMachine:
             self.decision.refusal = Reason("disk", text, (self.me,))
             self._fail(self.decision.refusal, now_s)
 
-    def _refused(self, roster: Roster) -> Reason | None:
+    def _judged(self, roster: Roster, now_s: float) -> dict[PeerId, str]:
+        total_tokens = self.decision.slot.total_tokens
+        return self.judge.judge(roster.participants, roster.outer_step, total_tokens, now_s)
+
+    def _refused(self, roster: Roster, now_s: float) -> Reason | None:
         """Why this peer takes no part in a ballot with somebody that is out, or claims what can't be."""
         out = [peer for peer in roster.peers if peer in self.view.banned]
         if out:
             return Reason("declined", f"{', '.join(out)} is out of the run", tuple(out))
-        refused = self.judge.judge(roster.participants, roster.outer_step, self.decision.slot.total_tokens)
+        refused = self._judged(roster, now_s)
         if self.me in refused:  # ready again at once, it would be refused at once
             text = f"this island's contribution can't be accepted: {refused[self.me]}"
             self.decision.refusal = Reason("claims", text, (self.me,))
@@ -618,6 +713,8 @@ class RoundMachine:
         elif not owing and means:
             owing = sorted(means)
             limit_s = max(limit_s, min(REDUCER_PATIENCE * limit_s, self.rules.policy.deadline_s))
+        if under.voted and not self._gathers(under):
+            limit_s *= VOTER_PATIENCE
         still_s = now_s - under.progress_s
         if still_s < limit_s:
             return
@@ -626,6 +723,9 @@ class RoundMachine:
             names = f" from {', '.join(owing)}" if owing else ""
             reason = Reason("stalled", f"nothing came for {still_s:.1f} s{names}", tuple(owing), still_s)
             self._fail(reason, now_s)
+        elif not self._gathers(under):
+            self._note_stalls((PeerId(under.roster.ballot.leader),))
+            self._spread(under, now_s)
         elif not self._count_votes(now_s, without=under.roster.peers):
             silent = self._without_vote(under)
             self._note_stalls(silent)
@@ -661,6 +761,30 @@ class RoundMachine:
 
     # -- deciding ------------------------------------------------------------------------------------
 
+    def _gathers(self, under: UnderWay) -> bool:
+        """Whether the votes of a ballot come here."""
+        return under.spread or under.roster.ballot.leader == self.me
+
+    def _cast(self, under: UnderWay) -> None:
+        """Vote: the leader gathers the votes, and tells the certificate."""
+        assert under.entry is not None
+        to = under.roster.peers if under.spread else (PeerId(under.roster.ballot.leader),)
+        self._do(CastVote(under.roster, under.entry, to))
+
+    def _spread(self, under: UnderWay, now_s: float) -> None:
+        """The leader is gone, does not say what is decided, or can't decide: all tell all their votes."""
+        under.spread, under.progress_s = True, now_s
+        if under.voted:
+            self._cast(under)
+
+    def _may_be_decided(self, under: UnderWay) -> bool:
+        """Whether votes may still come that decide a ballot in which this peer has voted."""
+        votes = self.decision.votes.get(under.roster.ballot, {})
+        to_come = [peer for peer in under.roster.peers if peer not in under.lost or peer in votes]
+        pending = any(peer not in votes for peer in to_come)
+        enough = is_quorum(to_come, self.decision.slot.electorate, under.roster.absent)
+        return under.voted and pending and enough
+
     def _count_votes(self, now_s: float, *, without: Collection[PeerId] = ()) -> bool:
         """Commit with the equal votes of all, or of a quorum without some; end it where votes differ.
 
@@ -681,19 +805,20 @@ class RoundMachine:
         agreeing = [peer for peer, vote in cast.items() if (vote.entry, vote.state) == own]
         differing = [peer for peer in cast if peer not in agreeing]
         enough = is_quorum(agreeing, decision.slot.electorate, roster.absent)
-        if enough and set(roster.peers) <= {*cast, *without}:
+        if enough and set(roster.peers) <= {*cast, *without, *under.lost}:
             for peer in differing:
                 self._reject(peer, f"its digest after outer step {roster.outer_step} is {cast[peer].state}")
-            if silent := self._without_vote(under):
-                still_s = now_s - under.progress_s
-                text = f"committed without the vote of {', '.join(silent)}, not here after {still_s:.1f} s"
-                self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s, committed=True)
-                self._note_stalls(silent)
-            self._patience.data_passed(agreeing)
-            self._commit(entry, self._certificate(roster, agreeing))
+            self._note_decided(under, cast, now_s)
+            certificate = self._certificate(roster, agreeing)
+            if roster.ballot.leader == self.me:
+                self._do(TellDecided(roster, entry, certificate))
+            self._commit(entry, certificate)
             return True
         if not differing or len(cast) < len(roster.peers):
             return False
+        if not under.spread:
+            self._spread(under, now_s)  # all have to see that they differ
+            return self._count_votes(now_s)
         # Honest votes that differ can't commit anywhere, so this promise is void; a liar may have sent
         # another vote to the others, so what was voted for is kept until one of them has committed.
         decision.accepted = None
@@ -703,8 +828,17 @@ class RoundMachine:
             + ", ".join(f"{peer} {cast[peer].state[:12]}" for peer in differing),
             tuple(differing),
         )
-        self._fail(decision.refusal, now_s)
+        self._fail(decision.refusal, now_s, tell=False)
         return True
+
+    def _note_decided(self, under: UnderWay, voters: Collection[PeerId], now_s: float) -> None:
+        """A ballot is decided, perhaps without the votes of some."""
+        if silent := [peer for peer in under.roster.peers if peer not in voters]:
+            still_s = now_s - under.progress_s
+            text = f"committed without the vote of {', '.join(silent)}, not here after {still_s:.1f} s"
+            self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s, committed=True)
+            self._note_stalls(silent)
+        self._patience.data_passed(voters)
 
     def _certificate(self, roster: Roster, voters: Collection[PeerId]) -> Certificate:
         votes = self.decision.votes[roster.ballot]

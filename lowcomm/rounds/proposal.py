@@ -15,6 +15,7 @@ from lowcomm.ledger.certificate import NO_BALLOT, Ballot, is_quorum
 from lowcomm.ledger.entry import hash_value
 from lowcomm.ledger.ranges import stops_of
 from lowcomm.rounds.policy import Rules
+from lowcomm.rounds.rates import parse_rates
 from lowcomm.rounds.roster import Participant, Roster
 from lowcomm.rounds.values import Ready, Slot, View
 from lowcomm.types import Digest, PeerId
@@ -153,7 +154,7 @@ def make_roster(
             )
             for peer, said in sorted(chosen.items())
         ),
-        stops=stops_of(rules.elements, reduce_shares(bandwidths(chosen)), rules.block_elements),
+        stops=stops_of(rules.elements, reduce_shares(bandwidths(chosen, slot)), rules.block_elements),
         chunk_elements=rules.chunk_elements,
         entry=newest[1] if newest else None,
         accepted_in=newest[0] if newest else NO_BALLOT,
@@ -163,16 +164,17 @@ def make_roster(
     )
 
 
-def bandwidths(ready: Mapping[PeerId, Ready]) -> list[float]:
+def bandwidths(ready: Mapping[PeerId, Ready], slot: Slot) -> list[float]:
     """Each peer's bandwidth in bytes per second, ascending by peer id, from what all have received.
 
     A peer sends what the others receive from it, and receives what it says; the lower of both counts. Who
     has not been measured is taken for average.
     """
     found: dict[PeerId, float] = {}
-    for peer in ready:
-        sent = [said.rates[peer] for other, said in ready.items() if other != peer and peer in said.rates]
-        received = [rate for other, rate in ready[peer].rates.items() if other != peer and other in ready]
+    rates = {peer: parse_rates(said.rates, slot.electorate) for peer, said in ready.items()}
+    for peer in ready if any(rates.values()) else ():
+        sent = [told[peer] for other, told in rates.items() if other != peer and peer in told]
+        received = [rate for other, rate in rates[peer].items() if other != peer and other in ready]
         if sent:
             mean = min(statistics.fmean(way) for way in (sent, received) if way)
             found[peer] = mean * (len(ready) - 1)

@@ -195,5 +195,10 @@ def parse_signed_roster(fields: Fields, sender: PeerId, signer: Signer) -> Roste
 
 
 def leader_order(peers: Iterable[PeerId], run_id: str, fragment: int, outer_step: int) -> list[PeerId]:
-    """The peers in the order in which they lead this outer step: pseudo-random, the same for all."""
-    return sorted(peers, key=lambda peer: hash_value([run_id, fragment, outer_step, peer]))
+    """The peers in the order in which they lead this outer step."""
+    return sorted(peers, key=lambda peer: leader_rank(peer, run_id, fragment, outer_step))
+
+
+def leader_rank(peer: PeerId, run_id: str, fragment: int, outer_step: int) -> str:
+    """Peers lead an outer step in ascending order of it: pseudo-random, the same for all."""
+    return hash_value([run_id, fragment, outer_step, peer])

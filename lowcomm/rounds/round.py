@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lowcomm.clock import asleep_s
 from lowcomm.errors import NonFiniteError, PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
@@ -54,8 +55,11 @@ from lowcomm.rounds.values import (
     Reduce,
     Reject,
     Tell,
+    TellDecided,
     View,
     Vote,
+    decided_json,
+    parse_decided,
     parse_ready,
     parse_reason,
 )
@@ -101,6 +105,7 @@ class FragmentRound:
         self._sent: dict[ContributionId, Contribution] = {}
         self._accepted: dict[Digest, Accepted] = {}
         self._ends: list[BallotEnd] = []
+        self._decided: tuple[Digest, Certificate] | None = None
         self._promised_update: Update | None = None
         self._transfer: Transfer | None = None
         self._work: asyncio.Task[None] | None = None
@@ -128,7 +133,7 @@ class FragmentRound:
     def waiting_s(self) -> float:
         """For how long other peers have been ready for the next outer step."""
         decision = self.machine.decision
-        return _now_s() - decision.first_ready_s if decision.readies else 0.0
+        return _now_s() - decision.first_ready_s if decision.is_open else 0.0
 
     @property
     def trouble(self) -> tuple[Reason | None, bool]:
@@ -169,9 +174,11 @@ class FragmentRound:
     def look(self) -> None:
         """The swarm changed, or time has passed."""
         machine, view = self.machine, self._view()
-        machine.following = self.following.is_led()
+        self._refresh()
         machine.look(view, _now_s())
         self._act()
+        for peer, since_s in machine.tardy(view):
+            self._context.peers.heartbeats.ask_after(peer, since_s, _now_s())
 
     def _view(self) -> View:
         return self._context.view()
@@ -279,6 +286,37 @@ class FragmentRound:
         answers = fields.integer("answers", 0, 1) > 0
         self.machine.on_unready(peer, fields.integer("outer_step", 1), answers=answers)
         self._act()
+
+    def on_opened(self, peer: PeerId, fields: Fields) -> None:
+        """A peer that leads the next outer step says that others are ready for it."""
+        self._refresh()
+        self.machine.on_opened(peer, fields.integer("outer_step", 1), fields.digest("previous"), _now_s())
+        self._act()
+
+    def on_decided(self, peer: PeerId, fields: Fields) -> None:
+        """The leader of a ballot has gathered the votes; kept until the update is held, if it is not yet.
+
+        Raises:
+            ProtocolError: they prove nothing.
+        """
+        outer_step = fields.integer("outer_step", 1)
+        roster = self.machine.joined_roster(outer_step, parse_ballot(fields))
+        if roster is not None and peer == roster.ballot.leader:
+            self._decided = parse_decided(fields, roster)
+            self._be_decided()
+
+    def _be_decided(self) -> None:
+        """Commit what the leader says is decided, where that is held here.
+
+        Raises:
+            ProtocolError: it is not proven.
+        """
+        if self._decided is None or self._decided[0] not in self.machine.decision.voted:
+            return
+        (name, certificate), self._decided = self._decided, None
+        entry, decision = self.machine.decision.voted[name], self.machine.decision
+        self.check(Certified(entry, certificate), decision.slot.electorate)
+        self.on_certificate(entry, certificate)
 
     def on_unformed(self, peer: PeerId, fields: Fields) -> None:
         """The leader found too few participants by the deadline."""
@@ -403,15 +441,16 @@ class FragmentRound:
 
     def on_certificate(self, entry: Entry, certificate: Certificate) -> bool:
         """Commit what another peer has committed, if it was voted for here; the certificate is checked."""
-        if entry.hash not in self._accepted or not self.machine.on_certificate(entry, certificate):
+        if entry.hash not in self._accepted or not self.machine.on_certificate(entry, certificate, _now_s()):
             return False  # what an earlier life has voted for is fetched like any other
         self._act()
         return True
 
     def _refresh(self) -> None:
         """Let the machine see the swarm as it is."""
+        self._judge.asleep_s = asleep_s()
         self.machine.view = self._view()
-        self.machine.rates = self._context.rates.known
+        self.machine.rates = self._context.rates.told(self.machine.decision.slot.electorate)
         self.machine.following = self.following.is_led()
 
     # -- time ----------------------------------------------------------------------------------------
@@ -476,8 +515,10 @@ class FragmentRound:
                 self._drop()
             case Ended(end):
                 self._note_end(end)
-            case CastVote(roster, entry):
-                self._vote(roster, entry)
+            case CastVote(roster, entry, to):
+                self._vote(roster, entry, to)
+            case TellDecided(roster, entry, certificate):
+                self._send(roster.peers, "decided", decided_json(roster, entry.hash, certificate))
             case Commit(entry, certificate):
                 self._commit(entry, certificate)
             case Reject(peer, reason, accuser):
@@ -581,6 +622,7 @@ class FragmentRound:
         for head in [head for head in self._accepted if head not in self.machine.decision.voted]:
             del self._accepted[head]
         self._act()
+        self._be_decided()
 
     async def fetch(self, entry: Entry, donors: list[PeerId]) -> Accepted:
         """The update of an entry that follows this chain, and what this peer had put into it, if anything.
@@ -602,7 +644,7 @@ class FragmentRound:
         if work is not None and work is not asyncio.current_task():
             work.cancel()
 
-    def _vote(self, roster: Roster, entry: Entry) -> None:
+    def _vote(self, roster: Roster, entry: Entry, to: Sequence[PeerId]) -> None:
         exchange, absent, mandate = self._context.exchange, roster.absent, roster.mandate
         signed = vote_bytes(
             exchange.run_id, self._fragment, roster.outer_step, roster.ballot, absent, entry.hash, mandate
@@ -616,7 +658,7 @@ class FragmentRound:
             "signature": vote.signature.hex(),
             **({"mandate": mandate} if mandate else {}),
         }
-        self._send(roster.peers, "vote", body)
+        self._send(to, "vote", body)
         self.machine.on_vote(exchange.peer_id, roster.outer_step, roster.ballot, vote, _now_s())
 
     def _commit(self, entry: Entry, certificate: Certificate) -> None:

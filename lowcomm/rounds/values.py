@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast, get_args
 
 from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
-from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_int, checked_text
-from lowcomm.ledger.certificate import Ballot, Certificate, Goodbye, parse_ballot
+from lowcomm.exchanges.fields import Fields
+from lowcomm.ledger.certificate import (
+    MAX_SIGNATURE,
+    Ballot,
+    Certificate,
+    Goodbye,
+    parse_ballot,
+    parse_goodbye,
+)
 from lowcomm.ledger.entry import (
     MAX_PARTICIPANTS,
     MAX_TOKENS,
@@ -19,9 +27,8 @@ from lowcomm.ledger.entry import (
     parse_entry,
     parse_sum,
 )
-from lowcomm.ledger.mandate import Mandate
+from lowcomm.ledger.mandate import Mandate, parse_mandate
 from lowcomm.peers.peer import State
-from lowcomm.rounds.rates import MAX_RATE
 from lowcomm.rounds.roster import Roster, parse_speed
 from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason, ReasonKind
 
@@ -83,7 +90,7 @@ class Ready:
         promised: the highest ballot that it has joined.
         accepted: the update that it has voted for, and in which ballot.
         stalled: peers whose data did not reach it lately.
-        rates: bytes per second that came from other peers in its latest transfers.
+        rates: at which data came from each member of the electorate lately, see `Rates.told`.
         mandate: by which it goes, if by any.
     """
 
@@ -92,7 +99,7 @@ class Ready:
     promised: Ballot
     accepted: tuple[Ballot, Entry] | None
     stalled: tuple[PeerId, ...] = ()
-    rates: Mapping[PeerId, int] = field(default_factory=dict)
+    rates: str = ""
     mandate: Digest | None = None
 
     def to_json(self) -> dict[str, Json]:
@@ -107,7 +114,7 @@ class Ready:
             "accepted": _accepted_json(self.accepted),
             "speed": list(self.offer.speed),
             "stalled": [str(peer) for peer in self.stalled],
-            **({"rates": [[peer, rate] for peer, rate in self.rates.items()]} if self.rates else {}),
+            **({"rates": self.rates} if self.rates else {}),
             **({"mandate": self.mandate} if self.mandate else {}),
         }
 
@@ -133,22 +140,9 @@ def parse_ready(fields: Fields) -> Ready:
         promised=parse_ballot(fields, "promised"),
         accepted=_parse_accepted(fields),
         stalled=tuple(PeerId(peer) for peer in fields.texts("stalled", MAX_PARTICIPANTS)),
-        rates=_parse_rates(fields),
+        rates=fields.text("rates", MAX_PARTICIPANTS) if fields.has("rates") else "",
         mandate=fields.digest("mandate") if fields.has("mandate") else None,
     )
-
-
-def _parse_rates(fields: Fields) -> dict[PeerId, int]:
-    rates: dict[PeerId, int] = {}
-    if not fields.has("rates"):
-        return rates
-    for item in fields.items("rates", MAX_PARTICIPANTS):
-        if not isinstance(item, list) or len(item) != 2:
-            raise ProtocolError("ready.rates: expected [peer, bytes per second]")
-        rates[PeerId(checked_text("ready.rates", item[0], MAX_NAME))] = checked_int(
-            "ready.rates", item[1], 1, MAX_RATE
-        )
-    return rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +162,46 @@ class Vote:
     def is_for(self, roster: Roster) -> bool:
         """Whether the signature is one for this roster's certificate."""
         return (self.absent, self.mandate) == (roster.absent, roster.mandate)
+
+
+def decided_json(roster: Roster, entry: Digest, certificate: Certificate) -> dict[str, Json]:
+    """What a leader tells of its ballot: the certificate, less what the participants know from the roster."""
+    voters = certificate.voters
+    return {
+        "ballot": certificate.ballot.to_json(),
+        "entry": entry,
+        "silent": [str(peer) for peer in roster.peers if peer not in set(voters)],
+        "votes": base64.b85encode(b"".join(signature for _, signature in certificate.votes)).decode(),
+        "goodbyes": [goodbye.to_json() for goodbye in certificate.goodbyes],
+        **({"mandate": certificate.mandate.to_json()} if certificate.mandate else {}),
+    }
+
+
+def parse_decided(fields: Fields, roster: Roster) -> tuple[Digest, Certificate]:
+    """Check the form of what the leader of a roster's ballot says is decided, not the signatures.
+
+    Raises:
+        ProtocolError: a field is missing, of the wrong type or out of range.
+    """
+    silent = set(fields.texts("silent", MAX_PARTICIPANTS))
+    voters = [peer for peer in roster.peers if peer not in silent]
+    text = fields.text("votes", MAX_SIGNATURE * MAX_PARTICIPANTS)
+    try:
+        signatures = base64.b85decode(text)
+    except ValueError as error:
+        raise ProtocolError("decided.votes: expected signatures in base 85") from error
+    size, rest = divmod(len(signatures), max(1, len(voters)))
+    if not size or rest:
+        raise ProtocolError(f"decided.votes: expected those of {len(voters)}, got {len(signatures)} bytes")
+    votes = tuple((peer, signatures[i * size : (i + 1) * size]) for i, peer in enumerate(voters))
+    goodbyes = fields.items("goodbyes", MAX_PARTICIPANTS)
+    return fields.digest("entry"), Certificate(
+        ballot=roster.ballot,
+        absent=roster.absent,
+        votes=votes,
+        goodbyes=tuple(parse_goodbye(Fields("goodbye", item)) for item in goodbyes),
+        mandate=parse_mandate(fields.inner("mandate")) if fields.has("mandate") else None,
+    )
 
 
 def parse_reason(fields: Fields) -> Reason:
@@ -337,10 +371,24 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class CastVote:
-    """Sign a vote, send it to the participants, and count it here (`on_vote`)."""
+    """Sign a vote, send it, and count it here (`on_vote`).
+
+    Attributes:
+        to: the leader, which gathers the votes; or all participants, where it does not.
+    """
 
     roster: Roster
     entry: Entry
+    to: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellDecided:
+    """Tell participants of a ballot what is decided, with the certificate (`on_certificate`)."""
+
+    roster: Roster
+    entry: Entry
+    certificate: Certificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,6 +429,7 @@ Action = (
     | Drop
     | Ended
     | CastVote
+    | TellDecided
     | Commit
     | Reject
     | AskForCertificate

@@ -12,7 +12,13 @@ from collections.abc import Collection
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import Fields
-from lowcomm.ledger.certificate import Ballot, Certificate, check_certificate, parse_ballot, vote_bytes
+from lowcomm.ledger.certificate import (
+    Ballot,
+    Certificate,
+    check_certificate,
+    parse_ballot,
+    vote_bytes,
+)
 from lowcomm.ledger.chain import Certified, parse_certified
 from lowcomm.ledger.entry import SUM_LENGTH, ContributionId, Entry, genesis_head, hash_bytes
 from lowcomm.peers.peer import State
@@ -36,8 +42,11 @@ from lowcomm.rounds.values import (
     Seen,
     Slot,
     Tell,
+    TellDecided,
     View,
     Vote,
+    decided_json,
+    parse_decided,
     parse_ready,
     parse_reason,
 )
@@ -72,6 +81,7 @@ class CheckedPeer:
         self.named: set[ContributionId] = set()
         self.start, self.tokens, self.late = self._credited(), 1, False
         self.asked: dict[PeerId, Digest] = {}
+        self.decided: tuple[Digest, Certificate] | None = None
         self.outbox: list[tuple[PeerId, Mail]] = []
         self.committed: list[tuple[int, Digest]] = []
         self.broken: list[str] = []
@@ -240,6 +250,13 @@ class CheckedPeer:
         elif mail.kind == "unready":
             answers = fields.integer("answers", 0, 1) > 0
             machine.on_unready(sender, fields.integer("outer_step", 1), answers=answers)
+        elif mail.kind == "opened":
+            machine.on_opened(sender, fields.integer("outer_step", 1), fields.digest("previous"), now_s)
+        elif mail.kind == "decided":
+            joined = machine.joined_roster(fields.integer("outer_step", 1), parse_ballot(fields))
+            if joined is not None and sender == joined.ballot.leader:
+                self.decided = parse_decided(fields, joined)
+                self._be_decided(now_s)
         elif mail.kind == "unformed":
             machine.on_unformed(sender, fields.integer("outer_step", 1), fields.text("reason", 1_000), now_s)
         elif mail.kind == "roster":
@@ -300,7 +317,7 @@ class CheckedPeer:
             if entry.previous != self.head or certificate is None:
                 continue
             self._check(entry, certificate)
-            if entry.hash in self.held and self.machine.on_certificate(entry, certificate):
+            if entry.hash in self.held and self.machine.on_certificate(entry, certificate, now_s):
                 self._act(now_s, slow=slow)
                 continue
             self._settle(entry)
@@ -357,8 +374,11 @@ class CheckedPeer:
                 self.work = None
             case Ended(_):
                 pass
-            case CastVote(roster, entry):
-                self._vote(roster, entry, now_s)
+            case CastVote(roster, entry, to):
+                self._vote(roster, entry, to, now_s)
+            case TellDecided(roster, entry, certificate):
+                told = decided_json(roster, entry.hash, certificate)
+                self._send([peer for peer in roster.peers if peer != self.me], "decided", told)
             case Commit(entry, certificate):
                 self._commit(entry, certificate, now_s, slow=slow)
             case Reject(peer, reason, _):
@@ -387,15 +407,27 @@ class CheckedPeer:
             return
         self.work = None
         entry = entry_of(roster, self._slot(), self.setting.rules)
+        self._hold(roster.ballot, entry, now_s)
+
+    def _hold(self, ballot: Ballot, entry: Entry, now_s: float) -> None:
         self.held.add(entry.hash)
-        self.machine.on_staged(roster.ballot, entry, now_s)
+        self.machine.on_staged(ballot, entry, now_s)
+        self._be_decided(now_s)
 
     def _finish(self, roster: Roster, now_s: float) -> None:
         assert roster.entry is not None
-        self.held.add(roster.entry.hash)  # those that have accepted it have its bytes on disk
-        self.machine.on_staged(roster.ballot, roster.entry, now_s)
+        self._hold(roster.ballot, roster.entry, now_s)  # those that have accepted it have its bytes on disk
 
-    def _vote(self, roster: Roster, entry: Entry, now_s: float) -> None:
+    def _be_decided(self, now_s: float) -> None:
+        """Commit what the leader says is decided, where that is held here."""
+        if self.decided is None or self.decided[0] not in self.machine.decision.voted:
+            return
+        (name, certificate), self.decided = self.decided, None
+        entry = self.machine.decision.voted[name]
+        self._check(entry, certificate)
+        self.machine.on_certificate(entry, certificate, now_s)
+
+    def _vote(self, roster: Roster, entry: Entry, to: Collection[PeerId], now_s: float) -> None:
         run_id, step, ballot = self.setting.rules.run_id, roster.outer_step, roster.ballot
         signed = vote_bytes(run_id, FRAGMENT, step, ballot, roster.absent, entry.hash)
         vote = Vote(entry.hash, entry.state_digest, signature_of(self.me, signed), roster.absent)
@@ -406,7 +438,7 @@ class CheckedPeer:
             "state": vote.state,
             "signature": vote.signature.hex(),
         }
-        self._send(roster.peers, "vote", body)
+        self._send([peer for peer in to if peer != self.me], "vote", body)
         self.machine.on_vote(self.me, step, ballot, vote, now_s)
 
     def _commit(self, entry: Entry, certificate: Certificate, now_s: float, *, slow: bool) -> None:
@@ -414,6 +446,9 @@ class CheckedPeer:
         if entry.previous != self.head:
             self.broken.append(f"{self.me} commits an entry that doesn't follow its chain")
             return
+        for voter in certificate.voters:  # they have committed it, or are about to
+            if voter in self.linked and self.seen.get(voter, (0,))[0] < entry.outer_step:
+                self.seen[voter] = entry.outer_step, entry.hash, entry.total_tokens
         mine = self._settle(entry)
         self.machine.committed(entry, (), mine=mine)
         self._append(Certified(entry, certificate), now_s)

@@ -49,7 +49,7 @@ def false_snapshot(message: Message) -> Message:
 
 def false_heartbeat(message: Message) -> Message:
     """Says that it has trained for years, on a history of its own."""
-    if message.kind != "state" or not message.body["heads"]:
+    if message.kind != "state" or not message.body.get("heads"):
         return message
     claims = {"outer_steps": [10**6], "total_tokens": [10**12], "heads": [FALSE], "inner_step": 10**9}
     return Message("state", {**message.body, **claims}, message.payload)

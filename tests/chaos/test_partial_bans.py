@@ -39,8 +39,8 @@ def test_who_has_not_put_the_liar_out_goes_on_with_the_others() -> None:
             machine.rules, liar.context.policy = replace(machine.rules, policy=lax), lax
             for number in HONEST[1:]:
                 swarm._lives[number][0].node.peers.ban(name(LIAR), "it lies")
-        if message.kind == "state" and message.body["outer_steps"]:
-            (step,) = message.body["outer_steps"]
+        if message.kind == "state" and message.body.get("outer_steps"):
+            (step,) = message.body.get("outer_steps")
             commits_s.setdefault(sender, {}).setdefault(int(step), now_s)
         rosters_of_the_liar += message.kind == "roster" and sender == name(LIAR) and now_s > PUT_OUT_AT_S
         return True

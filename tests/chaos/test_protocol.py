@@ -225,8 +225,8 @@ def test_one_member_does_not_stop_the_others(
     commits: dict[int, float] = {}
 
     def tape(sender: PeerId, receiver: PeerId, message: Message) -> bool:
-        if message.kind == "state" and sender == name(0) and message.body["outer_steps"]:
-            (step,) = message.body["outer_steps"]
+        if message.kind == "state" and sender == name(0) and message.body.get("outer_steps"):
+            (step,) = message.body.get("outer_steps")
             commits.setdefault(step, now_s())
         return not (begins_s < now_s() < ends_s and stalls(sender, receiver, message.kind))
 

@@ -40,8 +40,8 @@ class Withholding:
 
     def _pass(self, sender: PeerId, receiver: PeerId, message: Message) -> bool:
         now_s = asyncio.get_running_loop().time()
-        if message.kind == "state" and message.body["outer_steps"]:
-            (step,) = message.body["outer_steps"]
+        if message.kind == "state" and message.body.get("outer_steps"):
+            (step,) = message.body.get("outer_steps")
             if step > self._steps.get(sender, -1):
                 self._steps[sender] = step
                 self.commits_s.setdefault(sender, []).append(now_s)

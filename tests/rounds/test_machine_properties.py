@@ -292,7 +292,7 @@ class VotesUnwritten(RoundMachine):
         before = self.decision.accepted
         super()._accept(under)
         if self.decision.accepted is not before:
-            self._do(CastVote(under.roster, under.entry))
+            self._do(CastVote(under.roster, under.entry, under.roster.peers))
 
 
 class JoinsBelow(RoundMachine):
