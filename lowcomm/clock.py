@@ -29,9 +29,20 @@ class SystemClock:
         return time.time()
 
 
+def asleep_s() -> float:
+    """Seconds for which this machine has been suspended, since it booted; 0 where nobody can tell."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.clock_gettime(boottime) - time.clock_gettime(time.CLOCK_MONOTONIC) if boottime else 0.0
+
+
 def process_cpu_s() -> float:
     """Processor seconds that this process has used, in all of its threads."""
     return time.process_time()
+
+
+def thread_cpu_s() -> float:
+    """Processor seconds that this thread has used."""
+    return time.thread_time()
 
 
 def threads_cpu_s() -> dict[int, float]:

@@ -19,7 +19,18 @@ import lowcomm
 
 ROOT = Path(lowcomm.__file__).parent
 LAYERS = (
-    {"errors", "types", "clock", "in_order", "lines", "names", "locks", "phases", "host_memory"},
+    {
+        "errors",
+        "types",
+        "clock",
+        "in_order",
+        "lines",
+        "names",
+        "locks",
+        "phases",
+        "host_memory",
+        "open_files",
+    },
     {"arguments", "interrupts", "reasons"},
     {"methods"},
     {"algorithms", "codecs", "models"},

@@ -478,6 +478,26 @@ class SoakBench(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleBench(Settings):
+    """Swarms of several sizes, on the virtual clock.
+
+    Attributes:
+        lease_s: of each island.
+    """
+
+    NAME, MODULE = "scale", "lowcomm.bench.scale"
+    ABOUT = "messages, bytes and processor time of control per island and round, as the swarm grows"
+    EXAMPLE = "lowcomm bench scale --islands 4,8,16,32,64 --fragments 1,24 --json scale.json"
+
+    islands: tuple[int, ...] = option((4, 8, 16, 32, 64), "of each swarm", metavar="N,...", least=2)
+    fragments: tuple[int, ...] = option((1,), "of the model", metavar="P,...", least=1)
+    rounds: int = count(3, "that are measured")
+    round_s: float = seconds(2.0, "virtual, between two rounds of a fragment")
+    partition: Partition = option("continue", "who may commit")
+    lease_s: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LearningBench(Settings):
     """The runs of a study."""
 
@@ -494,6 +514,6 @@ BENCHES: dict[str, type[Settings]] = {
     bench.NAME: bench
     for bench in (
         CodecBench, RoundBench, UtilisationBench, OverheadBench, SpeedBench, EngineBench, SnapshotBench,
-        DonorBench, DeathBench, ChurnBench, SoakBench, LearningBench,
+        DonorBench, DeathBench, ChurnBench, SoakBench, ScaleBench, LearningBench,
     )
 }  # fmt: skip

@@ -18,7 +18,6 @@ from lowcomm.rounds.leading import aligned, contested_s, leaders, next_roster
 from lowcomm.rounds.patience import Patience
 from lowcomm.rounds.policy import Rules
 from lowcomm.rounds.proposal import absent_members, edge, may_leave_out
-from lowcomm.rounds.rates import parse_rates
 from lowcomm.rounds.roster import MAX_LEAP, Participant, Roster
 from lowcomm.rounds.values import (
     Action,
@@ -252,9 +251,6 @@ class RoundMachine:
             ProtocolError: its ballot is out of reach.
         """
         self._check_leap(peer, outer_step, ready.promised)
-        slot = self.decision.slot
-        if ready.previous == slot.previous:
-            parse_rates(ready.rates, slot.electorate)
         if outer_step == self.decision.slot.outer_step:
             self._take_ready(peer, ready, now_s)
         elif outer_step == self.decision.slot.outer_step + 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from lowcomm.errors import ProtocolError
 from lowcomm.types import PeerId
 
 MAX_RATE = 1 << 40
@@ -64,17 +63,11 @@ def _character(rate: int | None) -> str:
 
 
 def parse_rates(text: str, members: Collection[PeerId]) -> dict[PeerId, float]:
-    """What `Rates.told` has told of these members, in bytes per second.
-
-    Raises:
-        ProtocolError: it isn't that.
-    """
-    if not text:
+    """What `Rates.told` has told of these members, in bytes per second; nothing where it tells of others."""
+    if len(text) != len(members):
         return {}
-    if len(text) != len(members) or not all(_UNKNOWN <= one <= chr(_LAST) for one in text):
-        raise ProtocolError(f"ready.rates: expected a character for each of {len(members)} members")
     return {
         peer: 2.0 ** (_LEAST_LOG2 + (ord(one) - _FIRST) / _STEPS)
         for peer, one in zip(sorted(members), text, strict=True)
-        if one != _UNKNOWN
+        if _UNKNOWN < one <= chr(_LAST)
     }

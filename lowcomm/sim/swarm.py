@@ -147,9 +147,7 @@ class SimSwarm:
         exchange = ShapedExchange(inner, self._shaper)
         kind = self._kinds.get(number, SimIsland)
         saved = self._lives[number][0].saved if number in self._lives else None
-        island = kind(
-            number, exchange, self._settings, self._promises[number], self._folders[number], saved
-        )
+        island = kind(number, exchange, self._settings, self._promises[number], self._folders[number], saved)
         task = asyncio.get_running_loop().create_task(island.live(expected, lambda: self._ends_s(number)))
         self._lives[number] = island, task
         self.outcome.lives.append(island)
