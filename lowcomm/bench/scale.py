@@ -24,7 +24,7 @@ from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.loopback import LoopbackHub
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import MemoryPromises
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import RUN_ID, SimExchange, name
 from lowcomm.sim.tapes import BULK
 from lowcomm.sim.virtual_time import run_virtually
@@ -143,8 +143,7 @@ class _Swarm:
             policy=RoundPolicy(deadline_s=60.0, partition=bench.partition),
             layout=tuple(TensorSpec(f"t{i}", (ELEMENTS * max(islands, 8),)) for i in range(fragments)),
             chunk_bytes=1 << 20,
-            inner_steps=steps,
-            num_fragments=fragments,
+            schedule=toy_schedule(inner_steps=steps, num_fragments=fragments),
             step_s=lambda number, now_s: (
                 bench.round_s / steps if now_s < self._idle_from_s else bench.round_s
             ),

@@ -11,7 +11,6 @@ from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.certificate import (
-    MAX_SIGNATURE,
     Ballot,
     Certificate,
     Goodbye,
@@ -27,7 +26,7 @@ from lowcomm.ledger.entry import (
     parse_entry,
     parse_sum,
 )
-from lowcomm.ledger.mandate import Mandate, parse_mandate
+from lowcomm.ledger.mandate import MAX_SIGNATURE, Mandate, parse_mandate
 from lowcomm.peers.peer import State
 from lowcomm.rounds.roster import Roster, parse_speed
 from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason, ReasonKind

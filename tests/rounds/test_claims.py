@@ -7,7 +7,7 @@ from lowcomm.ledger.entry import MAX_TOTAL_TOKENS, Entry, hash_bytes
 from lowcomm.rounds.claims import ClaimJudge, Limits
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.roster import Participant
-from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
@@ -209,9 +209,8 @@ class Liar(SimIsland):
 
 
 def test_one_that_lies_about_its_tokens_is_refused_and_the_others_go_on() -> None:
-    settings = IslandSettings(
-        policy=RoundPolicy(deadline_s=2.0, partition="majority"), inner_steps=5, num_fragments=1
-    )
+    policy = RoundPolicy(deadline_s=2.0, partition="majority")
+    settings = IslandSettings(policy=policy, schedule=toy_schedule(num_fragments=1))
     swarm = SimSwarm(4, Tape(1, (), (), quiet_s=60.0), settings, kinds={3: Liar})
     outcome = run_virtually(swarm.run(), 200.0)
     assert not outcome.errors
@@ -219,4 +218,4 @@ def test_one_that_lies_about_its_tokens_is_refused_and_the_others_go_on() -> Non
         assert island.record.entries[-1].outer_step > 40
         assert island.record.entries[-1].total_tokens < 1 << 20
         assert {peer for peer, _ in island.record.entries[-1].participants} == {name(0), name(1), name(2)}
-        assert any("tokens per second" in said for _, done in island.rounds for said in done.rejected)
+        assert any("tokens per second" in said for report in island.reports for said in report.rejected)
