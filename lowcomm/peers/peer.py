@@ -94,13 +94,13 @@ class State:
             self.founders,
         )  # fmt: skip
 
-    def with_entry(self, entry: Entry) -> State | None:
-        """Once it has committed an entry; None where that is no news."""
+    def with_entry(self, entry: Entry, head: Digest) -> State | None:
+        """Once it has committed an entry of this hash; None where that is no news."""
         fragment = entry.fragment
         known = fragment < len(self.outer_steps)
         if self.phase != "training" or not known or self.outer_steps[fragment] >= entry.outer_step:
             return None
-        return self._moved(fragment, entry.outer_step, entry.hash, entry.total_tokens)
+        return self._moved(fragment, entry.outer_step, head, entry.total_tokens)
 
     def not_behind(self, before: State) -> State:
         """Where it was known to be further than it says: it has said that before it got there."""

@@ -231,10 +231,10 @@ class Peers:
         They know it of each other, so in a large swarm nobody has to be told; whoever is not there yet hears
         of it with the next heartbeats.
         """
-        now_s, moved = asyncio.get_running_loop().time(), False
+        now_s, head, moved = asyncio.get_running_loop().time(), entry.hash, False
         for voter in voters:
             peer = self.linked.get(voter)
-            state = peer.state.with_entry(entry) if peer is not None and peer.greeted else None
+            state = peer.state.with_entry(entry, head) if peer is not None and peer.greeted else None
             if peer is not None and state is not None:
                 moved = True
                 peer.state, peer.reached_s = state, now_s

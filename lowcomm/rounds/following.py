@@ -6,7 +6,7 @@ import asyncio
 
 from lowcomm.ledger.chain import Standing
 from lowcomm.peers.peer import Peer
-from lowcomm.rounds.context import Context
+from lowcomm.rounds.context import VIEW_S, Context
 from lowcomm.types import Digest, PeerId
 
 SIDES_S = 10.0
@@ -26,6 +26,8 @@ class Following:
         self._proven: dict[PeerId, Digest] = {}
         self._sides: dict[PeerId, tuple[bool, float]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._verdicts = 0
+        self._found: tuple[tuple[object, ...], list[Peer]] | None = None
 
     def ahead(self) -> list[Peer]:
         """Live peers to follow: those whose chain has more committed tokens, the furthest first.
@@ -34,8 +36,16 @@ class Following:
         this one may be on the side that stands, whatever its tokens; it is among them until that has been
         looked into (`lowcomm.recovery.forks`).
         """
+        peers, now_s = self._context.peers, self._now_s()
+        seen = (peers.version, self._chain.head, self._verdicts, int(now_s / VIEW_S))
+        found = self._found
+        if found is None or found[0] != seen:
+            self._found = found = seen, self._look(now_s)
+        return list(found[1])
+
+    def _look(self, now_s: float) -> list[Peer]:
         doubted = self._doubted() | self._context.peers.untrusted()
-        here, now_s = self._chain.standing, self._now_s()
+        here = self._chain.standing
         further: list[tuple[Standing, Peer]] = []
         for peer in self._context.peers.live():
             standing = peer.state.standing(self._fragment)
@@ -56,9 +66,10 @@ class Following:
         if self.ahead():
             return True
         here, head = self._chain.standing, self._chain.head
-        for peer in self._context.peers.live():
+        proven = {peer for peer, at in self._proven.items() if at == head}
+        for peer in self._context.peers.live() if proven else ():
             standing = peer.state.standing(self._fragment)
-            if self._proven.get(peer.id) == head and standing is not None and standing > here:
+            if peer.id in proven and standing is not None and standing > here:
                 return True
         return False
 
@@ -78,6 +89,7 @@ class Following:
 
     def take_sides(self, peer: PeerId, *, stands: bool) -> None:
         """A peer's history has parted from this one, and it is known which of the two stands."""
+        self._verdicts += 1
         self._loop = asyncio.get_running_loop()
         self._sides[peer] = stands, self._loop.time() + SIDES_S
 
@@ -90,6 +102,7 @@ class Following:
         """Note whether a peer that is ahead has handed over what it said it has; if not, it is not followed
         for a while.
         """
+        self._verdicts += 1
         if helped:
             self._doubts.pop(peer, None)
             return

@@ -302,16 +302,17 @@ class RoundMachine:
         if roster.outer_step != slot.outer_step or roster.previous != slot.previous:
             return
         if roster.mandate != slot.goes_by:
-            self._decline(roster, "it goes by another mandate of the operator than this ballot, or by none")
+            self._decline(
+                roster, "it goes by another mandate of the operator than this ballot, or by none", now_s
+            )
             return
         if leader in decision.rejected:
-            self._decline(roster, "the contribution of its leader was not accepted")
+            self._decline(roster, "the contribution of its leader was not accepted", now_s)
             return
         if not self._may_decide(roster, now_s):
             left = f", with {', '.join(roster.absent)} left out" if roster.absent else ""
-            self._decline(roster, f"{len(roster.peers)} are too few to commit, as it counts{left}")
             decision.avoid.add(leader)
-            self._lead(now_s)
+            self._decline(roster, f"{len(roster.peers)} are too few to commit, as it counts{left}", now_s)
             return
         self._join(roster, now_s)
 
@@ -514,17 +515,17 @@ class RoundMachine:
         decision = self.decision
         if roster.ballot <= decision.promised:
             if roster.ballot != decision.promised:
-                self._decline(roster, f"it has joined a later ballot, {decision.promised.attempt}")
-                if decision.under_way is None:
-                    self._announce(now_s)
+                self._decline(roster, f"it has joined a later ballot, {decision.promised.attempt}", now_s)
             return
         decision.seen = max(decision.seen, roster.ballot)
         for peer in roster.peers:
-            decision.readies.pop(peer, None)  # stale from here on: who leaves this ballot says so anew
-        decision.busy = set(roster.peers)
+            said = decision.readies.get(peer)
+            if said is not None and said.promised < roster.ballot:
+                del decision.readies[peer]  # stale from here on: who leaves this ballot says so anew
+        decision.busy = set(roster.peers) - decision.readies.keys()
         offer = decision.offer
         if self.me not in roster.peers or offer is None or self._recalled is not None:
-            self._decline(roster, "it has given up on this round")
+            self._decline(roster, "it has given up on this round", now_s)
             return
         if decision.accepted is not None and roster.accepted_in < decision.accepted[0]:
             self._announce(now_s)  # the leader did not know; it will propose to finish this one
@@ -572,6 +573,8 @@ class RoundMachine:
             refused = self._refused(roster, now_s)
             if refused is not None:
                 self.decision.edges |= {edge(self.me, peer) for peer in refused.peers if peer != self.me}
+                for liar in set(refused.peers) - {self.me} if refused.kind == "claims" else ():
+                    self.rejected(liar)
                 self._fail(refused, now_s, liars=refused.peers if refused.kind == "claims" else ())
                 return
             offer = self.decision.offer
@@ -881,10 +884,12 @@ class RoundMachine:
             self._do(Drop(self.decision.under_way.roster.ballot))
             self.decision.under_way = None
 
-    def _decline(self, roster: Roster, text: str) -> None:
+    def _decline(self, roster: Roster, text: str, now_s: float) -> None:
         """Tell all in a ballot that this peer takes no part in it; they would wait for it."""
         if self.me in roster.peers:
             self._tell_abort(roster, Reason("declined", text), ())
+        if self.decision.under_way is None:
+            self._announce(now_s)  # those who have joined it take this peer for a part of it
 
     def _tell_abort(self, roster: Roster, reason: Reason, liars: Collection[PeerId]) -> None:
         named = [str(peer) for peer in sorted(set(reason.peers) & set(roster.peers) - {self.me})]
