@@ -54,6 +54,7 @@ class Decision:
         first_ready_s: since when the next ballot is waited for.
         proposals, propose_from_s: rosters that this peer has proposed, and when it may propose another one.
         ended: the ballot that has failed here last.
+        aborts: what participants have said of the ballot promised last, whose roster has not come here.
         edges: between whom data did not pass, as this outer step has shown.
         quits: how often each has ended a ballot without naming anybody.
         avoid: peers that led or ended ballots as no honest one does.
@@ -80,6 +81,7 @@ class Decision:
     first_ready_s: float = 0.0
     under_way: UnderWay | None = None
     ended: Roster | None = None
+    aborts: dict[PeerId, tuple[Reason, tuple[PeerId, ...]]] = field(default_factory=dict)
     votes: dict[Ballot, dict[PeerId, Vote]] = field(default_factory=dict)
     joined: dict[Ballot, dict[PeerId, Digest]] = field(default_factory=dict)
     edges: set[Edge] = field(default_factory=set)

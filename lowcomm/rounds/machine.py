@@ -347,9 +347,12 @@ class RoundMachine:
             # Its roster has not come here. Those who have joined it take this peer for a part of it until it
             # says that it is ready, which would be a lie if it still joined.
             decision.promised = ballot
+            decision.aborts.clear()
             self._announce(now_s)
-            return
         roster = under.roster if under else decision.ended
+        if under is None and ballot == decision.promised and (roster is None or roster.ballot != ballot):
+            decision.aborts.setdefault(peer, (reason, tuple(rejected)))  # understood once its roster comes
+            return
         if roster is None or peer not in roster.peers or ballot != roster.ballot:
             return
         named = set(reason.peers) & set(roster.peers) - {peer}
@@ -516,6 +519,12 @@ class RoundMachine:
         if roster.ballot <= decision.promised:
             if roster.ballot != decision.promised:
                 self._decline(roster, f"it has joined a later ballot, {decision.promised.attempt}", now_s)
+            elif decision.aborts and decision.under_way is None:
+                decision.ended, aborts = roster, dict(decision.aborts)
+                decision.aborts.clear()
+                for peer, (reason, rejected) in aborts.items():
+                    self.on_abort(peer, roster.outer_step, roster.ballot, reason, rejected, now_s)
+                self._lead(now_s)
             return
         decision.seen = max(decision.seen, roster.ballot)
         for peer in roster.peers:
