@@ -547,6 +547,7 @@ class Peers:
             if peer.state.role == "observer":
                 self._show_links(peer.id)
         self.known.dial_due()
+        self._on_change()  # time has passed, and a round that others wait for may need this peer
 
     async def _listen(self) -> None:
         self.heartbeats.listen(asyncio.get_running_loop().time(), {})
