@@ -5,7 +5,7 @@ there are no more than that, it asks all. A silence is counted from the first qu
 everybody for itself, so how often a link is asked changes nothing of how long a silence may be. Who gets no
 answer says so (`doubt`), and everybody who hears it asks at once: a probe that fails is told, as in SWIM
 (Das, Gupta, Motivala 2002), but nobody's word is taken for it. So in a large swarm a silence is noticed by
-all within about two heartbeats of when it is noticed in a small one (docs/design/0021-size.md).
+all within about two heartbeats of when it is noticed in a small one (docs/design/0022-size.md).
 """
 
 from __future__ import annotations

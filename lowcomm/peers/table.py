@@ -292,6 +292,9 @@ class Peers:
             return
         self.linked[peer] = Peer(peer)
         self.heartbeats.meet(self.linked[peer], asyncio.get_running_loop().time())
+        self._greet(peer)
+
+    def _greet(self, peer: PeerId) -> None:
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
             **self._terms.digests,
@@ -381,6 +384,8 @@ class Peers:
         entry = self.linked.get(peer)
         if entry is None or entry.explains:
             return
+        if entry.greeted:
+            self._greet(peer)  # it repeats its greeting until it has this one's
         protocol = fields.integer("protocol")
         if protocol != PROTOCOL:
             advice = "use the same version of lowcomm"
@@ -533,21 +538,29 @@ class Peers:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._heartbeat_s)
-            self.beat()
+            for peer in self.beat():
+                await self._exchange.disconnect(peer)
+            self.known.dial_due()
 
-    def beat(self) -> None:
-        """A heartbeat is due."""
+    def beat(self) -> list[PeerId]:
+        """A heartbeat is due.
+
+        Returns:
+            Those whose links are to be dropped.
+        """
         now = asyncio.get_running_loop().time()
-        for peer in self.heartbeats.beat(now):
+        over = self.heartbeats.beat(now)
+        for peer in over:
             logger.warning(
                 "%s: no message for %.1f s; the link is dropped", self.called(peer.id), now - peer.seen_at_s
             )
-            self._spawn(self._exchange.disconnect(peer.id))
         for peer in self.linked.values():
-            if peer.state.role == "observer":
+            if not (peer.greeted or peer.explains or peer.unfit):
+                self._greet(peer.id)
+            elif peer.state.role == "observer":
                 self._show_links(peer.id)
-        self.known.dial_due()
         self._on_change()  # time has passed, and a round that others wait for may need this peer
+        return [peer.id for peer in over]
 
     async def _listen(self) -> None:
         self.heartbeats.listen(asyncio.get_running_loop().time(), {})

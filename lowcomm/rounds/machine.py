@@ -45,7 +45,7 @@ from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
 
 REDUCER_PATIENCE = 1.5
 """Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
-VOTER_PATIENCE = 2.0
+VOTER_PATIENCE = 1.5
 """Who has voted waits so many times as long for the leader, which waits for the votes of others."""
 DEPUTIES = 1
 """So many that would lead next are told as much as the leader."""
@@ -448,7 +448,7 @@ class RoundMachine:
         """Whom it is told that this peer is ready: who leads, or would next, or says that it does."""
         return {*order[: 1 + DEPUTIES], *self.decision.callers}
 
-    def _tell_open(self, order: list[PeerId]) -> None:
+    def _tell_open(self, order: list[PeerId], now_s: float) -> None:
         """Tell those in charge that this peer is ready; in charge itself, tell those that are not ready that
         others are; newcomers, too.
         """
@@ -461,6 +461,7 @@ class RoundMachine:
         if order[0] == self.me and self.view.phase == "training" and not self.following:
             uncalled = trains - decision.called - decision.readies.keys()
             decision.called |= uncalled
+            self._patience.called(uncalled, now_s)
             self._tell(sorted(uncalled), "opened", {"previous": decision.slot.previous})
 
     def _note_open(self, now_s: float) -> None:
@@ -484,7 +485,7 @@ class RoundMachine:
         if decision.under_way is not None or not decision.is_open:
             return
         order = self._leaders(now_s)
-        self._tell_open(order)
+        self._tell_open(order, now_s)
         if self.following or now_s < decision.propose_from_s:
             return  # first catch up; what others have committed is decided
         if order[0] != self.me or self.view.phase != "training" or not decision.readies:
@@ -732,7 +733,9 @@ class RoundMachine:
             reason = Reason("stalled", f"nothing came for {still_s:.1f} s{names}", tuple(owing), still_s)
             self._fail(reason, now_s)
         elif not self._gathers(under):
-            self._note_stalls((PeerId(under.roster.ballot.leader),))
+            leader = PeerId(under.roster.ballot.leader)
+            self._note_stalls((leader,))
+            under.lost.add(leader)
             self._spread(under, now_s)
         elif not self._count_votes(now_s, without=under.roster.peers):
             silent = self._without_vote(under)

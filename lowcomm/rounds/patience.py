@@ -60,10 +60,15 @@ class Patience:
         for peer in peers:
             self.tardy.setdefault(peer, now_s)
 
-    def abstains(self, view: View) -> set[PeerId]:
-        """Peers that missed a deadline, and have answered a heartbeat that was sent after it.
+    def called(self, peers: Collection[PeerId], now_s: float) -> None:
+        """These hear now that others are ready; what they have answered before says nothing of that."""
+        for peer in self.tardy.keys() & set(peers):
+            self.tardy[peer] = now_s
 
-        Control messages keep their order: so they have heard that this peer is ready, and are not. Who has
+    def abstains(self, view: View) -> set[PeerId]:
+        """Peers that missed a deadline, and have answered a heartbeat that was sent after they were called.
+
+        Control messages keep their order: so they have heard that others are ready, and are not. Who has
         only just fallen silent, or hears nothing of this peer, would look the same without that.
         """
         return {

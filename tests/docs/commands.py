@@ -33,6 +33,7 @@ RUN_BY = {
     "lowcomm bench snapshot": "tests/bench/test_snapshots.py::test_a_cut_snapshot_does_not_start_over",
     "lowcomm bench deaths": "tests/bench/test_deaths.py::test_the_others_commit_the_round_in_which_one_stops",
     "lowcomm bench donors": "tests/bench/test_donors.py::test_donors_train_on_while_a_joiner_comes",
+    "lowcomm bench scale": "tests/bench/test_scale.py::test_the_command_writes_figures_and_growth",
     "lowcomm bench churn": "tests/bench/test_churn.py::test_islands_come_and_go_and_one_history_stays",
     "lowcomm bench soak": "tests/bench/test_soak.py::test_real_islands_keep_no_file_thread_or_descriptor",
     "lowcomm bench learning": "tests/bench/test_learning.py::test_what_is_logged_is_not_trained_again",
