@@ -559,7 +559,6 @@ class Peers:
                 self._greet(peer.id)
             elif peer.state.role == "observer":
                 self._show_links(peer.id)
-        self._on_change()  # time has passed, and a round that others wait for may need this peer
         return [peer.id for peer in over]
 
     async def _listen(self) -> None:
@@ -578,6 +577,7 @@ class Peers:
         for peer in self.heartbeats.listen(now, self._exchange.traffic.from_peer):
             self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
             self._changed()
+        self._on_change()  # time has passed, and a round that others wait for may need this peer
 
     async def _discover(self) -> None:
         while True:

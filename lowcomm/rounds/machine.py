@@ -45,8 +45,6 @@ from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
 
 REDUCER_PATIENCE = 1.5
 """Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
-VOTER_PATIENCE = 1.5
-"""Who has voted waits so many times as long for the leader, which waits for the votes of others."""
 DEPUTIES = 1
 """So many that would lead next are told as much as the leader."""
 QUICK_PROPOSALS, FIRST_PAUSE_S = 4, 0.1
@@ -387,7 +385,8 @@ class RoundMachine:
         while len(decision.votes) > MAX_VOTED_BALLOTS:
             del decision.votes[min(decision.votes)]
         if under is not None and peer in under.roster.peers and peer != self.me:
-            under.progress_s = now_s
+            if under.voted:  # else it is data that is missing here
+                under.progress_s = now_s
             self._accept(under)
             if ballot == under.roster.ballot and not self._gathers(under):
                 self._spread(under, now_s)  # it has found that the leader does not gather them
@@ -722,8 +721,6 @@ class RoundMachine:
         elif not owing and means:
             owing = sorted(means)
             limit_s = max(limit_s, min(REDUCER_PATIENCE * limit_s, self.rules.policy.deadline_s))
-        if under.voted and not self._gathers(under):
-            limit_s *= VOTER_PATIENCE
         still_s = now_s - under.progress_s
         if still_s < limit_s:
             return

@@ -353,7 +353,13 @@ class FragmentRound:
         signed = vote_bytes(exchange.run_id, self._fragment, outer_step, ballot, absent, vote.entry, mandate)
         if not exchange.verify(peer, signed, vote.signature):
             raise ProtocolError(f"vote of {peer}: the signature is not its own")
-        self.machine.on_vote(peer, outer_step, ballot, vote, _now_s())
+        machine, transfer = self.machine, self._transfer
+        machine.on_vote(peer, outer_step, ballot, vote, _now_s())
+        under = machine.decision.under_way
+        if under is not None and under.spread and not under.voted and transfer is not None:
+            # one that has all data has waited for as long as a ballot may stand still
+            parts, means = transfer.missing_parts_from(), transfer.missing_means_from()
+            machine.tick(_now_s(), self._stall_s() / 2, parts, means)
         self._act()
 
     def on_joined(self, peer: PeerId, fields: Fields) -> None:
