@@ -229,7 +229,9 @@ class Node:
             said = goodbye_bytes(self.state.run_id, self.signer.peer_id, self.peers.state.outer_steps)
             self.peers.say(phase="leaving", goodbye=self.signer.sign(said).hex())
             farewell = Message("state", self.peers.own_state().to_json())
-            sends = [self.links.send(peer, farewell) for peer in self.peers.linked]
+            sends = [
+                self.links.send(peer, farewell) for peer, known in self.peers.linked.items() if known.greeted
+            ]
             try:
                 async with asyncio.timeout(FAREWELL_S):
                     await asyncio.gather(*sends, return_exceptions=True)

@@ -205,7 +205,7 @@ class Peers:
         for peer in list(self.linked.values()):
             if peer.state.role == "observer":
                 self._show_links(peer.id)
-            else:
+            elif peer.greeted:
                 self.post(peer.id, Message("state", body))
 
     def say(self, **changes: Any) -> None:
@@ -382,7 +382,7 @@ class Peers:
     def on_hello(self, peer: PeerId, fields: Fields) -> None:
         """Compare digests; if they are equal the peer counts, and the peers it knows are dialled."""
         entry = self.linked.get(peer)
-        if entry is None or entry.explains:
+        if entry is None or entry.explains or entry.unfit:
             return
         if entry.greeted:
             self._greet(peer)  # it repeats its greeting until it has this one's
