@@ -684,6 +684,8 @@ class RoundMachine:
             return
         if reason.kind == "own":
             self.decision.refusal = reason
+        if reason.kind == "fetch" and not self.rules.majority and self._all_are_back(under.roster.entry):
+            self.decision.accepted = None
         if hollow and self.decision.offer is not None:
             mine = self.decision.offer.id
             self.decision.sent = [sent for sent in self.decision.sent if sent != mine]
@@ -696,6 +698,14 @@ class RoundMachine:
         elif others:
             self._note_stalls(others)
         self._fail(reason, now_s, liars=liars)
+
+    def _all_are_back(self, entry: Entry | None) -> bool:
+        """Whether all who took part in an update are here and stand before it, so that it is committed nowhere.
+
+        With `continue` its bytes are on nobody's disk; where all have died with them it can't be finished.
+        """
+        here = {self.me, *aligned(self.decision, self.view, self.rules)}
+        return entry is not None and {peer for peer, _ in entry.participants} <= here
 
     def moved(self, now_s: float) -> None:
         """Data of the ballot under way has come or gone."""

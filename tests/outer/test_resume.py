@@ -143,6 +143,31 @@ def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
         assert again[island].head == first[island].head
 
 
+def test_an_update_that_died_with_all_who_had_it_binds_nobody(tmp_path: Path) -> None:
+    """All go back by the outer step that they have accepted last; with continue its bytes are on no disk."""
+    policy = RoundPolicy(deadline_s=1.0, partition="continue")
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
+
+    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
+        swarm = Swarm(islands=2, schedule=Schedule(inner_steps=4), policy=policy)
+        calls = [
+            lambda i=i: train_part(swarm, i, until, saved, lists[i], folder=folders[i]) for i in range(2)
+        ]
+        in_parallel(calls, swarm.results, [0, 1])
+        assert [result.error for result in swarm.results.values()] == [None, None]
+        return swarm.results
+
+    saved: dict[tuple[int, int], bytes] = {}
+    first = run(17, saved, [[], []])
+    again = run(44, saved, [[16], [16]])
+    committed = [report.outer_step for report in again[0].reports if report.committed]
+    assert committed[0] == first[0].reports[-1].outer_step + 1
+    assert len(committed) >= len(again[0].reports) - 1  # the update may be asked for longer than a round
+    assert again[0].head == again[1].head
+
+
 def test_what_may_have_been_credited_is_not_sent_again() -> None:
     """Killed after a round that its checkpoint doesn't know of; back so late that it takes a snapshot."""
     swarm = Swarm(
