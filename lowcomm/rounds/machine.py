@@ -700,7 +700,7 @@ class RoundMachine:
         self._fail(reason, now_s, liars=liars)
 
     def _all_are_back(self, entry: Entry | None) -> bool:
-        """Whether all who took part in an update are here and stand before it, so that it is committed nowhere.
+        """Whether all who took part in an update are here, and stand before it: then nobody has committed it.
 
         With `continue` its bytes are on nobody's disk; where all have died with them it can't be finished.
         """
