@@ -26,6 +26,7 @@ from lowcomm.build import build_lr_schedule, build_model, build_optimizers, buil
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
+from lowcomm.config.shared import LATER
 from lowcomm.data.loader import Loader, eval_batches
 from lowcomm.device import choose_device
 from lowcomm.errors import ConfigError, LossError
@@ -60,18 +61,24 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
         ConfigError: the recipe can't be read.
     """
     compared = baseline_config(config, recipe)
+    inner = {
+        name: value
+        for name, value in dataclasses.asdict(compared.shared.inner).items()
+        if value != LATER.get(f"shared.inner.{name}")
+    }
     settings = {
         "islands": islands,
         "shared": {
             name: value
             for name, value in dataclasses.asdict(compared.shared).items()
-            if name in ("seed", "model", "inner")
+            if name in ("seed", "model")
         }
         | {
+            "inner": inner,
             "data": {
                 "shards": compared.shared.data.shards,
                 "holdout_fraction": compared.shared.data.holdout_fraction,
-            }
+            },
         },
         "train": {
             name: value

@@ -12,7 +12,7 @@ from lowcomm.config.schema import Config
 from lowcomm.config.values import show
 from lowcomm.types import Digest, Json, SharedSettings
 
-_LATER: dict[str, Json] = {
+LATER: dict[str, Json] = {
     "shared.data.same": True,
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,
@@ -57,7 +57,7 @@ def shared_digest(config: Config) -> Digest:
     values = {
         path: value
         for path, value in shared_settings(config).items()
-        if path not in _LATER or value != _LATER[path]
+        if path not in LATER or value != LATER[path]
     }
     canonical = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return Digest(blake3(canonical.encode("ascii")).hexdigest())

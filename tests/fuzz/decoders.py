@@ -75,7 +75,7 @@ READY = Ready(
     Ballot(1, "a"),
     (Ballot(1, "a"), ENTRY),
     (PeerId("b"),),
-    {PeerId("b"): 9},
+    "A9",
 )
 STATE = State(
     outer_steps=(1, 2),
@@ -287,7 +287,10 @@ DECODERS: dict[str, tuple[Callable[[bytes], None], bytes]] = {
     "terms": (of_body(compare_terms), pack({"list": "shared", "page": 0, "items": [["a", 1], ["b", [2]]]})),
     "peers": (of_body(greet(lambda peers, fields: peers.on_peers(STRANGER, fields))), pack(PEERS)),
     "ping": (of_body(greet(lambda peers, fields: peers.on_ping(STRANGER, fields))), pack({"sent_s": 12.5})),
-    "pong": (of_body(greet(lambda peers, fields: peers.on_pong(STRANGER, fields))), pack({"sent_s": 0.0})),
+    "pong": (
+        of_body(greet(lambda peers, fields: peers.on_pong(STRANGER, fields))),
+        pack({"sent_s": 0.0, "knows": HASH}),
+    ),
     "refuse": (
         of_body(greet(lambda peers, fields: peers.on_refuse(STRANGER, fields))),
         pack({"reasons": ["model: here 1, there 2"]}),
