@@ -305,7 +305,8 @@ class RoundMachine:
             )
             return
         if leader in decision.rejected:
-            self._decline(roster, "the contribution of its leader was not accepted", now_s)
+            text = "the contribution of its leader was not accepted"
+            self._decline(roster, text, now_s, liar=leader)  # or it would lead those who have not heard so
             return
         if not self._may_decide(roster, now_s):
             left = f", with {', '.join(roster.absent)} left out" if roster.absent else ""
@@ -545,7 +546,11 @@ class RoundMachine:
             return
         under = decision.under_way
         if under is not None:
-            self._end(under, Reason("superseded", f"ballot {roster.ballot.attempt} took its place"), now_s)
+            taken = Reason(
+                "superseded", f"ballot {roster.ballot.attempt} of {roster.ballot.leader} took its place"
+            )
+            self._tell_abort(under.roster, taken, ())  # its leader may have heard of no other ballot
+            self._end(under, taken, now_s)
         decision.promised = roster.ballot
         decision.under_way = UnderWay(roster, now_s, now_s)
         decision.ballots += 1
@@ -903,10 +908,15 @@ class RoundMachine:
             self._do(Drop(self.decision.under_way.roster.ballot))
             self.decision.under_way = None
 
-    def _decline(self, roster: Roster, text: str, now_s: float) -> None:
-        """Tell all in a ballot that this peer takes no part in it; they would wait for it."""
+    def _decline(self, roster: Roster, text: str, now_s: float, *, liar: PeerId | None = None) -> None:
+        """Tell all in a ballot that this peer takes no part in it; they would wait for it.
+
+        Args:
+            liar: whose contribution to this outer step was not accepted here.
+        """
         if self.me in roster.peers:
-            self._tell_abort(roster, Reason("declined", text), ())
+            liars = () if liar is None else (liar,)
+            self._tell_abort(roster, Reason("declined", text, liars), liars)
         if self.decision.under_way is None:
             self._announce(now_s)  # those who have joined it take this peer for a part of it
 
