@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from lowcomm.bench.scale import HEADINGS, ScaleFigures
 from lowcomm.bench.soak_figures import rows
 from parts import Part, table
 
@@ -40,6 +41,19 @@ def gates(*paths: Path) -> Part:
         "lives is lost; after a quarter of an hour in two halves the islands are together within a minute.",
         "Three or four real islands (`lowcomm chaos --partition continue --only FAULT`)",
         table(headings, lines),
+    )
+
+
+def scales(*paths: Path) -> Part:
+    """What control costs as a swarm grows."""
+    found = [ScaleFigures(**row) for path in paths for row in json.loads(path.read_text("utf-8"))["scale"]]
+    found.sort(key=lambda figures: (figures.fragments, figures.islands))
+    return Part(
+        "Control as a swarm grows",
+        "Messages hardly grow with the islands; bytes and processor time do, by the members that rosters and "
+        "certificates list. Of an island, a round of all fragments every 2 s.",
+        "All islands in one process, on a virtual clock (`lowcomm bench scale --islands 4,8,16,32,64`)",
+        table(HEADINGS, [figures.row for figures in found]),
     )
 
 

@@ -83,6 +83,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
             ("chaos_*.json", _chaos),
             ("gate_*.json", long_tables.gates),
         ],
+        "What does a large swarm cost?": [("scale_*.json", long_tables.scales)],
         "May islands be unlike?": [("engines.json", _engines)],
         "How fast are codecs?": [("codecs.json", _codecs)],
         "How does it begin?": [("first_hour.json", _first_hour)],

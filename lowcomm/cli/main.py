@@ -39,7 +39,7 @@ def run() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End a process in which Gloo has run, without tearing down the interpreter.
+    """End a process in which Gloo may have run, without tearing down the interpreter.
 
     Gloo's threads outlive its groups, and may be about to let go of a tensor, for which they want the GIL. An
     interpreter that is ending gives it to nobody: before Python 3.14 it unwinds such a thread, through C++

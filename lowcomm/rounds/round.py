@@ -593,9 +593,7 @@ class FragmentRound:
         except PeerFailedError as error:
             bad = isinstance(error, BadContributionError)
             reason = Reason("bad" if bad else "gone", str(error), tuple(error.peers))
-        except PeerUnreachableError as error:
-            reason = Reason("fetch", str(error), roster.holders)
-        except ProtocolError as error:
+        except (PeerUnreachableError, ProtocolError) as error:
             reason = Reason("fetch", str(error), roster.holders)
         except Exception as error:  # the boundary of the task
             logger.error("fragment %d: the round broke", self._fragment, exc_info=error)

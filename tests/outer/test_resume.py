@@ -120,13 +120,14 @@ def test_a_round_that_ended_unseen_before_a_checkpoint_is_done_again(codec: Any,
         assert again[island].tokens_credited == whole[island].tokens_credited
 
 
-def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
-    policy = RoundPolicy(deadline_s=20.0, partition="majority")
+def lives(tmp_path: Path, policy: RoundPolicy) -> Callable[[int, list[list[int]]], dict[int, Result]]:
+    """Trains two islands to an inner step, in run folders, and again from the inner steps that are given."""
+    saved: dict[tuple[int, int], bytes] = {}
     folders = [tmp_path / "0", tmp_path / "1"]
     for folder in folders:
         folder.mkdir()
 
-    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
+    def run(until: int, lists: list[list[int]]) -> dict[int, Result]:
         swarm = Swarm(islands=2, schedule=Schedule(inner_steps=4), policy=policy)
         calls = [
             lambda i=i: train_part(swarm, i, until, saved, lists[i], folder=folders[i]) for i in range(2)
@@ -135,9 +136,13 @@ def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
         assert [result.error for result in swarm.results.values()] == [None, None]
         return swarm.results
 
-    saved: dict[tuple[int, int], bytes] = {}
-    first = run(17, saved, [[], []])
-    again = run(17, saved, [[8], [4, 8]])
+    return run
+
+
+def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
+    run = lives(tmp_path, RoundPolicy(deadline_s=20.0, partition="majority"))
+    first = run(17, [[], []])
+    again = run(17, [[8], [4, 8]])
     for island in range(2):
         assert again[island].losses == first[island].losses[8:]
         assert again[island].head == first[island].head
@@ -145,23 +150,9 @@ def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
 
 def test_an_update_that_died_with_all_who_had_it_binds_nobody(tmp_path: Path) -> None:
     """All go back by the outer step that they have accepted last; with continue its bytes are on no disk."""
-    policy = RoundPolicy(deadline_s=1.0, partition="continue")
-    folders = [tmp_path / "0", tmp_path / "1"]
-    for folder in folders:
-        folder.mkdir()
-
-    def run(until: int, saved: dict[tuple[int, int], bytes], lists: list[list[int]]) -> dict[int, Result]:
-        swarm = Swarm(islands=2, schedule=Schedule(inner_steps=4), policy=policy)
-        calls = [
-            lambda i=i: train_part(swarm, i, until, saved, lists[i], folder=folders[i]) for i in range(2)
-        ]
-        in_parallel(calls, swarm.results, [0, 1])
-        assert [result.error for result in swarm.results.values()] == [None, None]
-        return swarm.results
-
-    saved: dict[tuple[int, int], bytes] = {}
-    first = run(17, saved, [[], []])
-    again = run(44, saved, [[16], [16]])
+    run = lives(tmp_path, RoundPolicy(deadline_s=1.0, partition="continue"))
+    first = run(17, [[], []])
+    again = run(44, [[16], [16]])
     committed = [report.outer_step for report in again[0].reports if report.committed]
     assert committed[0] == first[0].reports[-1].outer_step + 1
     assert len(committed) >= len(again[0].reports) - 1  # the update may be asked for longer than a round
