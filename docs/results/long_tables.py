@@ -44,6 +44,25 @@ def gates(*paths: Path) -> Part:
     )
 
 
+def versions(path: Path) -> Part:
+    """Loopback rounds and the steps between them, of one version and the next by turns."""
+    logs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = []
+    for version, turn in dict.fromkeys((log["version"], log["turn"]) for log in logs):
+        of = {log["bench"]: log["log"] for log in logs if (log["version"], log["turn"]) == (version, turn)}
+        seconds = {(row["peers"], row["payload_mb"]): row["median_s"] for row in of["round"]["rounds"]}
+        cells = (f"{seconds[size]:.3f}" for size in sorted(seconds))
+        lines.append((version, str(turn), *cells, f"{1e6 * of['overhead']['overhead']['call_s']:.0f}"))
+    sizes = [f"{peers} peers, {payload:g} MB" for peers, payload in sorted(seconds)]
+    return Part(
+        "One version after the other",
+        "Rounds of small payloads are some milliseconds longer than before promises were synced and votes "
+        "went by the leader. Medians in seconds; of `OuterLoop.step` in microseconds.",
+        "`lowcomm bench round --peers 2,4 --payload-mb 0,20 --rounds 10`, `lowcomm bench overhead`, by turns",
+        table(("version", "turn", *sizes, "step between rounds, us"), lines),
+    )
+
+
 def scales(*paths: Path) -> Part:
     """What control costs as a swarm grows."""
     found = [ScaleFigures(**row) for path in paths for row in json.loads(path.read_text("utf-8"))["scale"]]

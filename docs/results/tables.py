@@ -91,6 +91,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
             ("model_checker.json", _model_checker),
             ("search.jsonl", long_tables.searches),
             ("soak_*.json", long_tables.soaks),
+            ("before_after.jsonl", long_tables.versions),
             ("fuzz.json", _fuzz),
             ("default_runs.jsonl", _default_runs),
         ],
