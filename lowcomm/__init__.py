@@ -15,7 +15,7 @@ _EXPORTS = {
     "nesterov": "lowcomm.algorithms.outer_optimizers.nesterov",
     "RoundReport": "lowcomm.types",
     "wrap_island": "lowcomm.islands",
-    "Trainer": "lowcomm.train",
+    "Trainer": "lowcomm.training.trainer",
     "load_config": "lowcomm.config.load",
     "LowcommError": "lowcomm.errors",
 }
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from lowcomm.outer.loop import OuterLoop
     from lowcomm.recovery.joining import JoinReport
     from lowcomm.rounds.policy import RoundPolicy
-    from lowcomm.train import Trainer
+    from lowcomm.training.trainer import Trainer
     from lowcomm.types import RoundReport
 
 

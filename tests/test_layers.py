@@ -27,7 +27,6 @@ LAYERS = (
         "lines",
         "names",
         "locks",
-        "phases",
         "host_memory",
         "open_files",
     },
@@ -42,17 +41,15 @@ LAYERS = (
     {"rounds"},
     {"recovery"},
     {"outer"},
-    {"build", "device", "evaluation", "garbage", "inner_step", "summary"},
-    {"fitting", "journal", "opening"},
-    {"train"},
-    {"baseline", "launching"},
+    {"training"},
+    {"launching"},
     {"sim"},
     {"plan", "bench", "report", "chaos"},
     {"cli"},
     {"__init__", "__main__"},
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
-ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer")
+ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
 IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard")
 HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -208,7 +205,7 @@ def test_import_is_light(module: str) -> None:
 
 def test_measuring_instruments_are_not_imported_by_accident() -> None:
     code = """
-import sys, lowcomm, lowcomm.train, lowcomm.cli.main
+import sys, lowcomm, lowcomm.training.trainer, lowcomm.cli.main
 [getattr(lowcomm, name) for name in lowcomm.__all__]
 print(*sys.modules)"""
     found = subprocess.run(

@@ -19,11 +19,11 @@ from torch import Tensor
 from lowcomm import codecs
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.settings import CodecBench
-from lowcomm.build import build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader
+from lowcomm.training.build import build_model, build_optimizers, build_text
 from lowcomm.types import Json
 
 GIGA = 1e9

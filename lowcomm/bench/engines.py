@@ -25,7 +25,6 @@ from torch import Tensor
 
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.settings import EngineBench
-from lowcomm.build import build_model
 from lowcomm.clock import SystemClock
 from lowcomm.config.load import load_config, to_toml
 from lowcomm.config.schema import Config
@@ -33,6 +32,7 @@ from lowcomm.launching.islands import LaunchPlan
 from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
 from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
+from lowcomm.training.build import build_model
 from lowcomm.types import Json
 
 UNLIKE = (("plain", 1), ("fsdp2", 2), ("deepspeed", 2))

@@ -25,7 +25,6 @@ import torch
 from blake3 import blake3
 
 from lowcomm import __version__
-from lowcomm.baseline import run_baseline
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import LearningBench
@@ -37,6 +36,7 @@ from lowcomm.launching.children import Children
 from lowcomm.launching.islands import LaunchPlan
 from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
+from lowcomm.training.baseline import run_baseline
 from lowcomm.types import Json
 
 KINDS = ("islands", "data-parallel", "alone")

@@ -26,7 +26,6 @@ from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.settings import OverheadBench
-from lowcomm.build import build_island, build_model
 from lowcomm.clock import Clock, SystemClock, process_cpu_s, threads_cpu_s
 from lowcomm.config.schema import Config, IslandConfig
 from lowcomm.data.shards import VOCAB_SIZE
@@ -34,6 +33,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.training.build import build_island, build_model
 from lowcomm.types import Json
 
 SETTLING = 2

@@ -19,9 +19,9 @@ from lowcomm.bench.payload import Payload
 from lowcomm.bench.settings import FLOAT_BYTES, RoundBench, UtilisationBench
 from lowcomm.clock import SystemClock
 from lowcomm.errors import StorageError
-from lowcomm.garbage import exempt_from_collection
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.types import Json
 
 ALL_INTERFACES = "/ip4/0.0.0.0/tcp/0"

@@ -22,7 +22,6 @@ from lowcomm.bench.soak_figures import REFERENCE, TENTHS, Sample, figures, grown
 from lowcomm.clock import SystemClock, process_cpu_s
 from lowcomm.config.load import load_config
 from lowcomm.errors import LowcommError
-from lowcomm.garbage import exempt_from_collection
 from lowcomm.launching.islands import IslandProcess, LaunchPlan
 from lowcomm.launching.process_table import children_of, usage
 from lowcomm.launching.session import launch
@@ -31,6 +30,7 @@ from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
 from lowcomm.sim.swarm import SimSwarm
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.training.garbage import exempt_from_collection
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 GROWING = ("metrics.jsonl", "ledger.jsonl", "log.txt")

@@ -30,7 +30,15 @@ from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.payload import LOOPBACK
 from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import SpeedBench
-from lowcomm.build import (
+from lowcomm.config.load import load_config
+from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.shards import ShardedText
+from lowcomm.errors import ExchangeError
+from lowcomm.islands.base import Island
+from lowcomm.launching.children import Children
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.training.build import (
     build_exchange,
     build_island,
     build_lr_schedule,
@@ -38,15 +46,7 @@ from lowcomm.build import (
     build_outer_loop,
     build_text,
 )
-from lowcomm.config.load import load_config
-from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText
-from lowcomm.errors import ExchangeError
-from lowcomm.evaluation import mean_loss
-from lowcomm.islands.base import Island
-from lowcomm.launching.children import Children
-from lowcomm.outer.loop import OuterLoop
+from lowcomm.training.evaluation import mean_loss
 from lowcomm.types import Json, RoundReport
 
 CPU = torch.device("cpu")

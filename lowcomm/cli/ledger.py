@@ -247,8 +247,8 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
             load_config(recipe)  # which says what is wrong with it
         return
 
-    from lowcomm.build import build_outer_state
     from lowcomm.storage.checkpoint import SLOTS, Checkpoints, saved_fragments
+    from lowcomm.training.build import build_outer_state
 
     auditor = Auditor(found, ledger, config.shared.run_id, config.shared.schedule.num_fragments, law)
     if not found.valid:

@@ -108,7 +108,7 @@ class _Baseline:
 
 
 def _baseline(plan: LaunchPlan, *, afresh: bool, save: Path | None) -> _Baseline | None:
-    from lowcomm.baseline import baseline_key, run_baseline
+    from lowcomm.training.baseline import baseline_key, run_baseline
 
     key = baseline_key(plan.config, plan.islands, BASELINE_RECIPE)
     if afresh or save is not None:

@@ -22,7 +22,7 @@ from lowcomm.cli.common import (
     split_join,
     write_json,
 )
-from lowcomm.phases import Phases
+from lowcomm.training.phases import Phases
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     phases = Phases(console=config.metrics.console != "off")
     phases.begin("importing torch")
-    from lowcomm.train import Trainer
+    from lowcomm.training.trainer import Trainer
 
     summary = Trainer(config, phases=phases).fit()
     if args.json and os.environ.get("RANK", "0") == "0":

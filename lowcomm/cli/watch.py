@@ -19,7 +19,7 @@ from lowcomm.clock import Clock
 from lowcomm.launching.islands import FINISHED, STOPPED
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.console import STEPS, human_bytes, position, time_split
-from lowcomm.phases import read_phase
+from lowcomm.training.phases import read_phase
 
 LINES_EVERY_S = 5.0
 

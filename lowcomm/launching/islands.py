@@ -19,7 +19,7 @@ from lowcomm.errors import ConfigError, LowcommError, StorageError
 from lowcomm.interrupts import leaving_signals
 from lowcomm.launching.child import end_session, start_child
 from lowcomm.names import LONGEST_NAME
-from lowcomm.phases import JOINING, PHASE_FILE, VARIABLE, read_phase
+from lowcomm.training.phases import JOINING, PHASE_FILE, VARIABLE, read_phase
 
 LOG_FILE = "log.txt"
 ADDRESS_FILE = "address"

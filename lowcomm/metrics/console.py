@@ -166,7 +166,7 @@ def _figures(record: Record) -> str:
 
 
 def _opening_lines(record: Record) -> list[str]:
-    """What is trained on what; see `lowcomm.opening`. Nothing for runs that don't say it."""
+    """What is trained on what; see `lowcomm.training.opening`. Nothing for runs that don't say it."""
     if "documents" not in record:
         return []
     shard, left_out = int(_number(record, "shard")), int(_number(record, "left_out_files"))

@@ -11,7 +11,7 @@ from typing import Literal
 
 from lowcomm.reasons import called_by, count_failed
 from lowcomm.report.runs import IslandRun, Line, Run
-from lowcomm.summary import data_parallel_bytes, mean_islands
+from lowcomm.training.summary import data_parallel_bytes, mean_islands
 from lowcomm.types import Json, PeerId
 
 
@@ -24,7 +24,7 @@ class RunFigures:
         baseline_eval_loss: of data-parallel training at equal tokens, where it is known.
         islands: that took part in the run, with a folder here or not.
         names: of those with a folder; the tuples below have their figures, in this order.
-        mean_islands: how many shared the work in the mean, see `lowcomm.summary.mean_islands`.
+        mean_islands: how many shared the work in the mean, see `lowcomm.training.summary.mean_islands`.
         tokens: of all islands together.
         tokens_from: where that comes from: the islands' own counts; where not all have a folder here, the
             ledger's credits; where these aren't known either, the islands that are here.

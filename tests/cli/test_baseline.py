@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.baseline import baseline_config, baseline_key, run_baseline
 from lowcomm.cli.quickstart import BASELINE_RECIPE, COMMITTED, RECIPE
 from lowcomm.config.load import load_config
+from lowcomm.training.baseline import baseline_config, baseline_key, run_baseline
 
 SMALL = (
     "shared.model.dim=32", "shared.model.layers=1", "shared.model.heads=2", "shared.model.kv_heads=2",

@@ -19,7 +19,7 @@ from lowcomm.ledger.entry import parse_entry
 from lowcomm.ledger.file import LedgerFile
 from lowcomm.storage.run_folder import lock_folder
 from lowcomm.types import Digest
-from tests.train.islands import finished, make_config, train_islands
+from tests.training.islands import finished, make_config, train_islands
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.recovery.joining import JoinReport
-from lowcomm.summary import Summary
+from lowcomm.training.summary import Summary
 from lowcomm.types import RoundReport
 from tests.docs.pages import PAGES, ROOT, blocks, page_id, prose
 

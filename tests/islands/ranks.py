@@ -22,7 +22,7 @@ from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 from lowcomm.islands.fsdp2 import shard
-from lowcomm.opening import require_same_text
+from lowcomm.training.opening import require_same_text
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 250

@@ -10,7 +10,7 @@ import pytest
 
 from lowcomm.config.load import load_config
 from lowcomm.launching.islands import ADDRESS_FILE, IslandProcess, IslandStartError, LaunchPlan, start_islands
-from lowcomm.phases import PHASE_FILE
+from lowcomm.training.phases import PHASE_FILE
 from tests.clocks import HandClock
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.toml"

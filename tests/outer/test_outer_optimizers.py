@@ -16,10 +16,10 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer, slot_names
 from lowcomm.cli.main import main
 from lowcomm.config.load import load_config
 from lowcomm.errors import ArgumentError, CheckpointError, ConfigError, JoinRefusedError, OutOfMemoryError
-from lowcomm.fitting import check_host_memory
+from lowcomm.training.fitting import check_host_memory
 from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, train_step
 from tests.outer.test_resume import train_part
-from tests.train.islands import finished, make_config, train_islands
+from tests.training.islands import finished, make_config, train_islands
 
 METHODS = {name: outer_optimizers.by_name(name) for name in outer_optimizers.METHODS.names}
 each = pytest.mark.parametrize("optimizer", METHODS.values(), ids=METHODS)
@@ -179,13 +179,13 @@ def test_memory_is_counted_by_slots(name: str, bytes_of: int, monkeypatch: pytes
     optimizer = METHODS[name]
     assert 4 * (1 + len(slot_names(optimizer))) == bytes_of
     config = load_config(None, [f"shared.outer.name={name}"])
-    monkeypatch.setattr("lowcomm.fitting.total_bytes", lambda: 0)
+    monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: 0)
     with pytest.raises(OutOfMemoryError, match="needs at least") as caught:
         check_host_memory(config, torch.device("cuda"))
     parameters = int(str(caught.value).split()[3].replace(",", ""))
-    monkeypatch.setattr("lowcomm.fitting.total_bytes", lambda: parameters * bytes_of)
+    monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: parameters * bytes_of)
     check_host_memory(config, torch.device("cuda"))
-    monkeypatch.setattr("lowcomm.fitting.total_bytes", lambda: parameters * bytes_of - 1)
+    monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: parameters * bytes_of - 1)
     with pytest.raises(OutOfMemoryError):
         check_host_memory(config, torch.device("cuda"))
 

@@ -60,12 +60,12 @@ STARTED = {"seconds": 180.0}
 
 def child(truth: str, arguments: list[str]) -> int:
     """`lowcomm ARGUMENTS`, which notes this process's own traffic at each line of metrics.jsonl."""
-    from lowcomm import train
     from lowcomm.cli.main import main
     from lowcomm.metrics.jsonl import JsonLinesSink
+    from lowcomm.training import trainer
 
     made: list[Any] = []
-    make, log = train.build_exchange, JsonLinesSink.log
+    make, log = trainer.build_exchange, JsonLinesSink.log
 
     def build(*given: Any) -> Any:
         made.append(make(*given))
@@ -79,7 +79,7 @@ def child(truth: str, arguments: list[str]) -> int:
         with Path(truth).open("a") as file:
             file.write(json.dumps(note) + "\n")
 
-    train.build_exchange, JsonLinesSink.log = build, noted  # type: ignore[assignment,method-assign]
+    trainer.build_exchange, JsonLinesSink.log = build, noted  # type: ignore[assignment,method-assign]
     return main(arguments)
 
 

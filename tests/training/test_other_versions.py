@@ -11,7 +11,7 @@ from blake3 import blake3
 from lowcomm.cli.main import main
 from lowcomm.errors import CheckpointError, StorageError
 from lowcomm.storage.checkpoint import FORMAT
-from tests.train.islands import finished, make_config, train_islands
+from tests.training.islands import finished, make_config, train_islands
 
 STEP = "step-000000010"
 

@@ -20,7 +20,24 @@ from torch import Tensor
 from lowcomm import __version__
 from lowcomm.algorithms.learning_rate import set_lr
 from lowcomm.arguments import show
-from lowcomm.build import (
+from lowcomm.clock import Clock, SystemClock
+from lowcomm.config.load import shared_digest, to_dict, to_toml
+from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.shards import ShardedText
+from lowcomm.errors import ArgumentError, LossError, StorageError
+from lowcomm.exchanges.base import Exchange
+from lowcomm.interrupts import Interrupts
+from lowcomm.islands.base import Island
+from lowcomm.islands.group import process_group
+from lowcomm.metrics.factory import METRICS_FILE, open_sinks
+from lowcomm.outer.loop import OuterLoop
+from lowcomm.recovery.joining import JoinReport
+from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
+from lowcomm.storage.files import require_temporary_folder
+from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
+from lowcomm.storage.run_folder import RunFolder
+from lowcomm.training.build import (
     autocast,
     build_exchange,
     build_island,
@@ -29,38 +46,21 @@ from lowcomm.build import (
     build_outer_loop,
     build_text,
 )
-from lowcomm.clock import Clock, SystemClock
-from lowcomm.config.load import shared_digest, to_dict, to_toml
-from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText
-from lowcomm.device import choose_device
-from lowcomm.errors import ArgumentError, LossError, StorageError
-from lowcomm.evaluation import mean_loss
-from lowcomm.exchanges.base import Exchange
-from lowcomm.fitting import (
+from lowcomm.training.device import choose_device
+from lowcomm.training.evaluation import mean_loss
+from lowcomm.training.fitting import (
     check_host_memory,
     fit_to_memory,
     is_out_of_memory,
     out_of_host_memory,
     out_of_memory,
 )
-from lowcomm.garbage import exempt_from_collection
-from lowcomm.inner_step import inner_step
-from lowcomm.interrupts import Interrupts
-from lowcomm.islands.base import Island
-from lowcomm.islands.group import process_group
-from lowcomm.journal import Journal, divergence
-from lowcomm.metrics.factory import METRICS_FILE, open_sinks
-from lowcomm.opening import opening, require_same_text
-from lowcomm.outer.loop import OuterLoop
-from lowcomm.phases import JOINING, Phases
-from lowcomm.recovery.joining import JoinReport
-from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
-from lowcomm.storage.files import require_temporary_folder
-from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
-from lowcomm.storage.run_folder import RunFolder
-from lowcomm.summary import SUMMARY_FILE, Counts, Summary
+from lowcomm.training.garbage import exempt_from_collection
+from lowcomm.training.inner_step import inner_step
+from lowcomm.training.journal import Journal, divergence
+from lowcomm.training.opening import opening, require_same_text
+from lowcomm.training.phases import JOINING, Phases
+from lowcomm.training.summary import SUMMARY_FILE, Counts, Summary
 from lowcomm.types import RoundReport
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lowcomm.errors import ConfigError, OutOfMemoryError, StorageError
-from lowcomm.fitting import (
+from lowcomm.training.fitting import (
     FILE,
     Fit,
     FitNotes,
@@ -24,7 +24,7 @@ from lowcomm.fitting import (
     ladder,
     out_of_memory,
 )
-from tests.train.islands import losses, make_config
+from tests.training.islands import losses, make_config
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def train(folder: Path, mib: int, *overrides: str) -> subprocess.CompletedProces
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": "131072",
     }
-    command = [sys.executable, "-m", "tests.train.limited", str(folder), str(mib), *overrides]
+    command = [sys.executable, "-m", "tests.training.limited", str(folder), str(mib), *overrides]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False
     )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from lowcomm.build import autocast
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader
 from lowcomm.data.shards import ShardedText
 from lowcomm.errors import DataError
 from lowcomm.islands.base import Island
+from lowcomm.training.build import autocast
 from lowcomm.types import Json
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from lowcomm import exchanges
-from lowcomm.build import build_lr_schedule
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
-from lowcomm.summary import Summary
-from lowcomm.train import Trainer
-from tests.train.islands import TIMEOUT_S, cut_back, finished, lines, losses, make_config, train_islands
+from lowcomm.training.build import build_lr_schedule
+from lowcomm.training.summary import Summary
+from lowcomm.training.trainer import Trainer
+from tests.training.islands import TIMEOUT_S, cut_back, finished, lines, losses, make_config, train_islands
 
 STEP_TOKENS = 4 * 16
 MATCHED = ("shared.schedule.mode=matched", "shared.schedule.inner_steps=12", "train.log_every=1")

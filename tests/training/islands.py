@@ -14,8 +14,8 @@ from typing import Any
 from lowcomm import exchanges
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
-from lowcomm.summary import Summary
-from lowcomm.train import Trainer
+from lowcomm.training.summary import Summary
+from lowcomm.training.trainer import Trainer
 
 TIMEOUT_S = 100.0
 RECIPE = """

@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lowcomm.build import autocast
 from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
 from lowcomm.data.shards import VOCAB_SIZE
-from lowcomm.device import device_memory_bytes, device_peak_flops, host_memory_bytes
 from lowcomm.islands.base import Island
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.jsonl import read_lines
 from lowcomm.models.gpt import GPTShape, flops_per_token
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.summary import (
+from lowcomm.training.build import autocast
+from lowcomm.training.device import device_memory_bytes, device_peak_flops, host_memory_bytes
+from lowcomm.training.summary import (
     Counts,
     Summary,
     data_parallel_bytes,

@@ -11,7 +11,7 @@ from lowcomm.config.schema import Config
 from lowcomm.data.sources import load_corpus
 from lowcomm.errors import CheckpointError, JoinRefusedError, StorageError
 from lowcomm.metrics.console import describe
-from tests.train.islands import finished, lines, make_config, train_islands
+from tests.training.islands import finished, lines, make_config, train_islands
 
 
 def with_text_of_its_own(folder: Path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lowcomm.phases import VARIABLE, Phases
+from lowcomm.training.phases import VARIABLE, Phases
 
 
 def test_the_launcher_finds_the_newest_phase(

@@ -22,16 +22,16 @@ from blake3 import blake3
 from torch import Tensor, nn
 
 from lowcomm.algorithms.learning_rate import set_lr
-from lowcomm.build import build_lr_schedule, build_model, build_optimizers, build_text
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.config.shared import LATER
 from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.device import choose_device
 from lowcomm.errors import ConfigError, LossError
-from lowcomm.evaluation import mean_loss
-from lowcomm.train import EVAL_BATCH
+from lowcomm.training.build import build_lr_schedule, build_model, build_optimizers, build_text
+from lowcomm.training.device import choose_device
+from lowcomm.training.evaluation import mean_loss
+from lowcomm.training.trainer import EVAL_BATCH
 from lowcomm.types import Json
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import lowcomm.train
-from lowcomm.build import build_model
+import lowcomm.training.trainer
 from lowcomm.errors import LossError, StorageError
 from lowcomm.models.gpt import GPT
-from lowcomm.summary import Summary
-from tests.train.islands import cut_back, finished, lines, losses, make_config, train_islands
+from lowcomm.training.build import build_model
+from lowcomm.training.summary import Summary
+from tests.training.islands import cut_back, finished, lines, losses, make_config, train_islands
 
 
 def test_islands_learn_and_agree(tmp_path):
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_and_harms_no_checkpoint(tmp_path, monke
         model.__class__ = Failing
         return model
 
-    monkeypatch.setattr(lowcomm.train, "build_model", failing)
+    monkeypatch.setattr(lowcomm.training.trainer, "build_model", failing)
     results = train_islands(config, tmp_path)
     for number, error in enumerate(results):
         assert isinstance(error, LossError)

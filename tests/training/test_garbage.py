@@ -2,7 +2,7 @@
 
 import gc
 
-from lowcomm.garbage import exempt_from_collection
+from lowcomm.training.garbage import exempt_from_collection
 
 
 def test_what_is_alive_is_left_out_of_collections_and_what_comes_later_is_not() -> None:

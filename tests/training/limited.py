@@ -1,4 +1,4 @@
-"""One island in a process whose memory ends: `python -m tests.train.limited FOLDER MIB [OVERRIDE ...]`.
+"""One island in a process whose memory ends: `python -m tests.training.limited FOLDER MIB [OVERRIDE ...]`.
 
 The limit is the kernel's (RLIMIT_AS), so many MiB above what the process has when training begins.
 """
@@ -14,8 +14,8 @@ import torch
 
 from lowcomm import exchanges
 from lowcomm.errors import OutOfMemoryError
-from lowcomm.train import Trainer
-from tests.train.islands import make_config
+from lowcomm.training.trainer import Trainer
+from tests.training.islands import make_config
 
 MIB = 2**20
 SMALL = (

@@ -24,15 +24,15 @@ import torch
 import torch.distributed as dist
 
 from lowcomm.algorithms.outer_optimizers import slot_names
-from lowcomm.build import autocast, build_island, build_model, build_outer_optimizer, model_shape
 from lowcomm.config.schema import Config
 from lowcomm.errors import OutOfMemoryError, StorageError
 from lowcomm.host_memory import available_bytes, total_bytes
-from lowcomm.inner_step import inner_step
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import FP32_BYTES
 from lowcomm.metrics.console import human_bytes
 from lowcomm.storage.files import io_reason, write_atomically
+from lowcomm.training.build import autocast, build_island, build_model, build_outer_optimizer, model_shape
+from lowcomm.training.inner_step import inner_step
 from lowcomm.types import Json
 
 FILE = "micro_batch.json"
