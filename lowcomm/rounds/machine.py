@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from lowcomm.errors import ProtocolError
-from lowcomm.ledger.certificate import Ballot, Certificate, is_quorum
+from lowcomm.ledger.certificate import Ballot, Certificate
 from lowcomm.ledger.entry import ContributionId, Entry
+from lowcomm.rounds.assembly import Assembly
 from lowcomm.rounds.claims import ClaimJudge
 from lowcomm.rounds.decision import Decision, UnderWay
-from lowcomm.rounds.leading import aligned, contested_s, leaders, next_roster
-from lowcomm.rounds.patience import Patience
 from lowcomm.rounds.policy import Rules
-from lowcomm.rounds.proposal import absent_members, edge, may_leave_out
+from lowcomm.rounds.proposal import edge
 from lowcomm.rounds.roster import MAX_LEAP, Participant, Roster
+from lowcomm.rounds.tally import Count
 from lowcomm.rounds.values import (
     Action,
     AskForCertificate,
@@ -38,24 +38,14 @@ from lowcomm.rounds.values import (
     Slot,
     Tell,
     TellDecided,
-    View,
     Vote,
 )
 from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason
 
 REDUCER_PATIENCE = 1.5
 """Who lacks only means waits so many times as long: the reducer may lack parts, and knows whose."""
-DEPUTIES = 1
-"""So many that would lead next are told as much as the leader."""
-QUICK_PROPOSALS, FIRST_PAUSE_S = 4, 0.1
-"""A leader whose ballots of one outer step come to nothing so often proposes ever more slowly."""
 MAX_SENT = 2
 """Contributions to one outer step whose fate is open; each is as large as the fragment."""
-MAX_VOTED_BALLOTS = 64
-MAX_VOTED_UPDATES = 2
-"""Each holds an outer state."""
-MAX_QUITS = 3
-"""Who ends so many ballots of one outer step and names nobody is left out."""
 
 
 class RoundMachine:
@@ -66,20 +56,14 @@ class RoundMachine:
         judge: of what contributions may claim.
 
     Attributes:
-        decision: on the next outer step.
-        rates: at which data came from the electorate lately, as told with `ready`.
-        following: whether others are ahead, so that this peer catches up before it leads.
+        decision: what is promised and accepted of the next outer step.
+        assembly: who is ready for it, and whom its ballots are formed with.
     """
 
     def __init__(self, me: PeerId, rules: Rules, slot: Slot, judge: ClaimJudge) -> None:
         self.me, self.rules, self.judge = me, rules, judge
         self.decision = Decision(slot)
-        self.view = View({}, "starting", {}, {})
-        self.rates = ""
-        self.following = False
-        self._patience = Patience(me)
-        self._early: dict[PeerId, tuple[int, Ready]] = {}
-        self._early_calls: dict[PeerId, tuple[int, Digest]] = {}
+        self.assembly = Assembly(me, rules, slot)
         self._recalled: Record | None = None
         self._held_since_s = 0.0
         self._actions: list[Action] = []
@@ -97,7 +81,7 @@ class RoundMachine:
         if len(decision.sent) >= MAX_SENT and offer.id not in decision.sent:
             offer = Offer(decision.sent[-1], offer.norm, offer.inner_step, offer.speed)
         decision.offer = offer
-        decision.unformed = decision.refusal = None
+        decision.refusal = self.assembly.unformed = None
         self._held_since_s = now_s
         if not self._held(now_s):
             self._announce(now_s)
@@ -108,52 +92,30 @@ class RoundMachine:
         Args:
             answers: this peer will be ready as soon as others are, so it is worth waiting for.
         """
-        decision = self.decision
-        decision.offer = None
+        self.decision.offer = None
         self._drop()
-        decision.readies.pop(self.me, None)
-        order = self._leaders(now_s)
-        hear = self._in_charge(order) | decision.told
-        self._tell(sorted(hear & self.view.live.keys()), "unready", {"answers": int(answers)})
-        decision.ready = None
+        self._tell(self.assembly.withdraw(now_s), "unready", {"answers": int(answers)})
 
     def begin(self, slot: Slot, now_s: float) -> None:
         """The chain has moved, by a commit or by other means: decide what follows it."""
         before = self.decision
         if (before.slot.outer_step, before.slot.previous) == (slot.outer_step, slot.previous):
             is_mandated = before.slot.goes_by != slot.goes_by
-            before.slot = slot  # its promises bind still
+            before.slot = self.assembly.slot = slot  # its promises bind still
             if is_mandated:
                 self._go_by_mandate(now_s)
             return
         self._drop()
-        decision = self.decision = Decision(slot)
-        decision.offer = before.offer
-        if before.slot.outer_step == slot.outer_step:
-            decision.readies = before.readies  # another head at the same height; who shares it counts
-        for peer, (outer_step, ready) in list(self._early.items()):
-            if outer_step <= slot.outer_step:
-                del self._early[peer]
-            if outer_step == slot.outer_step:
-                decision.readies[peer] = ready
-        for peer, (outer_step, head) in list(self._early_calls.items()):
-            if outer_step <= slot.outer_step:
-                del self._early_calls[peer]
-            if (outer_step, head) == (slot.outer_step, slot.previous):
-                decision.callers.add(peer)
-        decision.first_ready_s = now_s
-        decision.opened_s = now_s if decision.is_open else None
+        self.decision = Decision(slot, before.offer)
+        self.assembly.begin(slot, now_s)
         self._be_bound()
 
     def _go_by_mandate(self, now_s: float) -> None:
         """Others decide this outer step now, in ballots of their own; what was accepted binds still."""
-        decision = self.decision
-        decision.votes.clear()
-        decision.joined.clear()
-        decision.busy.clear()
-        decision.unformed = decision.refusal = None
-        decision.first_ready_s = now_s
-        if decision.under_way is not None:
+        self.decision.tally.clear()
+        self.decision.refusal = None
+        self.assembly.go_by_mandate(now_s)
+        if self.decision.under_way is not None:
             self._fail(Reason("superseded", "an operator's mandate took its place"), now_s)
         else:
             self._announce(now_s)
@@ -164,10 +126,11 @@ class RoundMachine:
         Args:
             mine: this peer's contribution is in it.
         """
-        self._patience.committed = True
+        patience = self.assembly.patience
+        patience.committed = True
         for peer, _ in entry.participants:
-            self._patience.will_answer(peer, entry.outer_step)  # it was ready, as only the leader has heard
-        self.judge.committed(entry, tuple(participants), self.decision.opened_s)
+            patience.will_answer(peer, entry.outer_step)  # it was ready, as only the leader has heard
+        self.judge.committed(entry, tuple(participants), self.assembly.opened_s)
         if mine:
             self.decision.offer = None  # what is left of it is announced anew
 
@@ -183,11 +146,10 @@ class RoundMachine:
 
     # -- the swarm -----------------------------------------------------------------------------------
 
-    def look(self, view: View, now_s: float) -> None:
+    def look(self, now_s: float) -> None:
         """The swarm has changed, or time has passed: perhaps a ballot can be formed now, or has to end."""
-        self.view = view
         decision = self.decision
-        for peer, seen in view.live.items() if decision.voted else ():
+        for peer, seen in self.assembly.view.live.items() if decision.voted else ():
             head = seen.head(self.rules.fragment)
             if head in decision.voted and peer not in decision.asked:
                 decision.asked.add(peer)
@@ -196,32 +158,10 @@ class RoundMachine:
             self._announce(now_s)  # what held it back is void, or has been caught up with
         self._lead(now_s)
 
-    def tardy(self, view: View) -> list[tuple[PeerId, float]]:
-        """Who is live and missed a deadline, and when; whoever answers a later heartbeat abstains."""
-        if self.rules.majority or not self.decision.is_open:
-            return []
-        return [(peer, at_s) for peer, at_s in self._patience.tardy.items() if peer in view.live]
-
-    def may_be_formed(self) -> bool:
-        """Whether others are ready for the next outer step, and enough of them are live."""
-        decision = self.decision
-        ready = any(said.previous == decision.slot.previous for said in decision.readies.values())
-        if not ready and not decision.callers:
-            return False
-        there = {self.me, *aligned(decision, self.view, self.rules)}
-        tardy = self._patience.abstains(self.view)
-        return absent_members(there, tardy, decision.slot, self.view, self.rules, 0.0) is not None
-
     def peer_down(self, peer: PeerId, reason: str, now_s: float) -> None:
         """A link broke: whoever was there is not ready any more, and the ballot with it is over."""
-        decision = self.decision
-        decision.readies.pop(peer, None)
-        for known in (decision.told, decision.callers, decision.called):
-            known.discard(peer)
-        decision.asked.discard(peer)
-        decision.busy.discard(peer)
-        self._early.pop(peer, None)
-        self._early_calls.pop(peer, None)
+        self.assembly.peer_down(peer)
+        self.decision.asked.discard(peer)
         self._lost(peer, Reason("gone", f"{peer} is gone ({reason})", (peer,)), now_s)
 
     def peer_silent(self, peer: PeerId, reason: str, now_s: float) -> None:
@@ -237,7 +177,7 @@ class RoundMachine:
             if peer != under.roster.ballot.leader:
                 return  # whether it can do without is the leader's to decide
             self._spread(under, now_s)
-        if not self._count_votes(now_s) and not self._may_be_decided(under):
+        if not self._count_votes(now_s) and not self.decision.may_be_decided(under):
             self._fail(reason, now_s)
 
     # -- messages ------------------------------------------------------------------------------------
@@ -249,43 +189,25 @@ class RoundMachine:
             ProtocolError: its ballot is out of reach.
         """
         self._check_leap(peer, outer_step, ready.promised)
-        if outer_step == self.decision.slot.outer_step:
-            self._take_ready(peer, ready, now_s)
-        elif outer_step == self.decision.slot.outer_step + 1:
-            self._early[peer] = outer_step, ready  # it has committed, this peer not yet
+        if self.assembly.take_ready(peer, outer_step, ready, now_s):
+            self._lead(now_s)
 
     def on_opened(self, peer: PeerId, outer_step: int, previous: Digest, now_s: float) -> None:
         """Somebody who leads an outer step says that others are ready for it; who is as well tells it.
 
         So whoever has answered a heartbeat that was sent after that, and is not known to be ready, is not.
         """
-        decision = self.decision
-        if outer_step == decision.slot.outer_step + 1:
-            self._early_calls[peer] = outer_step, previous
-        if (outer_step, previous) != (decision.slot.outer_step, decision.slot.previous):
-            return
-        self._note_open(now_s)
-        decision.callers.add(peer)
-        self._lead(now_s)
+        if self.assembly.take_call(peer, outer_step, previous, now_s):
+            self._lead(now_s)
 
     def on_unready(self, peer: PeerId, outer_step: int, *, answers: bool) -> None:
         """A peer has given up on a round."""
-        if answers and peer in aligned(self.decision, self.view, self.rules):
-            # who is behind, and can't catch up, means well
-            self._patience.will_answer(peer, self.decision.slot.outer_step)
-        if outer_step == self.decision.slot.outer_step:
-            self.decision.readies.pop(peer, None)
-            self.decision.busy.discard(peer)
-        elif peer in self._early and self._early[peer][0] == outer_step:
-            del self._early[peer]
+        self.assembly.take_unready(peer, outer_step, answers=answers)
 
     def on_unformed(self, peer: PeerId, outer_step: int, text: str, now_s: float) -> None:
-        """A leader found too few participants; believed where this peer has waited as long itself."""
-        decision = self.decision
-        decision.callers.discard(peer)
-        late = now_s - decision.first_ready_s >= 0.8 * self.rules.policy.deadline_s
-        if outer_step == decision.slot.outer_step and decision.under_way is None and late:
-            decision.unformed = Reason("few", text, (peer,), now_s - decision.first_ready_s)
+        """A leader found too few participants."""
+        idle = self.decision.under_way is None
+        self.assembly.take_unformed(peer, outer_step, text, now_s, idle=idle)
 
     def on_roster(self, roster: Roster, now_s: float) -> None:
         """A leader's proposal, its signature checked: join it if no promise forbids.
@@ -295,8 +217,7 @@ class RoundMachine:
         """
         leader = PeerId(roster.ballot.leader)
         self._check_leap(leader, roster.outer_step, roster.ballot)
-        decision = self.decision
-        slot = decision.slot
+        slot, assembly = self.decision.slot, self.assembly
         if roster.outer_step != slot.outer_step or roster.previous != slot.previous:
             return
         if roster.mandate != slot.goes_by:
@@ -304,25 +225,16 @@ class RoundMachine:
                 roster, "it goes by another mandate of the operator than this ballot, or by none", now_s
             )
             return
-        if leader in decision.rejected:
+        if leader in assembly.rejected:
             text = "the contribution of its leader was not accepted"
             self._decline(roster, text, now_s, liar=leader)  # or it would lead those who have not heard so
             return
-        if not self._may_decide(roster, now_s):
+        if not assembly.agrees(roster, now_s):
             left = f", with {', '.join(roster.absent)} left out" if roster.absent else ""
-            decision.avoid.add(leader)
+            assembly.avoid.add(leader)
             self._decline(roster, f"{len(roster.peers)} are too few to commit, as it counts{left}", now_s)
             return
         self._join(roster, now_s)
-
-    def _may_decide(self, roster: Roster, now_s: float) -> bool:
-        slot = self.decision.slot
-        waited_s = contested_s(self.decision, now_s)
-        return (
-            len(roster.peers) >= self.rules.policy.min_participants
-            and is_quorum(roster.peers, slot.electorate, roster.absent)
-            and may_leave_out(roster.absent, self.decision.readies, slot, self.view, self.rules, waited_s)
-        )
 
     def on_abort(
         self,
@@ -355,36 +267,28 @@ class RoundMachine:
         if roster is None or peer not in roster.peers or ballot != roster.ballot:
             return
         named = set(reason.peers) & set(roster.peers) - {peer}
-        decision.edges |= {edge(peer, other) for other in named}
+        self.assembly.edges |= {edge(peer, other) for other in named}
         for liar in set(rejected) & named:
             if liar != self.me:
-                self.rejected(liar)  # before the next ballot is formed
+                self.assembly.reject(liar)  # before the next ballot is formed
             self._do(Reject(liar, f"{peer} says so: {reason.text}", peer))
         if not named and reason.kind not in ("gone", "silent"):
-            self._note_quit(peer)
+            self.assembly.note_quit(peer)
         if under is None:
             return
         under.lost.add(peer)
         led = under.voted and not self._gathers(under)
         if led and peer != under.roster.ballot.leader:
             return
-        if not self._count_votes(now_s) and (led or not self._may_be_decided(under)):
+        if not self._count_votes(now_s) and (led or not decision.may_be_decided(under)):
             self._fail(Reason("told", f"{peer}: {reason.text}", (peer, *sorted(named))), now_s, tell=False)
-
-    def _note_quit(self, peer: PeerId) -> None:
-        quits = self.decision.quits[peer] = self.decision.quits.get(peer, 0) + 1
-        if quits >= MAX_QUITS:
-            self.decision.avoid.add(peer)
 
     def on_vote(self, peer: PeerId, outer_step: int, ballot: Ballot, vote: Vote, now_s: float) -> None:
         """A participant holds the whole update and names it; its signature is checked."""
         decision, under = self.decision, self.decision.under_way
         if outer_step != decision.slot.outer_step:
             return
-        decision.votes.setdefault(ballot, {}).setdefault(peer, vote)
-        self._note_joined(peer, ballot, vote.entry)
-        while len(decision.votes) > MAX_VOTED_BALLOTS:
-            del decision.votes[min(decision.votes)]
+        decision.tally.note_vote(peer, ballot, vote)
         if under is not None and peer in under.roster.peers and peer != self.me:
             if under.voted:  # else it is data that is missing here
                 under.progress_s = now_s
@@ -429,68 +333,27 @@ class RoundMachine:
         decision = self.decision
         if decision.offer is None or self._recalled is not None:
             return
-        decision.ready = Ready(
+        ready = Ready(
             previous=decision.slot.previous,
             offer=decision.offer,
             promised=decision.promised,
             accepted=decision.accepted,
-            stalled=self._patience.stalled(decision.slot.outer_step),
-            rates=self.rates,
+            stalled=self.assembly.patience.stalled(decision.slot.outer_step),
+            rates=self.assembly.rates,
             mandate=decision.slot.goes_by,
         )
-        decision.told.clear()
-        self._take_ready(self.me, decision.ready, now_s)
-
-    def _leaders(self, now_s: float) -> list[PeerId]:
-        return leaders(self.me, self.decision, self.view, self.rules, self._patience, now_s)
-
-    def _in_charge(self, order: list[PeerId]) -> set[PeerId]:
-        """Whom it is told that this peer is ready: who leads, or would next, or says that it does."""
-        return {*order[: 1 + DEPUTIES], *self.decision.callers}
-
-    def _tell_open(self, order: list[PeerId], now_s: float) -> None:
-        """Tell those in charge that this peer is ready; in charge itself, tell those that are not ready that
-        others are; newcomers, too.
-        """
-        decision = self.decision
-        trains = {p for p, seen in self.view.live.items() if seen.state.phase == "training"}
-        if decision.ready is not None:
-            untold = (self._in_charge(order) & trains) - decision.told
-            decision.told |= untold
-            self._tell(sorted(untold), "ready", decision.ready.to_json())
-        if order[0] == self.me and self.view.phase == "training" and not self.following:
-            uncalled = trains - decision.called - decision.readies.keys()
-            decision.called |= uncalled
-            self._patience.called(uncalled, now_s)
-            self._tell(sorted(uncalled), "opened", {"previous": decision.slot.previous})
-
-    def _note_open(self, now_s: float) -> None:
-        decision = self.decision
-        if not decision.is_open:
-            decision.first_ready_s = now_s
-        if decision.opened_s is None:
-            decision.opened_s = now_s
-
-    def _take_ready(self, peer: PeerId, ready: Ready, now_s: float) -> None:
-        decision = self.decision
-        self._note_open(now_s)
-        decision.readies[peer] = ready
-        decision.busy.discard(peer)
-        self._patience.ready(peer)
+        self.assembly.take_ready(self.me, decision.slot.outer_step, ready, now_s)
         self._lead(now_s)
 
     def _lead(self, now_s: float) -> None:
         """Tell others what they need to know, and propose a roster if this peer leads and it is time."""
-        decision = self.decision
-        if decision.under_way is not None or not decision.is_open:
+        assembly = self.assembly
+        if self.decision.under_way is not None or not assembly.is_open:
             return
-        order = self._leaders(now_s)
-        self._tell_open(order, now_s)
-        if self.following or now_s < decision.propose_from_s:
-            return  # first catch up; what others have committed is decided
-        if order[0] != self.me or self.view.phase != "training" or not decision.readies:
-            return
-        found = next_roster(self.me, self.decision, self.view, self.rules, self._patience, now_s)
+        told, proposes = assembly.lead(now_s)
+        self._actions += told
+        # who follows others catches up first: what they have committed is decided
+        found = assembly.next_roster(self.decision.seen, now_s) if proposes else None
         if isinstance(found, Roster) and found.entry is None:
             refused = self._judged(found, now_s)
             refused.pop(self.me, None)
@@ -499,18 +362,12 @@ class RoundMachine:
             if refused:
                 return self._lead(now_s)
         if isinstance(found, Roster):
-            longest_s = self.rules.policy.deadline_s / 2
-            decision.proposals += 1
-            more = decision.proposals - QUICK_PROPOSALS
-            pause_s = min(longest_s, FIRST_PAUSE_S * 2.0 ** min(more, 16)) if more >= 0 else 0.0
-            decision.propose_from_s = now_s + pause_s
+            assembly.proposed(now_s)
             self._do(Propose(found))
             self._join(found, now_s)
         elif found is not None:
-            self._tell(self.view.live, "unformed", {"reason": found.text})
-            decision.unformed = found
-            for known in (decision.readies, decision.callers, decision.called):
-                known.clear()
+            self._tell(assembly.view.live, "unformed", {"reason": found.text})
+            assembly.not_formed(found)
 
     # -- a ballot ------------------------------------------------------------------------------------
 
@@ -528,11 +385,7 @@ class RoundMachine:
                 self._lead(now_s)
             return
         decision.seen = max(decision.seen, roster.ballot)
-        for peer in roster.peers:
-            said = decision.readies.get(peer)
-            if said is not None and said.promised < roster.ballot:
-                del decision.readies[peer]  # stale from here on: who leaves this ballot says so anew
-        decision.busy = set(roster.peers) - decision.readies.keys()
+        self.assembly.hold(roster)
         offer = decision.offer
         if self.me not in roster.peers or offer is None or self._recalled is not None:
             self._decline(roster, "it has given up on this round", now_s)
@@ -555,23 +408,11 @@ class RoundMachine:
         decision.under_way = UnderWay(roster, now_s, now_s)
         decision.ballots += 1
         decision.joined_s = now_s
-        self._do(Keep(self._record()))
-
-    def _record(self) -> Record:
-        decision = self.decision
-        under = decision.under_way
-        return Record(
-            fragment=self.rules.fragment,
-            outer_step=decision.slot.outer_step,
-            previous=decision.slot.previous,
-            promised=decision.promised,
-            peers=under.roster.peers if under else (),
-            accepted=decision.accepted,
-        )
+        self._do(Keep(decision.record(self.rules.fragment)))
 
     def on_kept(self, record: Record, now_s: float) -> None:
         """A record is on disk: what waited for it may leave."""
-        under = self._of(record.outer_step, record.promised)
+        under = self.decision.ballot(record.outer_step, record.promised)
         if under is None:
             return
         roster = under.roster
@@ -581,14 +422,14 @@ class RoundMachine:
             if roster.entry is not None:
                 body: dict[str, Json] = {"ballot": roster.ballot.to_json(), "entry": roster.entry.hash}
                 self._tell(roster.peers, "joined", body)
-                self._note_joined(self.me, roster.ballot, roster.entry.hash)
+                self.decision.tally.note_joined(self.me, roster.ballot, roster.entry.hash)
                 self._do(Finish(roster))
                 return
             refused = self._refused(roster, now_s)
             if refused is not None:
-                self.decision.edges |= {edge(self.me, peer) for peer in refused.peers if peer != self.me}
+                self.assembly.edges |= {edge(self.me, peer) for peer in refused.peers if peer != self.me}
                 for liar in set(refused.peers) - {self.me} if refused.kind == "claims" else ():
-                    self.rejected(liar)
+                    self.assembly.reject(liar)
                 self._fail(refused, now_s, liars=refused.peers if refused.kind == "claims" else ())
                 return
             offer = self.decision.offer
@@ -604,7 +445,7 @@ class RoundMachine:
 
     def on_not_kept(self, record: Record, why: str, now_s: float) -> None:
         """A record could not be written: nothing that depends on it leaves, and this peer drops out."""
-        if self._of(record.outer_step, record.promised) is not None:
+        if self.decision.ballot(record.outer_step, record.promised) is not None:
             text = f"a promise of this island could not be written down: {why}"
             self.decision.refusal = Reason("disk", text, (self.me,))
             self._fail(self.decision.refusal, now_s)
@@ -615,7 +456,7 @@ class RoundMachine:
 
     def _refused(self, roster: Roster, now_s: float) -> Reason | None:
         """Why this peer takes no part in a ballot with somebody that is out, or claims what can't be."""
-        out = [peer for peer in roster.peers if peer in self.view.banned]
+        out = [peer for peer in roster.peers if peer in self.assembly.view.banned]
         if out:
             return Reason("declined", f"{', '.join(out)} is out of the run", tuple(out))
         refused = self._judged(roster, now_s)
@@ -630,50 +471,28 @@ class RoundMachine:
 
     def on_staged(self, ballot: Ballot, entry: Entry, now_s: float) -> None:
         """The whole update of a ballot is held here, and makes this entry."""
-        under = self._of(entry.outer_step, ballot)
+        under = self.decision.ballot(entry.outer_step, ballot)
         if under is None or not under.kept:
             return
         under.entry, under.progress_s = entry, now_s
-        decision = self.decision
-        decision.voted.pop(entry.hash, None)
-        decision.voted[entry.hash] = entry
-        while len(decision.voted) > MAX_VOTED_UPDATES:
-            del decision.voted[next(iter(decision.voted))]
+        self.decision.hold(entry)
         self._accept(under)
 
     def _accept(self, under: UnderWay) -> None:
-        """Accept the update that is held, once a quorum has joined its ballot: from then on none below it can
-        be decided otherwise.
-
-        Whose data is in an update has joined; where one is finished, those who have joined say so.
-        """
+        """Accept the update that is held, once a quorum has joined its ballot."""
         roster, entry, decision = under.roster, under.entry, self.decision
         done = decision.accepted is not None and decision.accepted[0] == roster.ballot
-        if entry is None or done or (roster.entry is not None and not self._has_quorum(roster)):
+        if entry is None or done or not decision.is_joined(roster):
             return
         decision.accepted = roster.ballot, entry
-        self._do(Keep(self._record()))
-
-    def _has_quorum(self, roster: Roster) -> bool:
-        return is_quorum(self._joined(roster), self.decision.slot.electorate, roster.absent)
-
-    def _joined(self, roster: Roster) -> list[PeerId]:
-        """Who has said that it has joined this ballot, which finishes an update."""
-        said = self.decision.joined.get(roster.ballot, {})
-        return [peer for peer in roster.peers if roster.entry and said.get(peer) == roster.entry.hash]
-
-    def _note_joined(self, peer: PeerId, ballot: Ballot, entry: Digest) -> None:
-        joined = self.decision.joined
-        joined.setdefault(ballot, {}).setdefault(peer, entry)
-        while len(joined) > MAX_VOTED_BALLOTS:
-            del joined[min(joined)]
+        self._do(Keep(decision.record(self.rules.fragment)))
 
     def on_joined(self, peer: PeerId, outer_step: int, ballot: Ballot, entry: Digest, now_s: float) -> None:
         """A participant has joined a ballot that finishes an update, and has that on disk."""
         if outer_step != self.decision.slot.outer_step:
             return
-        self._note_joined(peer, ballot, entry)
-        under = self._of(outer_step, ballot)
+        self.decision.tally.note_joined(peer, ballot, entry)
+        under = self.decision.ballot(outer_step, ballot)
         if under is not None and peer in under.roster.peers:
             under.progress_s = now_s
             self._accept(under)
@@ -684,7 +503,7 @@ class RoundMachine:
         Args:
             hollow: nobody can have the whole of what this peer has sent.
         """
-        under = self._of(self.decision.slot.outer_step, ballot)
+        under = self.decision.ballot(self.decision.slot.outer_step, ballot)
         if under is None:
             return
         if reason.kind == "own":
@@ -701,7 +520,7 @@ class RoundMachine:
             for peer in liars:
                 self._reject(peer, reason.text)
         elif others:
-            self._note_stalls(others)
+            self.assembly.note_stalls(others)
         self._fail(reason, now_s, liars=liars)
 
     def _all_are_back(self, entry: Entry | None) -> bool:
@@ -709,7 +528,7 @@ class RoundMachine:
 
         With `continue` its bytes are on nobody's disk; where all have died with them it can't be finished.
         """
-        here = {self.me, *aligned(self.decision, self.view, self.rules)}
+        here = {self.me, *self.assembly.aligned()}
         return entry is not None and {peer for peer, _ in entry.participants} <= here
 
     def moved(self, now_s: float) -> None:
@@ -732,7 +551,7 @@ class RoundMachine:
             return
         owing = sorted(parts)
         if under.entry is not None and under.roster.entry is not None:
-            owing = sorted(set(under.roster.peers) - set(self._joined(under.roster)))
+            owing = sorted(set(under.roster.peers) - set(self.decision.tally.joined(under.roster)))
         elif not owing and means:
             owing = sorted(means)
             limit_s = max(limit_s, min(REDUCER_PATIENCE * limit_s, self.rules.policy.deadline_s))
@@ -740,18 +559,18 @@ class RoundMachine:
         if still_s < limit_s:
             return
         if not under.voted:
-            self._note_stalls(owing)
+            self.assembly.note_stalls(owing)
             names = f" from {', '.join(owing)}" if owing else ""
             reason = Reason("stalled", f"nothing came for {still_s:.1f} s{names}", tuple(owing), still_s)
             self._fail(reason, now_s)
         elif not self._gathers(under):
             leader = PeerId(under.roster.ballot.leader)
-            self._note_stalls((leader,))
+            self.assembly.note_stalls((leader,))
             under.lost.add(leader)
             self._spread(under, now_s)
         elif not self._count_votes(now_s, without=under.roster.peers):
-            silent = self._without_vote(under)
-            self._note_stalls(silent)
+            silent = self.decision.count(under).silent
+            self.assembly.note_stalls(silent)
             text = f"no vote of {', '.join(silent)} within {still_s:.1f} s"
             self._fail(Reason("votes", text, tuple(silent), still_s), now_s)
 
@@ -762,25 +581,7 @@ class RoundMachine:
         """
         under = self.decision.under_way
         if under is not None and not under.voted and now_s - under.progress_s >= limit_s / 2:
-            self._note_stalls(owing)
-
-    def _without_vote(self, under: UnderWay) -> list[PeerId]:
-        roster, votes = under.roster, self.decision.votes.get(under.roster.ballot, {})
-        return [peer for peer in roster.peers if peer not in votes or not votes[peer].is_for(roster)]
-
-    def _note_stalls(self, peers: Collection[PeerId]) -> None:
-        """Data of these, or their vote, does not come."""
-        self.decision.edges |= self._patience.note_stalls(peers, self.decision.slot.outer_step)
-
-    def _of(self, outer_step: int, ballot: Ballot) -> UnderWay | None:
-        """The ballot under way, if it is this one."""
-        under = self.decision.under_way
-        matches = (
-            under is not None
-            and outer_step == self.decision.slot.outer_step
-            and ballot == under.roster.ballot
-        )
-        return under if matches else None
+            self.assembly.note_stalls(owing)
 
     # -- deciding ------------------------------------------------------------------------------------
 
@@ -800,14 +601,6 @@ class RoundMachine:
         if under.voted:
             self._cast(under)
 
-    def _may_be_decided(self, under: UnderWay) -> bool:
-        """Whether votes may still come that decide a ballot in which this peer has voted."""
-        votes = self.decision.votes.get(under.roster.ballot, {})
-        to_come = [peer for peer in under.roster.peers if peer not in under.lost or peer in votes]
-        pending = any(peer not in votes for peer in to_come)
-        enough = is_quorum(to_come, self.decision.slot.electorate, under.roster.absent)
-        return under.voted and pending and enough
-
     def _count_votes(self, now_s: float, *, without: Collection[PeerId] = ()) -> bool:
         """Commit with the equal votes of all, or of a quorum without some; end it where votes differ.
 
@@ -822,22 +615,18 @@ class RoundMachine:
         if under is None or not under.voted or under.entry is None:
             return False
         roster, entry = under.roster, under.entry
-        votes = decision.votes.get(roster.ballot, {})
-        own = (entry.hash, entry.state_digest)
-        cast = {peer: votes[peer] for peer in roster.peers if peer in votes and votes[peer].is_for(roster)}
-        agreeing = [peer for peer, vote in cast.items() if (vote.entry, vote.state) == own]
-        differing = [peer for peer in cast if peer not in agreeing]
-        enough = is_quorum(agreeing, decision.slot.electorate, roster.absent)
-        if enough and set(roster.peers) <= {*cast, *without, *under.lost}:
-            for peer in differing:
-                self._reject(peer, f"its digest after outer step {roster.outer_step} is {cast[peer].state}")
-            self._note_decided(under, cast, now_s)
-            certificate = self._certificate(roster, agreeing)
+        count = decision.count(under)
+        if count.enough and set(count.silent) <= {*without, *under.lost}:
+            for peer in count.differing:
+                state = count.votes[peer].state
+                self._reject(peer, f"its digest after outer step {roster.outer_step} is {state}")
+            self._note_decided(under, count.votes, now_s)
+            certificate = self._certificate(roster, count)
             if roster.ballot.leader == self.me:
                 self._do(TellDecided(roster, entry, certificate))
             self._commit(entry, certificate)
             return True
-        if not differing or len(cast) < len(roster.peers):
+        if not count.differing or count.silent:
             return False
         if not under.spread:
             self._spread(under, now_s)  # all have to see that they differ
@@ -848,8 +637,8 @@ class RoundMachine:
         decision.refusal = Reason(
             "differ",
             f"digests differ after outer step {roster.outer_step}: here {entry.state_digest[:12]}, "
-            + ", ".join(f"{peer} {cast[peer].state[:12]}" for peer in differing),
-            tuple(differing),
+            + ", ".join(f"{peer} {count.votes[peer].state[:12]}" for peer in count.differing),
+            tuple(count.differing),
         )
         self._fail(decision.refusal, now_s, tell=False)
         return True
@@ -860,16 +649,16 @@ class RoundMachine:
             still_s = now_s - under.progress_s
             text = f"committed without the vote of {', '.join(silent)}, not here after {still_s:.1f} s"
             self._note_end(under, Reason("votes", text, tuple(silent), still_s), now_s, committed=True)
-            self._note_stalls(silent)
-        self._patience.data_passed(voters)
+            self.assembly.note_stalls(silent)
+        self.assembly.patience.data_passed(voters)
 
-    def _certificate(self, roster: Roster, voters: Collection[PeerId]) -> Certificate:
-        votes = self.decision.votes[roster.ballot]
+    def _certificate(self, roster: Roster, count: Count) -> Certificate:
+        goodbyes = self.assembly.view.goodbyes
         return Certificate(
             ballot=roster.ballot,
             absent=roster.absent,
-            votes=tuple((peer, votes[peer].signature) for peer in sorted(voters)),
-            goodbyes=tuple(self.view.goodbyes[peer] for peer in roster.absent if peer in self.view.goodbyes),
+            votes=tuple((peer, count.votes[peer].signature) for peer in sorted(count.agreeing)),
+            goodbyes=tuple(goodbyes[peer] for peer in roster.absent if peer in goodbyes),
             mandate=self.decision.slot.mandate,
         )
 
@@ -889,7 +678,7 @@ class RoundMachine:
             self._tell_abort(roster, reason, liars)
         self._end(under, reason, now_s)
         decision.ended = roster
-        decision.first_ready_s = now_s
+        self.assembly.first_ready_s = now_s
         if decision.refusal is None:
             self._announce(now_s)
 
@@ -934,14 +723,8 @@ class RoundMachine:
     def _reject(self, peer: PeerId, why: str) -> None:
         if peer == self.me:
             return
-        self.decision.avoid.add(peer)
-        self.decision.rejected.add(peer)
+        self.assembly.reject(peer)
         self._do(Reject(peer, why))
-
-    def rejected(self, peer: PeerId) -> None:
-        """A rejection that others report is believed: the peer is left out of this outer step."""
-        self.decision.avoid.add(peer)
-        self.decision.rejected.add(peer)
 
     # -- what an earlier life has promised -----------------------------------------------------------
 
@@ -951,11 +734,7 @@ class RoundMachine:
             return
         self._recalled = None
         if record.outer_step == slot.outer_step and record.previous == slot.previous:
-            decision = self.decision
-            decision.promised = decision.seen = record.promised
-            decision.accepted = record.accepted
-            if record.accepted is not None:
-                decision.voted[record.accepted[1].hash] = record.accepted[1]
+            self.decision.stand_by(record)
 
     def _held(self, now_s: float) -> bool:
         """Whether an earlier promise keeps this peer out; after a deadline the round is given up.
@@ -967,7 +746,7 @@ class RoundMachine:
         if record is None:
             return False
         fragment, height = self.rules.fragment, decision.slot.outer_step - 1
-        steps = {peer: seen.state.outer_steps[fragment:] for peer, seen in self.view.live.items()}
+        steps = {peer: seen.state.outer_steps[fragment:] for peer, seen in self.assembly.view.live.items()}
         others = set(record.peers) - {self.me}
         if all(peer in steps and steps[peer] and steps[peer][0] <= height for peer in others):
             self._recalled = None
@@ -978,7 +757,7 @@ class RoundMachine:
                 f"this island has taken part in outer step {record.outer_step} before it was restarted, and "
                 f"none of the live islands knows what came after outer step {height}"
             )
-            decision.unformed = Reason("bound", text, tuple(sorted(others)), now_s - self._held_since_s)
+            self.assembly.unformed = Reason("bound", text, tuple(sorted(others)), now_s - self._held_since_s)
         return True
 
     def _tell(self, peers: Collection[PeerId], kind: str, body: dict[str, Json]) -> None:

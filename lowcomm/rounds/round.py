@@ -56,7 +56,6 @@ from lowcomm.rounds.values import (
     Reject,
     Tell,
     TellDecided,
-    View,
     Vote,
     decided_json,
     parse_decided,
@@ -127,19 +126,19 @@ class FragmentRound:
 
     def is_called(self) -> bool:
         """Whether others have gone past the next outer step, or are ready for it and enough are live."""
-        return bool(self.ahead()) or self.machine.may_be_formed()
+        return bool(self.ahead()) or self.machine.assembly.may_be_formed()
 
     @property
     def waiting_s(self) -> float:
         """For how long other peers have been ready for the next outer step."""
-        decision = self.machine.decision
-        return _now_s() - decision.first_ready_s if decision.is_open else 0.0
+        assembly = self.machine.assembly
+        return _now_s() - assembly.first_ready_s if assembly.is_open else 0.0
 
     @property
     def trouble(self) -> tuple[Reason | None, bool]:
         """Why the round that is waited for comes to nothing, and whether that is this island's own part."""
-        decision = self.machine.decision
-        return decision.refusal or decision.unformed, decision.refusal is not None
+        refusal = self.machine.decision.refusal
+        return refusal or self.machine.assembly.unformed, refusal is not None
 
     @property
     def outer_step(self) -> int:
@@ -173,15 +172,11 @@ class FragmentRound:
 
     def look(self) -> None:
         """The swarm changed, or time has passed."""
-        machine, view = self.machine, self._view()
         self._refresh()
-        machine.look(view, _now_s())
+        self.machine.look(_now_s())
         self._act()
-        for peer, since_s in machine.tardy(view):
+        for peer, since_s in self.machine.assembly.tardy():
             self._context.peers.heartbeats.ask_after(peer, since_s, _now_s())
-
-    def _view(self) -> View:
-        return self._context.view()
 
     def contribute(self, contribution: Contribution) -> None:
         """This peer is due."""
@@ -193,7 +188,7 @@ class FragmentRound:
     def next_deadline_s(self) -> float:
         """When to look again although nothing has come: seconds from now."""
         decision, deadline_s = self.machine.decision, self._context.policy.deadline_s
-        since_s = decision.first_ready_s
+        since_s = self.machine.assembly.first_ready_s
         if decision.under_way is not None:
             since_s, deadline_s = decision.under_way.progress_s, self._stall_s()
         waited_s = _now_s() - since_s
@@ -455,9 +450,10 @@ class FragmentRound:
     def _refresh(self) -> None:
         """Let the machine see the swarm as it is."""
         self._judge.asleep_s = asleep_s()
-        self.machine.view = self._view()
-        self.machine.rates = self._context.rates.told(self.machine.decision.slot.electorate)
-        self.machine.following = self.following.is_led()
+        assembly = self.machine.assembly
+        assembly.view = self._context.view()
+        assembly.rates = self._context.rates.told(assembly.slot.electorate)
+        assembly.following = self.following.is_led()
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -688,7 +684,7 @@ class FragmentRound:
             return
         called = peers.called(peer)
         logger.warning("fragment %d: contribution of %s rejected: %s", self._fragment, called, reason)
-        self.machine.rejected(peer)
+        self.machine.assembly.reject(peer)
         if accuser is None:
             self._send((peer,), "rejected", {"reason": reason[:500]})
         company = len(peers.live()) > 1

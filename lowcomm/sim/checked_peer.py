@@ -118,8 +118,8 @@ class CheckedPeer:
         return View(live, "training", {**unheard_s, self.me: 0.0}, {})
 
     def _refresh(self, now_s: float) -> None:
-        self.machine.view = self._view(now_s)
-        self.machine.following = bool(self._ahead())
+        self.machine.assembly.view = self._view(now_s)
+        self.machine.assembly.following = bool(self._ahead())
 
     def _ahead(self) -> list[PeerId]:
         """Live peers with more in their chain."""
@@ -192,7 +192,7 @@ class CheckedPeer:
         decision, deadline_s = self.machine.decision, self.setting.rules.policy.deadline_s
         self.machine.tick(now_s, deadline_s, self._missing(), ())
         self._act(now_s, slow=slow)
-        trouble = self.machine.decision.refusal or self.machine.decision.unformed
+        trouble = self.machine.decision.refusal or self.machine.assembly.unformed
         if trouble is not None and self.machine.decision is decision:
             self.machine.abandon(now_s, answers=self.machine.decision.refusal is None)
             self.tokens += 1  # it has trained on meanwhile
@@ -330,7 +330,7 @@ class CheckedPeer:
 
     def _look(self, now_s: float, *, slow: bool) -> None:
         self._refresh(now_s)
-        self.machine.look(self._view(now_s), now_s)
+        self.machine.look(now_s)
         self._act(now_s, slow=slow)
 
     # -- what the machine wants done -----------------------------------------------------------------

@@ -6,14 +6,11 @@ depends on nothing but itself, the event and the time; it is computed once (`_Lo
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lowcomm.ledger.certificate import Ballot
-from lowcomm.rounds.decision import Decision
 from lowcomm.sim.checked_peer import CheckedPeer
 from lowcomm.sim.checked_values import DEADLINE_S, DOWN, Budget, Mail, Setting, Stored
 from lowcomm.sim.frozen import Freezer, Views, copied
@@ -70,21 +67,18 @@ def _nothing(_: object) -> None:
     return None
 
 
-def _of_newer_ballots(name: str, decision: Decision) -> dict[Ballot, object]:
-    """What has been said of ballots that may still be counted."""
-    said = getattr(decision, name)
-    return {ballot: votes for ballot, votes in said.items() if ballot >= decision.promised}
-
-
 _VIEWS: Views = {
     "CheckedPeer": {"setting": _nothing},
-    "RoundMachine": dict.fromkeys(("view", "following", "rates", "rules"), _nothing),  # handed in anew
+    "RoundMachine": {"rules": _nothing},
+    "Assembly": dict.fromkeys(("view", "following", "rates", "rules"), _nothing),  # handed in anew
     "ClaimJudge": {"rejected": _nothing},
     "UnderWay": {"joined_s": _nothing},
     "Decision": {
         **dict.fromkeys(("joined_s", "accepted_s", "ballots"), _nothing),  # for people
         "voted": lambda decision: list(decision.voted.items()),  # the oldest goes first
-        **{name: functools.partial(_of_newer_ballots, name) for name in ("votes", "joined")},
+        "tally": lambda decision: decision.tally.of_ballots_from(
+            decision.promised
+        ),  # the others count no more
     },
 }
 """What of a peer decides what it does next."""

@@ -133,8 +133,7 @@ class CountsAnyVotes(RoundMachine):
     def _count_votes(self, now_s, *, without=()):
         under = self.decision.under_way
         if under is not None and under.voted and under.entry is not None:
-            voters = list(self.decision.votes.get(under.roster.ballot, {}))
-            self._commit(under.entry, self._certificate(under.roster, voters))
+            self._commit(under.entry, self._certificate(under.roster, self.decision.count(under)))
             return True
         return False
 
@@ -142,8 +141,11 @@ class CountsAnyVotes(RoundMachine):
 class VotesAtOnce(RoundMachine):
     """An update is finished before a quorum has joined the ballot: the machine's first form."""
 
-    def _has_quorum(self, roster):
-        return True
+    def _accept(self, under):
+        joined = self.decision.tally
+        for peer in under.roster.peers if under.roster.entry else ():
+            joined.note_joined(peer, under.roster.ballot, under.roster.entry.hash)
+        super()._accept(under)
 
 
 class ForgetsWhatItSent(RoundMachine):

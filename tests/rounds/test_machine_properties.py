@@ -11,6 +11,7 @@ from lowcomm.ledger.certificate import NO_BALLOT, Ballot, is_quorum
 from lowcomm.ledger.entry import ContributionId
 from lowcomm.ledger.mandate import Mandate
 from lowcomm.peers.peer import State
+from lowcomm.rounds.assembly import Assembly
 from lowcomm.rounds.claims import ClaimJudge, Limits
 from lowcomm.rounds.machine import RoundMachine
 from lowcomm.rounds.policy import RoundPolicy, Rules
@@ -153,7 +154,8 @@ class Driven:
 
     def look(self, live):
         self.live = live
-        self.machine.look(self.view(), self.now_s)
+        self.machine.assembly.view = self.view()
+        self.machine.look(self.now_s)
 
     def do(self, event):
         try:
@@ -301,9 +303,15 @@ class JoinsBelow(RoundMachine):
         super()._join(roster, now_s)
 
 
-class JoinsAnySize(RoundMachine):
-    def _may_decide(self, roster, now_s):
+class AgreesToAnySize(Assembly):
+    def agrees(self, roster, now_s):
         return True
+
+
+class JoinsAnySize(RoundMachine):
+    def __init__(self, me, rules, slot, judge):
+        super().__init__(me, rules, slot, judge)
+        self.assembly = AgreesToAnySize(me, rules, slot)
 
 
 @pytest.mark.parametrize("machine", [VotesUnwritten, JoinsBelow, JoinsAnySize])
