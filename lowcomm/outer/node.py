@@ -349,7 +349,8 @@ class Node:
         handler = self._control.get(message.kind)
         try:
             self.peers.heard(peer)
-            self.peers.admit_message(peer, message.kind)
+            if not self.peers.admit_message(peer, message.kind):
+                return
             if handler is None:
                 raise ProtocolError(f"unknown message {message.kind!r:.60}")
             if message.kind in ISLANDS_ONLY and self.peers.linked[peer].state.role != "island":

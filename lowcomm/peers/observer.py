@@ -56,8 +56,7 @@ class Bystander:
         handler = handlers.get(message.kind)
         try:
             self.peers.heard(peer)
-            self.peers.admit_message(peer, message.kind)
-            if handler is not None:
+            if self.peers.admit_message(peer, message.kind) and handler is not None:
                 handler(peer, Fields(message.kind, message.body))
         except ProtocolError as error:
             logger.warning("peer %s broke the protocol and is dropped: %s", peer, error)

@@ -315,17 +315,18 @@ class Peers:
         entry = self.linked.get(peer)
         return entry is not None and not entry.unfit and peer not in self.banned
 
-    def admit_message(self, peer: PeerId, kind: str) -> None:
-        """Let a control message through, or refuse it before it is read.
+    def admit_message(self, peer: PeerId, kind: str) -> bool:
+        """Whether a control message is to be read.
+
+        What comes before a peer's hello is not: an honest one sends some where a link came up twice, or its
+        hello was lost, and repeats the hello.
 
         Raises:
-            ProtocolError: the peer has not greeted, or sends more than any peer has reason to.
+            ProtocolError: it sends more than any peer has reason to.
         """
         entry = self.linked.get(peer)
         if entry is None:
-            return  # the link has just gone
-        if not entry.greeted and kind not in STRANGERS_SAY:
-            raise ProtocolError(f"{kind:.60}: expected hello first")
+            return True  # the link has just gone
         now = asyncio.get_running_loop().time()
         entry.allowance = min(BURST_MESSAGES, entry.allowance + (now - entry.counted_at_s) * MESSAGES_PER_S)
         entry.counted_at_s = now
@@ -334,6 +335,7 @@ class Peers:
             raise ProtocolError(
                 f"more than {MESSAGES_PER_S:g} control messages a second, after a burst of {BURST_MESSAGES:g}"
             )
+        return entry.greeted or kind in STRANGERS_SAY
 
     async def admit_bulk(self, peer: PeerId) -> bool:
         """Whether a peer's bulk messages are wanted; waits for its hello, which they may overtake.

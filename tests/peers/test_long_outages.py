@@ -9,6 +9,7 @@ import pytest
 
 from lowcomm import exchanges
 from lowcomm.errors import PeerUnreachableError
+from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.peers.acquaintances import FORGET_AFTER_S, MAX_KEPT, REDIAL_LONGEST_S
 from lowcomm.rounds.promises import MemoryPromises
@@ -32,6 +33,20 @@ class Cut(LoopbackExchange):
 
     async def discover(self) -> Mapping[PeerId, bytes]:
         return {}
+
+
+class LosesItsHello(LoopbackExchange):
+    """The first greeting of each link is lost, as where it overtakes the news of the link."""
+
+    def __init__(self, hub: LoopbackHub, peer: str) -> None:
+        super().__init__(hub, "run", PeerId(peer), founder=False)
+        self.lost: set[PeerId] = set()
+
+    async def send(self, peer: PeerId, message: Message) -> None:
+        if message.kind == "hello" and peer not in self.lost:
+            self.lost.add(peer)
+            return
+        await super().send(peer, message)
 
 
 async def start(hub: LoopbackHub, number: int, *, founder: bool) -> SimIsland:
@@ -58,6 +73,24 @@ def cut_off(hub: LoopbackHub, islands: list[SimIsland], *, down: bool) -> None:
         exchange.down = down
         for peer in exchange.connected() if down else ():
             hub.cut(exchange.peer_id, peer)
+
+
+def test_what_comes_before_a_hello_is_not_read_and_costs_no_link(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        hub = exchanges.hub()
+        founder = await start(hub, 0, founder=True)
+        exchange = LosesItsHello(hub, name(1))
+        late = SimIsland(1, exchange, IslandSettings(heartbeat_s=HEARTBEAT_S), MemoryPromises())
+        await late.node.start()
+        late.node.peers.post(name(0), Message("state", late.node.peers.own_state().to_json()))
+        await asyncio.sleep(3 * HEARTBEAT_S)
+        assert exchange.lost == {name(0)}
+        assert [peer.id for peer in founder.node.peers.live()] == [name(1)]
+        assert not caplog.records
+        for island in (founder, late):
+            await island.node.close()
+
+    run_virtually(scenario(), 60.0)
 
 
 @pytest.mark.parametrize("outage_s", [60.0, FORGET_AFTER_S + 60.0, 10 * FORGET_AFTER_S])
