@@ -10,6 +10,7 @@ for control (handling messages, heartbeats, looking at rounds), and all that a s
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -172,6 +173,8 @@ class _Swarm:
             for island in swarm
         ]
         before = await self._after_rounds(swarm, WARM_ROUNDS)
+        gc.collect()
+        gc.freeze()  # collecting garbage looks at one island's objects in a process of its own, not at all
         after = await self._after_rounds(swarm, before.rounds + self._bench.rounds)
         self._idle_from_s = 0.0
         await asyncio.sleep(2 * self._bench.round_s)
@@ -185,6 +188,7 @@ class _Swarm:
         await asyncio.gather(*lives, return_exceptions=True)
         for island in swarm:
             await island.crash()
+        gc.unfreeze()
         return self._figures(before, after, rest, idle)
 
     async def _after_rounds(self, swarm: list[SimIsland], rounds: int) -> _Reading:

@@ -29,7 +29,7 @@ from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
 from lowcomm.peers.notice import Notice
-from lowcomm.peers.peer import State
+from lowcomm.peers.peer import Chains, State
 from lowcomm.peers.remembered import RememberedPeers
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.shard_claims import ShardClaims
@@ -285,9 +285,11 @@ class Node:
     def _note_position(self) -> None:
         chains = self.state.chains
         self.peers.say(
-            outer_steps=tuple(chain.outer_step for chain in chains),
-            heads=tuple(chain.head for chain in chains),
-            total_tokens=tuple(chain.total_tokens for chain in chains),
+            chains=Chains(
+                tuple(chain.outer_step for chain in chains),
+                tuple(chain.head for chain in chains),
+                tuple(chain.total_tokens for chain in chains),
+            )
         )
 
     def take_dropped(self) -> list[str]:

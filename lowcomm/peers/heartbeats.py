@@ -148,7 +148,7 @@ class Heartbeats:
         """A heartbeat that is timed: give the peer its stamp back, and say what is known of it."""
         known = self._linked.get(peer)
         if known is not None:
-            body: dict[str, Json] = {"sent_s": fields.number("sent_s"), "knows": known.state.position}
+            body: dict[str, Json] = {"sent_s": fields.number("sent_s"), "knows": known.state.chains.position}
             self._post(peer, Message("pong", body))
 
     def on_pong(self, peer: PeerId, fields: Fields, now_s: float) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_NAME, Fields, checked_float, checked_text
 from lowcomm.ledger.chain import Standing
-from lowcomm.ledger.entry import Entry, hash_value
+from lowcomm.ledger.entry import hash_value
 from lowcomm.ledger.mandate import MAX_SIGNATURE
 from lowcomm.names import LONGEST_NAME, NAME_RULE, is_name
 from lowcomm.peers.failure_detector import AdaptiveTimeout
@@ -37,6 +38,45 @@ class Posted:
     loss: float | None = None
 
 
+@dataclass(frozen=True)
+class Chains:
+    """Where a peer's chains are, of each fragment; empty until known.
+
+    Peers that are at the same place have equal ones, mostly the same one, so what follows from them is worked
+    out once for all of these.
+    """
+
+    outer_steps: tuple[int, ...] = ()
+    heads: tuple[Digest, ...] = ()
+    total_tokens: tuple[int, ...] = ()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.heads)
+
+    @cached_property
+    def position(self) -> Digest:
+        """Stands for where they are."""
+        return hash_value(list(self.heads))
+
+    def standing(self, fragment: int) -> Standing | None:
+        """How far a fragment's is; None where that isn't known."""
+        if fragment >= len(self.outer_steps):
+            return None
+        return Standing(self.total_tokens[fragment], self.outer_steps[fragment])
+
+    def moved(self, fragment: int, outer_step: int, head: Digest, total_tokens: int) -> Chains:
+        """With one of them elsewhere."""
+        return Chains(
+            _with(self.outer_steps, fragment, outer_step),
+            _with(self.heads, fragment, head),
+            _with(self.total_tokens, fragment, total_tokens),
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What a peer says of itself in every heartbeat.
@@ -45,7 +85,7 @@ class State:
         role: `island`, `seed` (bootstrap only) or `observer`.
         phase: `starting` (has no outer state yet), `joining` (takes it from others), `training`,
             `leaving`.
-        outer_steps, heads, total_tokens: of each fragment's chain; empty until known.
+        chains: where its chains are.
         checkpoints: inner steps of the checkpoints a restarting peer could load.
         shard: the part of the data it has claimed, or -1.
         put_out: peers that it has put out of the run, or has on probation; the latest.
@@ -61,9 +101,7 @@ class State:
     role: str = "island"
     phase: str = "starting"
     inner_step: int = 0
-    outer_steps: tuple[int, ...] = ()
-    heads: tuple[Digest, ...] = ()
-    total_tokens: tuple[int, ...] = ()
+    chains: Chains = Chains()
     tokens_per_s: float = 0.0
     shard: int = -1
     checkpoints: tuple[int, ...] = ()
@@ -77,14 +115,15 @@ class State:
 
     def standing(self, fragment: int) -> Standing | None:
         """How far it is with a fragment; None where it doesn't train or doesn't say."""
-        if self.phase != "training" or fragment >= len(self.outer_steps):
-            return None
-        return Standing(self.total_tokens[fragment], self.outer_steps[fragment])
+        return self.chains.standing(fragment) if self.phase == "training" else None
 
     @property
-    def position(self) -> Digest:
-        """Stands for where its chains are."""
-        return hash_value(list(self.heads))
+    def outer_steps(self) -> tuple[int, ...]:
+        return self.chains.outer_steps
+
+    @property
+    def heads(self) -> tuple[Digest, ...]:
+        return self.chains.heads
 
     @property
     def matters(self) -> tuple[object, ...]:
@@ -94,29 +133,17 @@ class State:
             self.founders,
         )  # fmt: skip
 
-    def with_entry(self, entry: Entry, head: Digest) -> State | None:
-        """Once it has committed an entry of this hash; None where that is no news."""
-        fragment = entry.fragment
-        known = fragment < len(self.outer_steps)
-        if self.phase != "training" or not known or self.outer_steps[fragment] >= entry.outer_step:
-            return None
-        return self._moved(fragment, entry.outer_step, head, entry.total_tokens)
+    def at(self, chains: Chains) -> State:
+        """With its chains there."""
+        return replace(self, chains=chains)
 
     def not_behind(self, before: State) -> State:
         """Where it was known to be further than it says: it has said that before it got there."""
-        state = self
-        for fragment, step in enumerate(before.outer_steps[: len(self.outer_steps)]):
-            if step > self.outer_steps[fragment]:
-                state = state._moved(fragment, step, before.heads[fragment], before.total_tokens[fragment])
-        return state
-
-    def _moved(self, fragment: int, outer_step: int, head: Digest, total_tokens: int) -> State:
-        return replace(
-            self,
-            outer_steps=_with(self.outer_steps, fragment, outer_step),
-            heads=_with(self.heads, fragment, head),
-            total_tokens=_with(self.total_tokens, fragment, total_tokens),
-        )
+        chains, known = self.chains, before.chains
+        for fragment, step in enumerate(known.outer_steps[: len(chains.outer_steps)]):
+            if step > chains.outer_steps[fragment]:
+                chains = chains.moved(fragment, step, known.heads[fragment], known.total_tokens[fragment])
+        return self if chains is self.chains else self.at(chains)
 
     def to_json(self, *, chains: bool = True) -> dict[str, Json]:
         """As it is told.
@@ -125,9 +152,9 @@ class State:
             chains: whether with where its chains are.
         """
         told: dict[str, Json] = {
-            "outer_steps": list(self.outer_steps),
-            "heads": list(self.heads),
-            "total_tokens": list(self.total_tokens),
+            "outer_steps": list(self.chains.outer_steps),
+            "heads": list(self.chains.heads),
+            "total_tokens": list(self.chains.total_tokens),
         }
         return {
             **(told if chains else {}),
@@ -154,7 +181,7 @@ def parse_state(fields: Fields, before: State | None = None) -> State:
     """Check and build a `State`.
 
     Args:
-        before: has its chains, where they are not in the message.
+        before: what it has said before; has its chains, where they are not in the message.
 
     Raises:
         ProtocolError: a field is missing, of the wrong type or out of range.
@@ -164,24 +191,12 @@ def parse_state(fields: Fields, before: State | None = None) -> State:
         raise ProtocolError(f"state.role: expected island, seed or observer, got {role!r}")
     if phase not in ("starting", "joining", "training", "leaving"):
         raise ProtocolError(f"state.phase: expected a known phase, got {phase!r}")
-    if before is not None and not fields.has("heads"):
-        outer_steps, heads, total_tokens = before.outer_steps, before.heads, before.total_tokens
-    else:
-        heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
-        outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
-        total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
-    if not len(heads) == len(outer_steps) == len(total_tokens):
-        raise ProtocolError(
-            f"state: expected as many outer_steps and total_tokens as the {len(heads)} heads, "
-            f"got {len(outer_steps)} and {len(total_tokens)}"
-        )
+    known = before.chains if before is not None and not fields.has("heads") else None
     return State(
         role=role,
         phase=phase,
         inner_step=fields.integer("inner_step"),
-        outer_steps=outer_steps,
-        heads=heads,
-        total_tokens=total_tokens,
+        chains=known or _parse_chains(fields),
         tokens_per_s=fields.number("tokens_per_s"),
         shard=fields.integer("shard", -1),
         checkpoints=fields.integers("checkpoints", MAX_CHECKPOINTS),
@@ -193,6 +208,18 @@ def parse_state(fields: Fields, before: State | None = None) -> State:
         goodbye=fields.text("goodbye", MAX_SIGNATURE) if fields.has("goodbye") else "",
         trouble=fields.text("trouble", MAX_TROUBLE) if fields.has("trouble") else "",
     )
+
+
+def _parse_chains(fields: Fields) -> Chains:
+    heads = tuple(Digest(head) for head in fields.texts("heads", MAX_FRAGMENTS))
+    outer_steps = fields.integers("outer_steps", MAX_FRAGMENTS)
+    total_tokens = fields.integers("total_tokens", MAX_FRAGMENTS)
+    if not len(heads) == len(outer_steps) == len(total_tokens):
+        raise ProtocolError(
+            f"state: expected as many outer_steps and total_tokens as the {len(heads)} heads, "
+            f"got {len(outer_steps)} and {len(total_tokens)}"
+        )
+    return Chains(outer_steps, heads, total_tokens)
 
 
 def _parse_name(fields: Fields) -> str:
@@ -233,7 +260,7 @@ class Peer:
             long counts as heard a heartbeat before it was.
         pinged_s: when it was asked last.
         quiet_since_s: since when it owes an answer; infinite where it owes none.
-        knows: the position of this peer that it knows of, see `State.position`.
+        knows: the position of this peer that it knows of, see `Chains.position`.
         reached_s: when it was last known to have committed an entry without having said so.
         doubted: others were told that it doesn't answer.
         progress, stalled: its steps, inner or outer; whether it has made none for longer than it takes.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,7 +26,6 @@ from lowcomm.peers.bans import BAN_S, Bans
 from lowcomm.peers.heartbeats import LOOKS, Heartbeats
 from lowcomm.peers.peer import (
     BURST_MESSAGES,
-    MAX_LINKS,
     MAX_PUT_OUT,
     MAX_TROUBLE,
     Peer,
@@ -36,14 +34,14 @@ from lowcomm.peers.peer import (
     parse_state,
 )
 from lowcomm.peers.requests import Requests
+from lowcomm.peers.roll import Roll
 from lowcomm.peers.terms import LAYOUT, SHARED, Differences, Terms
-from lowcomm.types import Digest, Json, Layout, Link, PeerId, PeerStatus, short
+from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL = 9
 RECORD_TTL_S = 60.0
-LEAST_ACCUSERS = 2
 STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
 EXPLAIN_S = 20.0
 """Whoever doesn't fit has so long for each page of what it trains with."""
@@ -66,9 +64,7 @@ class Peers:
         ban_s: seconds that a peer is out for the first time; 0 = for good.
 
     Attributes:
-        departed: peers that have said goodbye, and have not come back.
-        version: counts changes.
-        names: what peers are called that were met, those that are gone as well.
+        roll: who is here; `linked`, `names`, `banned` and `departed` are its tables.
         heartbeats: who is asked for a sign of life, and when.
     """
 
@@ -93,12 +89,9 @@ class Peers:
         self._posted = self._told = Posted()
         self._heartbeat_s = heartbeat_s
         self._on_change, self._on_refused, self._on_silent = on_change, on_refused, on_silent
-        self.linked: dict[PeerId, Peer] = {}
-        self.banned = Bans(ban_s)
-        self.departed: dict[PeerId, Goodbye] = {}
-        self.version = 0
-        self._heard_awake_s: dict[PeerId, float] = {}
-        self.names: dict[PeerId, str] = {}
+        self.roll = Roll(Bans(ban_s))
+        self.linked, self.names = self.roll.linked, self.roll.names
+        self.banned, self.departed = self.roll.banned, self.roll.departed
         self.heartbeats = Heartbeats(self.linked, heartbeat_s, lease_s, self.post, self._tell_state)
         self._tasks: set[asyncio.Task[None]] = set()
         self.known = Acquaintances(
@@ -112,16 +105,8 @@ class Peers:
         self._spawn(self._discover())
 
     def _changed(self) -> None:
-        self.version += 1
+        self.roll.version += 1
         self._on_change()
-
-    def unheard_s(self, peer: PeerId) -> float:
-        """For how much of this peer's waking time another one has said nothing; 0 where it is heard."""
-        entry = self.linked.get(peer)
-        if entry is not None and entry.greeted and not entry.silent:
-            return 0.0
-        heard_s = entry.heard_awake_s if entry is not None and entry.greeted else None
-        return self.heartbeats.awake_s - (self._heard_awake_s.get(peer, 0.0) if heard_s is None else heard_s)
 
     async def stop(self) -> None:
         """End all tasks of this object."""
@@ -130,65 +115,28 @@ class Peers:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def version(self) -> int:
+        """Counts changes of who is here, and of what they say that matters."""
+        return self.roll.version
+
     def live(self, role: str = "island") -> list[Peer]:
-        """Greeted peers of a role that are not leaving or silent, this one not among them."""
-        return [
-            peer
-            for peer in list(self.linked.values())  # the training thread looks, too
-            if peer.greeted
-            and peer.state.role == role
-            and peer.state.phase != "leaving"
-            and not peer.silent
-            and peer.id not in self.banned
-        ]
+        """See `Roll`."""
+        return self.roll.live(role)
 
-    def untrusted(self) -> set[PeerId]:
-        """Whose history is not followed: who is on probation here, or out for most of the others that train.
+    def called(self, peer: PeerId) -> str:
+        """See `Roll`."""
+        return self.roll.called(peer)
 
-        One accuser alone is not believed: it may be the liar.
-        """
-        trainers = [peer for peer in self.live() if peer.state.phase == "training"]
-        accusers = Counter(name for peer in trainers for name in set(peer.state.put_out) - {peer.id})
-        training = {peer.id for peer in trainers}
-        return self.banned.probation | {
-            name
-            for name, count in accusers.items()
-            if count >= LEAST_ACCUSERS and 2 * count > len(training - {name})
-        }
+    def unheard_s(self, peer: PeerId) -> float:
+        """For how much of this peer's waking time another one has said nothing; 0 where it is heard."""
+        return self.roll.unheard_s(peer, self.heartbeats.awake_s)
 
     def statuses(self) -> list[PeerStatus]:
         """All greeted peers and this one, by id."""
-        now = asyncio.get_running_loop().time()
-        own = Peer(
-            self._exchange.peer_id,
-            self.own_state(),
-            tuple(self._exchange.addresses),
-            greeted=True,
-            seen_at_s=now,
-        )
-        return sorted(
-            (
-                PeerStatus(
-                    peer=peer.id,
-                    role=peer.state.role,
-                    phase=peer.state.phase,
-                    inner_step=peer.state.inner_step,
-                    outer_steps=peer.state.outer_steps,
-                    heads=peer.state.heads,
-                    tokens_per_s=peer.state.tokens_per_s,
-                    shard=peer.state.shard,
-                    addresses=peer.addresses,
-                    seen_s_ago=now - peer.seen_at_s,
-                    name=peer.state.name,
-                    loss=peer.state.loss,
-                    links=self._links() if peer is own else peer.state.links,
-                    trouble=peer.state.trouble,
-                )
-                for peer in [own, *self.linked.values()]
-                if peer.greeted
-            ),
-            key=lambda status: status.peer,
-        )
+        now_s, me = asyncio.get_running_loop().time(), self._exchange
+        own = Peer(me.peer_id, self.own_state(), tuple(me.addresses), greeted=True, seen_at_s=now_s)
+        return self.roll.statuses(own, now_s)
 
     def dialing(self) -> bool:
         """Whether a link to a peer that was heard of is being made, or a greeting is on its way.
@@ -231,48 +179,21 @@ class Peers:
         They know it of each other, so in a large swarm nobody has to be told; whoever is not there yet hears
         of it with the next heartbeats.
         """
-        now_s, head, moved = asyncio.get_running_loop().time(), entry.hash, False
-        for voter in voters:
-            peer = self.linked.get(voter)
-            state = peer.state.with_entry(entry, head) if peer is not None and peer.greeted else None
-            if peer is not None and state is not None:
-                moved = True
-                peer.state, peer.reached_s = state, now_s
-                if peer.progress is not None:
-                    peer.progress.beat(now_s)
-        if moved:
-            self.version += 1
+        self.roll.reached(entry, voters, self.state.chains, asyncio.get_running_loop().time())
         if self.heartbeats.reach_all:
             self.announce()
 
     def _tell_state(self, peer: Peer) -> None:
         """Its chains only where the peer doesn't know them, by its latest answer."""
         state = self.own_state()
-        chains = peer.knows != state.position
+        chains = peer.knows != state.chains.position
         self.post(peer.id, Message("state", state.to_json(chains=chains)))
 
     def _show_links(self, observer: PeerId) -> None:
         """Tell an observer this peer's links and trouble, too, which is too much for each heartbeat."""
-        links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self._links()]
+        links: list[Json] = [[peer, round_trip_s] for peer, round_trip_s in self.roll.links()]
         more: dict[str, Json] = {"links": links, "trouble": self.state.trouble[:MAX_TROUBLE]}
         self.post(observer, Message("state", {**self.own_state().to_json(), **more}))
-
-    def _links(self) -> tuple[Link, ...]:
-        greeted = [peer for peer in self.linked.values() if peer.greeted and peer.state.role != "observer"]
-        return tuple((peer.id, peer.round_trip_s) for peer in greeted[:MAX_LINKS])
-
-    def called(self, peer: PeerId) -> str:
-        """A peer in a message: its name, if it has told one, and the end of its id."""
-        name = self.names.get(peer)
-        return f"{name} ({short(peer)})" if name else short(peer)
-
-    def _learn_name(self, peer: PeerId, name: str) -> None:
-        """Keep what a peer is called, also for when it is gone; of the latest that were met."""
-        if name and self.names.get(peer) != name:
-            self.names.pop(peer, None)
-            self.names[peer] = name
-            while len(self.names) > MAX_KNOWN:
-                self.names.pop(next(iter(self.names)))
 
     def post(self, peer: PeerId, message: Message) -> None:
         """Send a control message in the background; a broken link shows up as `on_peer_down`."""
@@ -291,6 +212,7 @@ class Peers:
             self._spawn(self._put_out(peer, reason))
             return
         self.linked[peer] = Peer(peer)
+        self.roll.version += 1
         self.heartbeats.meet(self.linked[peer], asyncio.get_running_loop().time())
         self._greet(peer)
 
@@ -368,16 +290,11 @@ class Peers:
 
     def on_peer_down(self, peer: PeerId) -> None:
         """A link broke; it will be dialled again for a while."""
-        entry = self.linked.pop(peer, None)
+        entry = self.roll.part(peer)
         if entry is not None:
             entry.settled.set()
             self._requests.on_peer_down(peer)
             self.heartbeats.part(peer)
-            if entry.greeted:
-                self._heard_awake_s.pop(peer, None)
-                self._heard_awake_s[peer] = entry.heard_awake_s
-                while len(self._heard_awake_s) > MAX_KNOWN:
-                    del self._heard_awake_s[next(iter(self._heard_awake_s))]
             self.known.lost(peer)
             self._changed()
 
@@ -407,7 +324,7 @@ class Peers:
         entry.settled.set()
         self._exchange.admit(peer)
         self.post(peer, Message("peers", {"peers": self.known.to_json()}))
-        self._learn_name(peer, state.name)
+        self.roll.learn_name(peer, state.name)
         if entry.state.role == "observer":
             self._show_links(peer)
         else:
@@ -446,6 +363,8 @@ class Peers:
         if state.phase == before.phase == "training" and now_s - entry.reached_s < self._heartbeat_s:
             state = state.not_behind(before)
         news = state.matters != before.matters
+        if state.chains == self.state.chains:
+            state = state.at(self.state.chains)
         moved = state.inner_step != before.inner_step or (state.outer_steps, state.phase) != (
             before.outer_steps,
             before.phase,
@@ -454,7 +373,7 @@ class Peers:
             entry.progress.beat(now_s)
             news, entry.stalled = news or entry.stalled, False
         entry.state = state
-        self._learn_name(peer, state.name)
+        self.roll.learn_name(peer, state.name)
         if state.phase == "leaving":
             self._take_goodbye(peer, state)
         elif self.departed.pop(peer, None) is not None:
@@ -572,11 +491,12 @@ class Peers:
     def listen(self) -> None:
         """Notice who has fallen silent, who makes no steps any more, and who may come back."""
         now = asyncio.get_running_loop().time()
-        self.version += 1
         for name in self.banned.expire(now):
             logger.warning("%s was out and may come back; nobody follows it before a round with it", name)
             self.known.pardon(name)
-        for peer in self.heartbeats.listen(now, self._exchange.traffic.from_peer):
+        fallen = self.heartbeats.listen(now, self._exchange.traffic.from_peer)
+        self.roll.version += 1
+        for peer in fallen:
             self._on_silent(peer.id, f"silent for {now - peer.seen_at_s:.1f} s")
             self._changed()
         self._on_change()  # time has passed, and a round that others wait for may need this peer

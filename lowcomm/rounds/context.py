@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from lowcomm.codecs.base import Codec
 from lowcomm.exchanges.base import Exchange
 from lowcomm.ledger.blobs import Blobs
-from lowcomm.ledger.mandate import Authority
+from lowcomm.ledger.mandate import Authority, Mandate
 from lowcomm.ledger.state import OuterState
 from lowcomm.peers.table import Peers
 from lowcomm.rounds.policy import RoundPolicy, Rules
 from lowcomm.rounds.promises import Promises
 from lowcomm.rounds.rates import Rates
 from lowcomm.rounds.values import Seen, Slot, View
-from lowcomm.types import PeerId
+from lowcomm.types import Digest, PeerId
 
 VIEW_S = 0.1
 """A view is as old as that at most."""
@@ -48,17 +48,21 @@ class Context:
     founders: tuple[PeerId, ...] = ()
     rates: Rates = field(default_factory=Rates)
     _viewed: tuple[tuple[int, str, int], View] | None = None
+    _slots: dict[int, tuple[tuple[Digest, tuple[PeerId, ...], Mandate | None], Slot]] = field(
+        default_factory=dict
+    )
 
     def view(self) -> View:
         """The swarm as it is now."""
         peers, me, now_s = self.peers, self.exchange.peer_id, asyncio.get_running_loop().time()
         seen = (peers.version, peers.state.phase, int(now_s / VIEW_S))
         if self._viewed is None or self._viewed[0] != seen:
-            members = {peer for slot in range(len(self.state.chains)) for peer in self.slot(slot).electorate}
+            live = {peer.id: Seen(peer.state, peer.stalled, peer.answered_s) for peer in peers.live()}
+            members = set[PeerId]().union(*(self.slot(f).electorate for f in range(len(self.state.chains))))
             view = View(
-                live={peer.id: Seen(peer.state, peer.stalled, peer.answered_s) for peer in peers.live()},
+                live=live,
                 phase=peers.state.phase,
-                unheard_s={peer: peers.unheard_s(peer) for peer in members - {me}} | {me: 0.0},
+                unheard_s={peer: peers.unheard_s(peer) for peer in members - live.keys() - {me}} | {me: 0.0},
                 goodbyes=dict(peers.departed),
                 banned=frozenset(peer for peer in peers.banned.names() if peer in peers.banned),
             )
@@ -79,10 +83,18 @@ class Context:
 
     def slot(self, fragment: int) -> Slot:
         """What a fragment's chain has to decide next."""
-        chain = self.state.chains[fragment]
-        last = chain.last
-        members = tuple(peer for peer, _ in last.participants) if last else self.founders
+        chain, known = self.state.chains[fragment], self._slots.get(fragment)
         mandate = self.authority.of(fragment, chain.outer_step, chain.head)
-        if mandate is not None:
-            members = mandate.members
-        return Slot(chain.outer_step + 1, chain.head, members, chain.total_tokens, mandate)
+        follows = (chain.head, self.founders, mandate)
+        if known is None or known[0] != follows:
+            last = chain.last
+            members = tuple(peer for peer, _ in last.participants) if last else self.founders
+            slot = Slot(
+                chain.outer_step + 1,
+                chain.head,
+                mandate.members if mandate else members,
+                chain.total_tokens,
+                mandate,
+            )
+            self._slots[fragment] = known = follows, slot
+        return known[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from lowcomm.ledger.chain import Standing
-from lowcomm.peers.peer import Peer
+from lowcomm.peers.peer import Chains, Peer
 from lowcomm.rounds.context import VIEW_S, Context
 from lowcomm.types import Digest, PeerId
 
@@ -44,10 +44,11 @@ class Following:
         return list(found[1])
 
     def _look(self, now_s: float) -> list[Peer]:
-        doubted = self._doubted() | self._context.peers.untrusted()
-        here = self._chain.standing
+        roll, here = self._context.peers.roll, self._chain.standing
+        apart = [peer for place, there in roll.places.items() if self._differs(place, here) for peer in there]
+        doubted = self._doubted() | roll.untrusted if apart else ()
         further: list[tuple[Standing, Peer]] = []
-        for peer in self._context.peers.live():
+        for peer in apart:
             standing = peer.state.standing(self._fragment)
             if standing is None or peer.id in doubted:
                 continue
@@ -57,6 +58,14 @@ class Following:
                 further.append((standing, peer))
         further.sort(key=lambda pair: (-pair[0].total_tokens, -pair[0].outer_step, pair[1].id))
         return [peer for _, peer in further]
+
+    def _differs(self, place: Chains, here: Standing) -> bool:
+        """Whether who is there may be further than this peer, or its history another one."""
+        standing = place.standing(self._fragment)
+        if standing is None:
+            return False
+        mine = self._chain.head_at(standing.outer_step)
+        return standing > here or (mine is not None and mine != place.heads[self._fragment])
 
     def is_led(self) -> bool:
         """Whether others have decided the next outer step, so that it is not to be decided here.

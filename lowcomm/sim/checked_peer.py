@@ -21,7 +21,7 @@ from lowcomm.ledger.certificate import (
 )
 from lowcomm.ledger.chain import Certified, parse_certified
 from lowcomm.ledger.entry import SUM_LENGTH, ContributionId, Entry, genesis_head, hash_bytes
-from lowcomm.peers.peer import State
+from lowcomm.peers.peer import Chains, State
 from lowcomm.rounds.claims import ClaimJudge
 from lowcomm.rounds.roster import Roster, parse_roster
 from lowcomm.rounds.values import (
@@ -112,7 +112,7 @@ class CheckedPeer:
         live = {}
         for peer in sorted(self.linked - self.silent):
             height, head, tokens = self.seen.get(peer, (0, self._genesis(), 0))
-            state = State(phase="training", outer_steps=(height,), heads=(head,), total_tokens=(tokens,))
+            state = State(phase="training", chains=Chains((height,), (head,), (tokens,)))
             live[peer] = Seen(state, answered_s=self.answered_s.get(peer, 0.0))
         unheard_s = {peer: now_s - since_s for peer, since_s in self.unheard_since_s.items()}
         return View(live, "training", {**unheard_s, self.me: 0.0}, {})

@@ -43,7 +43,7 @@ from lowcomm.ledger.mandate import Mandate, parse_mandate
 from lowcomm.ledger.pieces import check_manifest, make_manifest, name_of
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.peers.acquaintances import record_addresses
-from lowcomm.peers.peer import Peer, State, parse_state
+from lowcomm.peers.peer import Chains, Peer, State, parse_state
 from lowcomm.peers.table import PROTOCOL, Peers
 from lowcomm.peers.terms import Terms
 from lowcomm.recovery.donor import MAX_ENTRIES
@@ -78,9 +78,7 @@ READY = Ready(
     "A9",
 )
 STATE = State(
-    outer_steps=(1, 2),
-    heads=(HASH, HASH),
-    total_tokens=(64, 128),
+    chains=Chains((1, 2), (HASH, HASH), (64, 128)),
     checkpoints=(5,),
     put_out=(PeerId("bob"),),
     name="north-1",

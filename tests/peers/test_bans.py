@@ -160,7 +160,7 @@ def test_one_accuser_alone_is_not_believed(accusers: list[int], believed: bool) 
         await asyncio.sleep(20.0)
         peers = next(island for island in swarm.outcome.lives if island.number == 1).node.peers
         assert len(peers.live()) == count - 1
-        untrusted = peers.untrusted()
+        untrusted = peers.roll.untrusted
         await running
         return untrusted
 

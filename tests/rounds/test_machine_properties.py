@@ -10,7 +10,7 @@ from lowcomm.errors import ProtocolError
 from lowcomm.ledger.certificate import NO_BALLOT, Ballot, is_quorum
 from lowcomm.ledger.entry import ContributionId
 from lowcomm.ledger.mandate import Mandate
-from lowcomm.peers.peer import State
+from lowcomm.peers.peer import Chains, State
 from lowcomm.rounds.assembly import Assembly
 from lowcomm.rounds.claims import ClaimJudge, Limits
 from lowcomm.rounds.machine import RoundMachine
@@ -148,7 +148,7 @@ class Driven:
         self.do(("contribute", 1))
 
     def view(self):
-        state = State(phase="training", outer_steps=(0,), heads=(HEAD,), total_tokens=(0,))
+        state = State(phase="training", chains=Chains((0,), (HEAD,), (0,)))
         live = {peer: Seen(state, answered_s=self.now_s) for peer in self.live}
         return View(live, "training", {ME: 0.0}, {})
 
