@@ -34,6 +34,7 @@ LAYERS = (
     {"methods"},
     {"algorithms", "codecs", "models"},
     {"islands", "exchanges", "data"},
+    {"tasks"},
     {"config"},
     {"metrics", "storage"},
     {"ledger"},
@@ -46,7 +47,7 @@ LAYERS = (
     {"sim"},
     {"plan", "bench", "report", "chaos"},
     {"cli"},
-    {"__init__", "__main__"},
+    {"__init__", "__main__", "recipes"},
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
@@ -185,10 +186,14 @@ def test_clocks_are_read_in_clock_only() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    imported_as = {"scikit-learn": "sklearn"}
     extras = [
-        name for extra in ("deepspeed", "hf", "zstd") for name in project["optional-dependencies"][extra]
+        name
+        for extra in ("deepspeed", "digits", "hf", "zstd")
+        for name in project["optional-dependencies"][extra]
     ]
-    declared = {re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]}
+    names = [re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]]
+    declared = {imported_as.get(name, name) for name in names}
     used = {name.split(".")[0] for path in MODULES for _, name in imports(path)}
     assert used - sys.stdlib_module_names - {"lowcomm", "__future__"} <= declared
 

@@ -23,7 +23,7 @@ from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader
-from lowcomm.training.build import build_model, build_optimizers, build_text
+from lowcomm.training.build import build_model, build_optimizers, build_task
 from lowcomm.types import Json
 
 GIGA = 1e9
@@ -100,15 +100,9 @@ class CodecResults:
 
 def pseudo_gradients(config: Config, *, inner_steps: int, rounds: int) -> list[Tensor]:
     """The movements, anchor - local, of one island that trains alone: one 1-D fp32 tensor per round."""
-    text = build_text(config)
-    loader = Loader(
-        text.shard(0),
-        context=config.shared.model.context,
-        batch_size=config.train.batch_size,
-        seed=config.shared.seed,
-        name="shard 0",
-    )
-    model = build_model(config)
+    task = build_task(config)
+    loader = Loader(task.data().training(0), batch_size=config.train.batch_size)
+    model = build_model(config, task)
     optimizers = build_optimizers(config, model)
     found = []
     for _ in range(rounds):

@@ -32,7 +32,7 @@ from lowcomm.launching.islands import LaunchPlan
 from lowcomm.launching.session import train_together
 from lowcomm.metrics.factory import METRICS_FILE
 from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
-from lowcomm.training.build import build_model
+from lowcomm.training.build import build_model, build_task
 from lowcomm.types import Json
 
 UNLIKE = (("plain", 1), ("fsdp2", 2), ("deepspeed", 2))
@@ -232,7 +232,7 @@ def _run(bench: EngineBench, seed: int, engines: Sequence[tuple[str, int]]) -> E
             ),
             losses=tuple(_losses(lines[0], bench.outer_steps)),
             anchors=tuple(_anchors(plan.folder(0), bench)),
-            start=_flat(dict(build_model(config).named_parameters())),
+            start=_flat(dict(build_model(config, build_task(config)).named_parameters())),
         )
 
 

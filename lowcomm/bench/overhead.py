@@ -33,7 +33,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.training.build import build_island, build_model
+from lowcomm.training.build import build_island, build_model, build_task
 from lowcomm.types import Json
 
 SETTLING = 2
@@ -252,7 +252,9 @@ class _Step:
     """One inner step on a fixed batch: forward, backward, clip, optimizer."""
 
     def __init__(self, config: Config, clock: Clock) -> None:
-        self.island: Island = build_island(config, build_model(config), torch.device("cpu"))
+        self.island: Island = build_island(
+            config, build_model(config, build_task(config)), torch.device("cpu")
+        )
         shape = (config.train.batch_size, config.shared.model.context + 1)
         ids = torch.randint(
             VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int64, device="cpu"

@@ -32,21 +32,21 @@ from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import SpeedBench
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText
+from lowcomm.data.loader import Loader
 from lowcomm.errors import ExchangeError
 from lowcomm.islands.base import Island
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.tasks.base import Data, Task
 from lowcomm.training.build import (
     build_exchange,
     build_island,
     build_lr_schedule,
     build_model,
     build_outer_loop,
-    build_text,
+    build_task,
 )
-from lowcomm.training.evaluation import mean_loss
+from lowcomm.training.evaluation import LOSS, evaluate
 from lowcomm.types import Json, RoundReport
 
 CPU = torch.device("cpu")
@@ -301,8 +301,8 @@ def take_part(peer: Peer) -> None:
     settings = peer.settings
     config = load_config(None, settings["overrides"])
     torch.set_num_threads(1)
-    island = build_island(config, build_model(config), CPU)
-    text = build_text(config)
+    task = build_task(config)
+    island, data = build_island(config, build_model(config, task), CPU), task.data()
     with tempfile.TemporaryDirectory(prefix="lowcomm-speeds-") as folder:
         exchange = build_exchange(config, Path(folder) / "identity.key")
         outer = build_outer_loop(config, island, exchange, folder=None, clock=peer.clock)
@@ -310,9 +310,9 @@ def take_part(peer: Peer) -> None:
             peer.join(outer)
             peer.tell("joined")
             peer.hear()
-            work, wall_s = _train(peer, config, island, outer, text)
+            work, wall_s = _train(peer, config, island, outer, data)
             outer.finish()
-    losses = _evaluate(config, island, text, work.anchors)
+    losses = _evaluate(config, island, task, data, work.anchors)
     peer.tell(
         "round",
         wall_s=wall_s,
@@ -326,19 +326,12 @@ def take_part(peer: Peer) -> None:
     )
 
 
-def _train(
-    peer: Peer, config: Config, island: Island, outer: OuterLoop, text: ShardedText
-) -> tuple[_Work, float]:
+def _train(peer: Peer, config: Config, island: Island, outer: OuterLoop, data: Data) -> tuple[_Work, float]:
     """Until the swarm has trained `train.tokens`; what was done, and the seconds that it took."""
     settings, clock, work = peer.settings, peer.clock, _Work()
     clip_norm, step_s = config.shared.inner.clip_norm, float(settings["step_s"])
     schedule = build_lr_schedule(config)
-    loader = Loader(
-        text.shard(config.data.shard),
-        context=config.shared.model.context,
-        batch_size=config.train.batch_size,
-        seed=config.shared.seed,
-    )
+    loader = Loader(data.training(config.data.shard), batch_size=config.train.batch_size)
     began_s, in_interval = clock.monotonic_s(), 0
     while outer.swarm_committed < config.train.tokens:
         if _slows_now(settings, work, outer, in_interval):
@@ -386,7 +379,7 @@ def _round(report: RoundReport, at_s: float) -> dict[str, Json]:
 
 
 def _evaluate(
-    config: Config, island: Island, text: ShardedText, anchors: Sequence[dict[str, Tensor]]
+    config: Config, island: Island, task: Task, data: Data, anchors: Sequence[dict[str, Tensor]]
 ) -> list[float]:
     """The loss of each anchor on held-out text."""
     losses, parameters = [], dict(island.bare_model.named_parameters())
@@ -394,12 +387,6 @@ def _evaluate(
         with torch.no_grad():
             for name, values in anchor.items():
                 parameters[name].copy_(values)
-        batches = eval_batches(
-            text.holdout(),
-            context=config.shared.model.context,
-            num_windows=config.train.eval_windows,
-            batch_size=32,
-            name="the held-out text",
-        )
-        losses.append(mean_loss(island.bare_model, batches, CPU))
+        batches = data.evaluation(config.train.eval_windows, 32)
+        losses.append(evaluate(task, island.bare_model, batches, CPU)[LOSS])
     return losses

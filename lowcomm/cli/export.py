@@ -26,7 +26,7 @@ def add_parser(commands: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export one checkpoint's anchor."""
-    from lowcomm.storage.export import export
+    from lowcomm.training.export import export
 
     step = export(args.run_dir, args.out, step=args.step)
     print(f"lowcomm: the anchor at inner step {step:,} is in {args.out}", file=sys.stderr)

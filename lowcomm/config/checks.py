@@ -6,10 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
+from lowcomm import tasks
 from lowcomm.algorithms import outer_optimizers
 from lowcomm.arguments import RUN_ID
-from lowcomm.config.schema import Config, ExchangeConfig, OuterConfig
-from lowcomm.config.values import fail, show
+from lowcomm.config.schema import Config, ExchangeConfig, OuterConfig, TaskConfig
+from lowcomm.config.values import fail, is_table, show
 from lowcomm.names import NAME_RULE, is_name
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
@@ -33,6 +34,7 @@ def check(config: Config, source: str = "") -> None:
 
 def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _texts(config)
+    yield from _task(config.shared.task)
     yield from _model(config)
     yield from _shares(config)
     yield from _outer(config.shared.outer)
@@ -83,6 +85,21 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
     for path, text in needed.items():
         if not text.strip():
             yield path, "expected text that is not empty"
+
+
+def _task(task: TaskConfig) -> Iterator[tuple[str, str]]:
+    own = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", task.kind)
+    if not own and task.kind not in tasks.METHODS.names:
+        names = ", ".join(tasks.METHODS.names)
+        yield (
+            "shared.task.kind",
+            f'expected one of {names}, or a function of your own such as "mymodule:make_task", got '
+            f"{show(task.kind)}",
+        )
+    if own and task.model and not is_table(task.model):
+        yield "shared.task.model", f"expected a table of what {task.kind} takes, got {show(task.model)}"
+    if task.kind == "gpt" and task.model:
+        yield "shared.task.model", "expected nothing with kind = gpt, whose sizes stand in [shared.model]"
 
 
 def _model(config: Config) -> Iterator[tuple[str, str]]:

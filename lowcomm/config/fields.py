@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lowcomm.config.schema import Config
 
-Kind = Literal["bool", "int", "float", "text", "texts"]
+Kind = Literal["bool", "int", "float", "text", "texts", "table"]
 Value = bool | int | float | str | tuple[str, ...]
 
 
@@ -103,7 +103,7 @@ def _setting(field: dataclasses.Field[Any], annotation: Any, path: str) -> Setti
     choices = words or field.metadata["choices"] or ()
     return Setting(
         path=path,
-        kind=number or ("text" if choices else kinds[annotation]),
+        kind=number or ("table" if field.metadata["table"] else "text" if choices else kinds[annotation]),
         default=typing.cast(Value, field.default),
         doc=field.metadata["doc"],
         low=field.metadata["low"],

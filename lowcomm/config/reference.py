@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from lowcomm import codecs, exchanges
+from lowcomm import codecs, exchanges, tasks
 from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.config.fields import Setting, sections, settings
 from lowcomm.config.values import bounds, show
@@ -14,6 +14,7 @@ from lowcomm.data import formats
 from lowcomm.methods import Methods
 
 METHODS: dict[str, Methods[Any]] = {
+    "shared.task": tasks.METHODS,
     "shared.outer": outer_optimizers.METHODS,
     "shared.codec": codecs.METHODS,
     "shared.aggregation": aggregation.METHODS,
@@ -82,6 +83,7 @@ def _row(setting: Setting) -> str:
         "float": "number",
         "text": "text",
         "texts": "list of texts",
+        "table": "text or table",
     }
     value = ", ".join(f"`{choice}`" for choice in setting.choices)
     if setting.kind != "text" or not value:

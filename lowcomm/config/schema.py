@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lowcomm import codecs, exchanges
 from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.algorithms.learning_rate import SCHEDULES
+from lowcomm.tasks import METHODS as TASKS
 
 
 def setting(
@@ -23,16 +24,39 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     run_wide: bool = False,
+    table: bool = False,
 ) -> Any:
     """A field with its one line of documentation and its inclusive range or choices.
 
     Args:
         run_wide: all islands of a run must agree on it, although it stands outside of `[shared]`.
+        table: may be a table, too, which is kept as its canonical JSON.
     """
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "run_wide": run_wide}
+    metadata = {
+        "doc": doc,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "run_wide": run_wide,
+        "table": table,
+    }
     if isinstance(default, (list, dict)):
         raise TypeError("use a tuple")
     return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """What is trained."""
+
+    kind: str = setting(
+        "gpt",
+        f"{', '.join(TASKS.names)}, or module:function, which makes a task of your own and is looked for in "
+        "the recipe's folder first",
+    )
+    model: str = setting(
+        "", "a table of what a function of your own takes; gpt has [shared.model]", table=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +260,7 @@ class SharedConfig:
 
     run_id: str = setting("lowcomm", "name of the run, 1 to 64 of A-Z a-z 0-9 . _ -; other runs are refused")
     seed: int = setting(0, "seeds the initial weights and the order of the data", low=0, high=2**31 - 1)
+    task: TaskConfig = field(default_factory=TaskConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     inner: InnerConfig = field(default_factory=InnerConfig)
     outer: OuterConfig = field(default_factory=OuterConfig)
@@ -274,6 +299,11 @@ class TrainConfig:
         choices=("auto", "fp32", "bf16"),
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    task_folder: str = setting(
+        "",
+        "folder in which the module of shared.task.kind is looked for first; empty = that of the recipe, "
+        "which is noted here",
+    )
     threads: int = setting(0, "CPU threads of torch; 0 = leave as it is", low=0, high=4_096)
     log_every: int = setting(10, "inner steps between two metric lines", low=1)
     eval_every: int = setting(

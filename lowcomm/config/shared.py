@@ -13,6 +13,8 @@ from lowcomm.config.values import show
 from lowcomm.types import Digest, Json, SharedSettings
 
 LATER: dict[str, Json] = {
+    "shared.task.kind": "gpt",
+    "shared.task.model": "",
     "shared.data.same": True,
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,

@@ -69,6 +69,10 @@ def convert(value: object, setting: Setting, source: str) -> Value:
             guess = closest(value, setting.choices)
             hint = f"; did you mean {show(guess)}?" if guess else ""
             fail(source, setting.path, f"expected {expected(setting)}, got {show(value)}{hint}")
+        case "table" if isinstance(value, Mapping):
+            return table_text(value, setting, source)
+        case "table" if isinstance(value, str) and is_text(value):
+            return table_text(read_table(value), setting, source) if is_table(value) else value
         case "texts" if isinstance(value, (list, tuple)):
             if all(isinstance(item, str) and is_text(item) for item in value):
                 return tuple(value)
@@ -91,6 +95,7 @@ def expected(setting: Setting) -> str:
         "float": "a number",
         "text": "text in quotes",
         "texts": "a list of texts",
+        "table": "text in quotes, or a table of plain values",
     }[setting.kind]
     return " or ".join([f"{words} {bounds(setting)}".rstrip(), *map(show, setting.choices)])
 
@@ -117,6 +122,37 @@ def is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_table(value: str) -> bool:
+    """Whether the text of a setting stands for a table."""
+    return value.startswith("{")
+
+
+def read_table(value: str) -> dict[str, Any]:
+    """The table that `table_text` has made text of.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        found = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"expected a table as JSON, got {show(value)}: {error}") from error
+    assert isinstance(found, dict)
+    return found
+
+
+def table_text(table: Mapping[str, Any], setting: Setting, source: str) -> str:
+    """A table as canonical JSON: sorted keys, no blanks.
+
+    Raises:
+        ConfigError: it holds a date, or a number that is not finite.
+    """
+    try:
+        return json.dumps(table, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        fail(source, setting.path, f"expected {expected(setting)}: {error}")
 
 
 def unknown(path: str) -> str:

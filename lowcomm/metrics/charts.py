@@ -30,7 +30,8 @@ def charted(record: Record) -> dict[str, Json]:
         participants = record.get("participants")
         values["swarm/participants"] = len(participants) if isinstance(participants, (list, tuple)) else 0
     elif kind == "eval":
-        values = {"swarm/eval_loss": record.get("eval_loss"), "island/tokens": record.get("tokens")}
+        values = {f"swarm/{key}": value for key, value in record.items() if key.startswith("eval_")}
+        values["island/tokens"] = record.get("tokens")
     else:
         return {}
     values["inner_step"] = record.get("inner_step")

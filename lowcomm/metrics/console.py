@@ -113,8 +113,9 @@ def describe(record: Record, total: int, key: str = STEPS) -> str:
         return _round_line(record)
     if kind == "eval":
         return (
-            f"eval at step {int(_number(record, 'inner_step'))}: loss {_number(record, 'eval_loss'):.4f} nats"
-            f" after {int(_number(record, 'tokens')):,} tokens of this island"
+            f"eval at step {int(_number(record, 'inner_step'))}: loss {_number(record, 'eval_loss'):.4f}"
+            f" {record.get('unit', 'nats')}".rstrip()
+            + f"{_beside(record)} after {int(_number(record, 'tokens')):,} tokens of this island"
         )
     if kind == "start":
         how, saved = record.get("how"), record.get("resumed_from")
@@ -181,6 +182,12 @@ def _opening_lines(record: Record) -> list[str]:
         f" {record.get('precision')}, {record.get('engine')} with {ranks} rank{'s' if ranks > 1 else ''};"
         f" {_count(record, 'step_tokens')} tokens in an inner step of this island",
     ]
+
+
+def _beside(record: Record) -> str:
+    """What a task tells beside its loss: `, accuracy 0.9400`."""
+    found = {key.removeprefix("eval_"): record[key] for key in record if key.startswith("eval_")}
+    return "".join(f", {name} {value:.4f}" for name, value in found.items() if name != "loss")
 
 
 def _count(record: Record, key: str) -> str:

@@ -26,11 +26,14 @@ from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.config.shared import LATER
-from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.loader import Loader
+from lowcomm.data.samples import joined, map_batch
 from lowcomm.errors import ConfigError, LossError
-from lowcomm.training.build import build_lr_schedule, build_model, build_optimizers, build_text
+from lowcomm.tasks.base import Task
+from lowcomm.training.build import build_lr_schedule, build_model, build_optimizers, build_task
 from lowcomm.training.device import choose_device
-from lowcomm.training.evaluation import mean_loss
+from lowcomm.training.evaluation import LOSS, evaluate
+from lowcomm.training.inner_step import checked_loss
 from lowcomm.training.trainer import EVAL_BATCH
 from lowcomm.types import Json
 
@@ -71,7 +74,7 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
         "shared": {
             name: value
             for name, value in dataclasses.asdict(compared.shared).items()
-            if name in ("seed", "model")
+            if name in ("seed", "model") or (name == "task" and compared.shared.task.kind != "gpt")
         }
         | {
             "inner": inner,
@@ -122,46 +125,31 @@ def run_baseline(
     clock = clock if clock is not None else SystemClock()
     began_s = clock.monotonic_s()
     config = baseline_config(config, recipe)
-    text = build_text(config)
-    if islands > text.num_shards:
-        raise ConfigError(f"expected at most shared.data.shards = {text.num_shards} islands, got {islands}")
-    loaders = [
-        Loader(
-            text.shard(index),
-            context=config.shared.model.context,
-            batch_size=config.train.batch_size,
-            seed=config.shared.seed,
-            name=f"shard {index}",
-        )
-        for index in range(islands)
-    ]
+    task = build_task(config)
+    data = task.data()
+    if islands > data.num_shards:
+        raise ConfigError(f"expected at most shared.data.shards = {data.num_shards} islands, got {islands}")
+    size = config.train.batch_size
+    loaders = [Loader(data.training(index), batch_size=size) for index in range(islands)]
     device = choose_device(config.train.device)
     with _threads(threads or len(os.sched_getaffinity(0))):
-        model = build_model(config).to(device)
-        curve = _train(config, model, loaders, device, on_step)
-        holdout = text.holdout()
-        eval_loss = None
-        if len(holdout) > config.shared.model.context:
-            batches = eval_batches(
-                holdout,
-                context=config.shared.model.context,
-                num_windows=config.train.eval_windows,
-                batch_size=EVAL_BATCH,
-            )
-            eval_loss = mean_loss(model, batches, device)
+        model = build_model(config, task).to(device)
+        curve = _train(config, task, model, loaders, device, on_step)
+        found = evaluate(task, model, data.evaluation(config.train.eval_windows, EVAL_BATCH), device)
     return {
-        "eval_loss": eval_loss,
+        "eval_loss": found.get(LOSS),
         "tokens": sum(loader.tokens for loader in loaders),
         "train": [[tokens, loss] for tokens, loss in curve],
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "wall_s": clock.monotonic_s() - began_s,
         "python": platform.python_version(),
-        "text": text.digest,
+        "text": data.digest,
     }
 
 
 def _train(
     config: Config,
+    task: Task,
     model: nn.Module,
     loaders: list[Loader],
     device: torch.device,
@@ -183,11 +171,11 @@ def _train(
     for step in range(steps):
         set_lr(optimizers, schedule.factor(step, steps))
         for _ in range(config.train.grad_accumulation):
-            drawn = [loader.next_batch() for loader in loaders]
-            inputs, targets = (torch.cat(parts).to(device) for parts in zip(*drawn, strict=True))
+            batch = joined([loader.next_batch() for loader in loaders])
+            batch = map_batch(lambda tensor: tensor.to(device), batch)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                loss = model(inputs, targets) / config.train.grad_accumulation
-            loss.backward()
+                loss = checked_loss(task.loss(model, batch)) / config.train.grad_accumulation
+            torch.autograd.backward(loss)
             losses.append(loss.detach() * config.train.grad_accumulation)
         if inner.clip_norm > 0:
             nn.utils.clip_grad_norm_(model.parameters(), inner.clip_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lowcomm import codecs, exchanges
+from lowcomm import codecs, exchanges, tasks
 from lowcomm.algorithms import aggregation, outer_optimizers
 from lowcomm.algorithms.aggregation import Aggregation
 from lowcomm.algorithms.fragments import make_fragments
@@ -17,40 +18,49 @@ from lowcomm.algorithms.inner_optimizers import make_inner_optimizers
 from lowcomm.algorithms.learning_rate import LrSchedule
 from lowcomm.algorithms.outer_optimizers import OuterOptimizer
 from lowcomm.algorithms.schedule import Schedule
+from lowcomm.arguments import show
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.load import run_settings
 from lowcomm.config.schema import Config
-from lowcomm.data.shards import VOCAB_SIZE, ShardedText, load_text
+from lowcomm.config.values import read_table
+from lowcomm.errors import ModelError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.exchanges.swarm.access import Gate, read_token
 from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.checkpointing import checkpoint_blocks
 from lowcomm.ledger.state import OuterState
-from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.tasks.base import Task
+from lowcomm.tasks.own import make_own
+
+logger = logging.getLogger(__name__)
 
 
-def build_text(config: Config, *, say: bool = True) -> ShardedText:
-    """The text of the recipe, divided among the islands.
-
-    Args:
-        say: log what of the source is left out; one rank of an island is enough.
+def build_task(config: Config) -> Task:
+    """What the recipe trains; nothing of it is made or read yet.
 
     Raises:
-        DataError: it can't be read, or not be divided as asked.
+        ConfigError: a task of the user's own can't be imported or called, or is none.
+        ModelError: the sizes of the model don't fit together.
     """
-    return load_text(
-        config.data.source,
-        text_key=config.data.text_key,
-        shards=config.shared.data.shards if _is_divided(config) else 1,
-        holdout_fraction=config.shared.data.holdout_fraction,
-        seed=config.shared.seed,
-        say=say,
-    )
+    task, methods = config.shared.task, tasks.METHODS
+    offered: dict[str, Any] = {
+        "seed": config.shared.seed,
+        "source": config.data.source,
+        "text_key": config.data.text_key,
+        "shards": config.shared.data.shards if _is_divided(config) else 1,
+        "holdout_fraction": config.shared.data.holdout_fraction,
+    }
+    if task.kind not in methods.names:
+        settings = read_table(task.model) if task.model else {}
+        return make_own(task.kind, config.train.task_folder, offered, settings)
+    offered |= {"sizes": _fields(config.shared.model), "model": task.model}
+    wanted = methods.spec(task.kind).parameters
+    return methods.make(task.kind, {name: offered[name] for name in wanted if name in offered})
 
 
 def _is_divided(config: Config) -> bool:
@@ -58,14 +68,31 @@ def _is_divided(config: Config) -> bool:
     return config.shared.data.same or config.data.shard >= 0
 
 
-def build_model(config: Config) -> GPT:
-    """The GPT of the recipe, with weights from `shared.seed`: the same bits on every island."""
-    return GPT(model_shape(config), seed=config.shared.seed)
+def build_model(config: Config, task: Task) -> nn.Module:
+    """The task's model, with weights from `shared.seed`: the same bits on every island.
 
-
-def model_shape(config: Config) -> GPTShape:
-    """The sizes of the recipe's GPT."""
-    return GPTShape(vocab_size=VOCAB_SIZE, **_fields(config.shared.model))
+    Raises:
+        ModelError: it is no model, or has nothing to train.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.shared.seed)
+        model = task.make_model()
+    kind = f"shared.task.kind = {config.shared.task.kind}"
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{kind}: expected a torch.nn.Module from make_model, got {show(model)}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelError(
+            f"{kind}: expected a model with parameters to train, got none in {type(model).__name__}"
+        )
+    saved = model.state_dict().keys()
+    own = [name for name, buffer in model.named_buffers() if buffer.is_floating_point() and name in saved]
+    if own:
+        logger.warning(
+            "the model keeps numbers that islands don't exchange and no export holds (buffers: %s); they "
+            "differ from island to island: GroupNorm or LayerNorm has none, in place of BatchNorm",
+            ", ".join(own[:3]) + (", ..." if len(own) > 3 else ""),
+        )
+    return model
 
 
 def build_optimizers(config: Config, model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -212,7 +239,7 @@ def build_outer_loop(
 
 def build_outer_state(config: Config) -> OuterState:
     """The outer state that a run of this recipe begins with, for audits."""
-    model = build_model(config)
+    model = build_model(config, build_task(config))
     island = wrap_island(model, build_optimizers(config, model), engine="plain")
     schedule = build_schedule(config)
     fragments = make_fragments(island.layout, schedule.num_fragments, schedule.fragmenting)

@@ -25,13 +25,15 @@ import torch.distributed as dist
 
 from lowcomm.algorithms.outer_optimizers import slot_names
 from lowcomm.config.schema import Config
+from lowcomm.data.loader import Loader
 from lowcomm.errors import OutOfMemoryError, StorageError
 from lowcomm.host_memory import available_bytes, total_bytes
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import FP32_BYTES
 from lowcomm.metrics.console import human_bytes
 from lowcomm.storage.files import io_reason, write_atomically
-from lowcomm.training.build import autocast, build_island, build_model, build_outer_optimizer, model_shape
+from lowcomm.tasks.base import Data, Facts, Task
+from lowcomm.training.build import autocast, build_island, build_model, build_outer_optimizer
 from lowcomm.training.inner_step import inner_step
 from lowcomm.types import Json
 
@@ -135,22 +137,25 @@ def cut(config: Config, fit: Fit) -> Config:
     return replace(config, train=train, island=island)
 
 
-def check_host_memory(config: Config, device: torch.device, nodes: int = 1) -> None:
+def check_host_memory(config: Config, facts: Facts, device: torch.device, nodes: int = 1) -> None:
     """Refuse a model that this host can't hold, before the kernel ends the process for it without a word.
 
     Counted is only what certainly comes: the anchor and the outer optimizer's slots in fp32, and the weights
     where training is on the CPU.
 
     Args:
+        facts: of the task; without the number of its parameters nothing is refused.
         nodes: hosts of the island, among which its ranks divide the outer state.
 
     Raises:
         OutOfMemoryError: it needs more than this process can ever have.
     """
-    parameters, most = model_shape(config).parameters, total_bytes()
+    parameters, most = facts.parameters, total_bytes()
+    if parameters is None or most is None:
+        return
     state = FP32_BYTES * (1 + len(slot_names(build_outer_optimizer(config))))
     needed = parameters * state // nodes + (parameters * 4 if device.type == "cpu" else 0)
-    if most is not None and needed > most:
+    if needed > most:
         raise OutOfMemoryError(
             f"a model of {parameters:,} parameters needs at least {human_bytes(needed)} of the host's memory"
             f"{_have()}; use a smaller model, or a host with more memory"
@@ -179,11 +184,14 @@ def _have() -> str:
     return f"; this process can have {human_bytes(free)} now and {human_bytes(most)} at most"
 
 
-def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> Config:
+def fit_to_memory(
+    config: Config, task: Task, data: Data, device: torch.device, folder: Path | None
+) -> Config:
     """The configuration with batch size, accumulation and checkpointing that fit. Collective.
 
     Args:
         config: with `train.micro_batch` of any kind.
+        data: of the task; its first samples are what is tried.
         device: of this rank.
         folder: the run folder, on the lead rank; None on the others.
 
@@ -203,7 +211,7 @@ def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> 
         if notes is not None:
             notes.write(steps[number], fits=False)
         try:
-            failure = _attempt(cut(config, steps[number]), device)
+            failure = _attempt(cut(config, steps[number]), task, data, device)
         except KeyboardInterrupt:
             if notes is not None:
                 notes.forget()
@@ -211,8 +219,8 @@ def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> 
         if failure and _ranks() > 1 and config.island.engine in SHARDED:
             # the other ranks may be in the middle of a collective, and wait for this one there
             raise OutOfMemoryError(
-                f"{_words(steps[number])} did not fit into the memory of {device} ({failure}); start again "
-                "(torchrun does with --max-restarts) to try less"
+                f"{_words(steps[number], task.facts)} did not fit into the memory of {device} ({failure}); "
+                "start again (torchrun does with --max-restarts) to try less"
             )
         known = not _highest(int(bool(failure)), device)
         words = failure or words
@@ -221,7 +229,7 @@ def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> 
         if notes is not None:
             notes.forget()
         raise OutOfMemoryError(
-            f"train.micro_batch = auto: one window of {config.shared.model.context} tokens does not fit into "
+            f"train.micro_batch = auto: one {task.facts.sample}{_tokens(task.facts)} does not fit into "
             f"the memory of {device}, not even with activation checkpointing ({words}); use a smaller model "
             "or context, island.offload, or more ranks with island.engine = fsdp2"
         )
@@ -231,7 +239,7 @@ def fit_to_memory(config: Config, device: torch.device, folder: Path | None) -> 
 
 
 def out_of_memory(
-    asked: Config, used: Config, device: torch.device, error: BaseException
+    asked: Config, used: Config, facts: Facts, device: torch.device, error: BaseException
 ) -> OutOfMemoryError:
     """What to raise for an allocator's error in mid-run, remembered where the next start can do with less.
 
@@ -241,14 +249,14 @@ def out_of_memory(
     reason = first_line(error)
     if asked.train.micro_batch != "auto":
         return OutOfMemoryError(
-            f"{used.train.batch_size} windows in one forward pass do not fit into the memory of {device} "
-            f'({reason}); set train.micro_batch = "auto", or a smaller number there'
+            f"{facts.samples(used.train.batch_size)} in one forward pass do not fit into the memory of "
+            f'{device} ({reason}); set train.micro_batch = "auto", or a smaller number there'
         )
     fit = Fit(micro_batch=used.train.batch_size, checkpointing=used.island.activation_checkpointing)
     FitNotes(Path(asked.out), asked, device).write(fit, fits=False)
     return OutOfMemoryError(
-        f"{_words(fit)} do not fit into the memory of {device} any more ({reason}); start again to resume "
-        "with less"
+        f"{_words(fit, facts)} do not fit into the memory of {device} any more ({reason}); start again to "
+        "resume with less"
     )
 
 
@@ -257,19 +265,19 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _attempt(config: Config, device: torch.device) -> str:
+def _attempt(config: Config, task: Task, data: Data, device: torch.device) -> str:
     """Two inner steps on an island that is thrown away; what the allocator said, or nothing."""
-    windows, context = config.train.batch_size, config.shared.model.context
-    batch = torch.zeros(2, windows, context, dtype=torch.int64, device="cpu")
+    loader = Loader(data.training(0), batch_size=config.train.batch_size)
     island: Island | None = None
     try:
-        island = build_island(config, build_model(config), device)
+        island = build_island(config, build_model(config, task), device)
         # ranks that hold the whole model each need not meet in a trial that one of them may leave
         with contextlib.nullcontext() if config.island.engine in SHARDED else island.no_sync():
             for _ in range(2):  # gradients, then the optimizers' state are there from the second pass on
                 inner_step(
                     island,
-                    lambda: (batch[0], batch[1]),
+                    task,
+                    loader.next_batch,
                     micro_steps=min(2, config.train.grad_accumulation),
                     clip_norm=config.shared.inner.clip_norm,
                     autocast=autocast(config, device),
@@ -298,9 +306,13 @@ def _ladder(config: Config) -> list[Fit]:
     return list(ladder(windows, config.island.activation_checkpointing))
 
 
-def _words(fit: Fit) -> str:
+def _words(fit: Fit, facts: Facts) -> str:
     how = "with" if fit.checkpointing else "without"
-    return f"train.micro_batch = auto: {fit.micro_batch} windows {how} activation checkpointing"
+    return f"train.micro_batch = auto: {facts.samples(fit.micro_batch)} {how} activation checkpointing"
+
+
+def _tokens(facts: Facts) -> str:
+    return f" of {facts.sample_tokens} tokens" if facts.sample_tokens > 1 else ""
 
 
 def _ranks() -> int:

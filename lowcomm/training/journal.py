@@ -6,7 +6,7 @@ import collections
 import logging
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from lowcomm.clock import Clock
 from lowcomm.config.schema import Config
-from lowcomm.data.shards import VOCAB_SIZE
 from lowcomm.islands.base import Island
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.jsonl import read_lines
-from lowcomm.models.gpt import GPTShape, flops_per_token
 from lowcomm.outer.loop import OuterLoop
+from lowcomm.tasks.base import Facts
 from lowcomm.training.build import autocast
 from lowcomm.training.device import device_memory_bytes, device_peak_flops, host_memory_bytes
+from lowcomm.training.evaluation import LOSS
 from lowcomm.training.summary import (
     Counts,
     Summary,
@@ -44,17 +44,19 @@ class Journal:
     """Keeps the counts of one island and gives its records to the sinks; every rank has one.
 
     Args:
+        facts: of the task.
         began_s: when this process began, on `clock`.
         metrics: metrics.jsonl of earlier sessions, which may not exist; None on ranks that don't lead.
 
     Attributes:
         sinks: where the records go; none until they are opened.
-        eval_loss: of the newest evaluation.
+        eval_loss, eval_metrics: of the newest evaluation, and what was told beside the loss.
     """
 
     def __init__(
         self,
         config: Config,
+        facts: Facts,
         island: Island,
         outer: OuterLoop,
         *,
@@ -66,13 +68,13 @@ class Journal:
         self._clock, self._began_s = clock, began_s
         self.sinks = Fanout([])
         self.eval_loss: float | None = None
+        self.eval_metrics: dict[str, float] = {}
         self._evaluated: tuple[int, ...] | None = None
         self._counts, self._earlier = Counts(), Counts()
         self._last_losses: collections.deque[float] = collections.deque(maxlen=LAST_STEPS)
         self._logged = spent(read_lines(metrics)) if metrics is not None and metrics.exists() else Counts()
         self._earlier = resumed(self._earlier, self._logged)
-        shape = GPTShape(vocab_size=VOCAB_SIZE, **vars(config.shared.model))
-        self._token_flops = flops_per_token(shape, outer.parameters)
+        self._facts = facts
         peak = device_peak_flops(island.device) if autocast(config, island.device) else None
         self._peak_flops = None if peak is None else peak * island.world_size
 
@@ -120,7 +122,7 @@ class Journal:
         counts, loss = self.counts(), statistics.fmean(rank["loss"] for rank in by_rank)
         outer.show_loss(loss)
         used = [rank["device"] for rank in by_rank if rank["device"] is not None]
-        achieved = tokens_per_s * self._token_flops
+        flops, peak = self._facts.token_flops, self._peak_flops
         self.log(
             kind="train",
             inner_step=outer.inner_step,
@@ -132,7 +134,7 @@ class Journal:
             grad_norm=statistics.fmean(grad_norms),
             grad_norm_max=max(grad_norms),
             tokens_per_s=tokens_per_s,
-            mfu=None if self._peak_flops is None else achieved / self._peak_flops,
+            mfu=None if peak is None or flops is None else tokens_per_s * flops / peak,
             host_memory_bytes=max(rank["host"] for rank in by_rank),
             device_memory_bytes=max(used, default=None),
             peers=outer.num_peers,
@@ -160,10 +162,12 @@ class Journal:
         """Whether the anchor as it is now has been evaluated in this session; the same on all ranks."""
         return self._evaluated == self._outer.outer_steps
 
-    def evaluated(self, eval_loss: float) -> None:
-        """Log the loss of the anchor on held-out text."""
+    def evaluated(self, found: Mapping[str, float]) -> None:
+        """Log the means of the anchor on held-out samples; `loss` is one of them."""
         outer = self._outer
-        self.eval_loss, self._evaluated = eval_loss, outer.outer_steps
+        self.eval_loss, self._evaluated = found[LOSS], outer.outer_steps
+        self.eval_metrics = {name: value for name, value in found.items() if name != LOSS}
+        told: dict[str, Json] = {f"eval_{name}": value for name, value in found.items()}
         if outer.is_lead:
             self.log(
                 kind="eval",
@@ -171,7 +175,8 @@ class Journal:
                 outer_step=outer.outer_step,
                 tokens=outer.tokens_trained,
                 swarm_tokens=outer.swarm_committed,
-                eval_loss=eval_loss,
+                unit=self._facts.loss_unit,
+                **told,
                 bytes_sent=self.counts().bytes_sent,
             )
 
@@ -195,7 +200,7 @@ class Journal:
             first=first,
             last=last,
             evaluated=self.eval_loss,
-            uniform=math.log(VOCAB_SIZE),
+            blank=self._facts.blank_loss,
             inner_steps=outer.inner_step,
         )
         summary = Summary(
@@ -209,6 +214,7 @@ class Journal:
             tokens=outer.tokens_trained,
             swarm_tokens=outer.swarm_committed,
             eval_loss=self.eval_loss,
+            eval_metrics=self.eval_metrics,
             first_loss=first,
             last_loss=last,
             wan_bytes_sent=counts.bytes_sent,
@@ -234,8 +240,8 @@ class Journal:
         config, outer = self._config, self._outer
         if config.shared.schedule.mode == "fixed":
             return outer.inner_step
-        windows = config.train.batch_size * config.train.grad_accumulation * self._island.world_size
-        return round(outer.swarm_committed / (islands * windows * config.shared.model.context))
+        samples = config.train.batch_size * config.train.grad_accumulation * self._island.world_size
+        return round(outer.swarm_committed / (islands * samples * self._facts.sample_tokens))
 
     def _over_ranks(self, loss: float | None) -> float | None:
         """The mean of all ranks, which the lead knows; the own one elsewhere. Collective."""

@@ -6,19 +6,19 @@ import torch
 
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Loader
-from lowcomm.data.shards import ShardedText
 from lowcomm.errors import DataError
 from lowcomm.islands.base import Island
+from lowcomm.tasks.base import Data
 from lowcomm.training.build import autocast
 from lowcomm.types import Json
 
 
-def opening(config: Config, island: Island, text: ShardedText, loader: Loader) -> dict[str, Json]:
+def opening(config: Config, island: Island, data: Data, loader: Loader) -> dict[str, Json]:
     """The facts of the start line.
 
-    `documents`, `text_bytes`, `data_digest` and `left_out_files` are of the whole source; `epoch_tokens` of
-    what this island trains on and `all_epoch_tokens` of all shards; `step_tokens` of one inner step of all
-    ranks of the island.
+    `data_digest` and what the data itself tells (of text: `documents`, `text_bytes`, `left_out_files` and
+    `all_epoch_tokens`, those of all shards) are of the whole source; `epoch_tokens` of what this island
+    trains on; `step_tokens` of one inner step of all ranks of the island.
     """
     device = island.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -26,12 +26,9 @@ def opening(config: Config, island: Island, text: ShardedText, loader: Loader) -
     if engine == "auto":
         engine = "ddp" if island.world_size > 1 else "plain"
     return {
-        "documents": text.documents,
-        "text_bytes": text.total_bytes,
-        "data_digest": text.digest,
-        "left_out_files": text.left_out,
+        **data.facts,
+        "data_digest": data.digest,
         "epoch_tokens": loader.epoch_tokens,
-        "all_epoch_tokens": text.training_tokens,
         "parameters": sum(spec.elements for spec in island.layout),
         "device": name,
         "precision": "bf16" if autocast(config, device) else "fp32",
@@ -41,16 +38,16 @@ def opening(config: Config, island: Island, text: ShardedText, loader: Loader) -
     }
 
 
-def require_same_text(island: Island, text: ShardedText) -> None:
-    """Let no ranks of one island train on different texts. Collective in the island.
+def require_same_data(island: Island, data: Data) -> None:
+    """Let no ranks of one island train on different data. Collective in the island.
 
     Raises:
-        DataError: on every rank, if one has read other documents than the lead.
+        DataError: on every rank, if one has read other data than the lead.
     """
-    differs = text.digest != island.broadcast(text.digest if island.is_lead else None)
+    differs = data.digest != island.broadcast(data.digest if island.is_lead else None)
     if island.any_rank(differs):
         raise DataError(
-            f"data.source {text.source}: expected the same documents on all ranks of an island, rank "
-            f"{island.rank} has those of digest {text.digest[:12]}, {'unlike' if differs else 'like'} rank 0;"
+            f"data.source {data.source}: expected the same data on all ranks of an island, rank "
+            f"{island.rank} has that of digest {data.digest[:12]}, {'unlike' if differs else 'like'} rank 0;"
             " give every host of the island the same files"
         )

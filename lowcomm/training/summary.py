@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +29,8 @@ class Summary:
         mean_islands: see `mean_islands`.
         inner_steps, outer_steps, tokens: of this island.
         swarm_tokens: of all islands, as the ledger credits them.
-        eval_loss: of the anchor on held-out text, nats per token.
+        eval_loss: of the anchor on what is held out; of text in nats per token.
+        eval_metrics: what the task tells beside it, e.g. `accuracy`.
         first_loss, last_loss: training loss of the first inner step, and the mean of the last ones.
         data_parallel_bytes: see `data_parallel_bytes`.
         diverged: whether the loss ended clearly above where it began.
@@ -61,10 +62,11 @@ class Summary:
     parameters: int
     interrupted: bool
     diverged: bool
+    eval_metrics: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Json]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON; `eval_metrics` where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "eval_metrics" or value}
 
     @classmethod
     def read(cls, path: Path) -> Self | None:
@@ -106,7 +108,7 @@ class Counts:
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> Self:
         """What a checkpoint holds, perhaps another version's: counters that this one lacks are named."""
-        mine = {field.name for field in fields(cls)}
+        mine = {each.name for each in fields(cls)}
         if unknown := sorted(saved.keys() - mine):
             logger.warning("the checkpoint counts what this version does not: %s", ", ".join(unknown))
         return cls(**{name: value for name, value in saved.items() if name in mine})
@@ -189,7 +191,7 @@ def data_parallel_bytes(islands: float, parameters: int, inner_steps: int) -> in
 
 
 def has_diverged(
-    *, first: float | None, last: float | None, evaluated: float | None, uniform: float, inner_steps: int
+    *, first: float | None, last: float | None, evaluated: float | None, blank: float | None, inner_steps: int
 ) -> bool:
     """Whether a run's loss ended clearly above where it began.
 
@@ -199,7 +201,7 @@ def has_diverged(
     Args:
         first, last: see `Summary`; None = not known.
         evaluated: the loss of the anchor at the end; None = no held-out text.
-        uniform: the loss of a model that knows nothing, ln(vocabulary).
+        blank: the loss of a model that knows nothing, of text ln(vocabulary); None = not known.
         inner_steps: of the run; few of them must show more.
     """
     known = [loss for loss in (last, evaluated) if loss is not None]
@@ -210,7 +212,8 @@ def has_diverged(
         if not math.isfinite(loss):
             return True
         if inner_steps < SHORT_STEPS:
-            return loss > max(1.5 * first, first + 1, 1.1 * uniform)
-        return loss > first + 0.5 and (loss > 1.1 * uniform or loss > 1.5 * first + 0.5)
+            return loss > max(1.5 * first, first + 1, 1.1 * (blank or 0.0))
+        knows_less = blank is not None and loss > 1.1 * blank
+        return loss > first + 0.5 and (knows_less or loss > 1.5 * first + 0.5)
 
     return all(map(clearly_above, known))

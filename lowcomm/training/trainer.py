@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -23,8 +24,7 @@ from lowcomm.arguments import show
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader, eval_batches
-from lowcomm.data.shards import ShardedText
+from lowcomm.data.loader import Loader
 from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.interrupts import Interrupts
@@ -37,6 +37,7 @@ from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragmen
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
+from lowcomm.tasks.base import Data, Task
 from lowcomm.training.build import (
     autocast,
     build_exchange,
@@ -44,10 +45,10 @@ from lowcomm.training.build import (
     build_lr_schedule,
     build_model,
     build_outer_loop,
-    build_text,
+    build_task,
 )
 from lowcomm.training.device import choose_device
-from lowcomm.training.evaluation import mean_loss
+from lowcomm.training.evaluation import evaluate
 from lowcomm.training.fitting import (
     check_host_memory,
     fit_to_memory,
@@ -58,7 +59,7 @@ from lowcomm.training.fitting import (
 from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.training.inner_step import inner_step
 from lowcomm.training.journal import Journal, divergence
-from lowcomm.training.opening import opening, require_same_text
+from lowcomm.training.opening import opening, require_same_data
 from lowcomm.training.phases import JOINING, Phases
 from lowcomm.training.summary import SUMMARY_FILE, Counts, Summary
 from lowcomm.types import RoundReport
@@ -73,6 +74,7 @@ class Trainer:
 
     Args:
         config: see `lowcomm.config.load_config`.
+        task: instead of the one that the configuration names.
         exchange: instead of the one that the configuration names, e.g. a loopback exchange.
         phases: says what happens before the first step; on rank 0 only.
     """
@@ -84,13 +86,14 @@ class Trainer:
         exchange: Exchange | None = None,
         clock: Clock | None = None,
         phases: Phases | None = None,
+        task: Task | None = None,
     ) -> None:
         if not isinstance(config, Config):
             raise ArgumentError(
                 f"Trainer: config: expected what load_config('recipes/x.toml') gives, got {show(config)}"
             )
         self._asked = self._config = config
-        self._exchange = exchange
+        self._exchange, self._task = exchange, task or build_task(config)
         self._clock = clock or SystemClock()
         self._began_s = self._clock.monotonic_s()
         self._rank = int(os.environ.get("RANK", "0"))
@@ -119,9 +122,9 @@ class Trainer:
         if config.train.threads:
             torch.set_num_threads(config.train.threads)
         nodes = self._world_size // int(os.environ.get("LOCAL_WORLD_SIZE", self._world_size))
-        check_host_memory(config, self._device, nodes)
-        self._phases.begin("reading the text")
-        text = build_text(config, say=self._rank == 0)
+        check_host_memory(config, self._task.facts, self._device, nodes)
+        self._phases.begin("reading the data")
+        data = self._task.data(say=self._rank == 0)
         with contextlib.ExitStack() as stack:
             folder: RunFolder | None = None
             if self._rank == 0:
@@ -133,27 +136,29 @@ class Trainer:
                         version=__version__,
                     )
                 )
-                folder.check_data(text.digest)
+                folder.check_data(data.digest)
                 folder.write("config.toml", to_toml(config))
             if self._world_size > 1 or config.island.engine in ("fsdp2", "deepspeed"):
                 offloaded = (config.island.engine, config.island.offload) == ("fsdp2", "all")
                 stack.enter_context(process_group(self._device, offloaded=offloaded))
             stack.enter_context(self._interrupts)
-            return self._train(text, folder, stack)
+            return self._train(data, folder, stack)
 
     # -- the run -----------------------------------------------------------------------------------
 
-    def _train(self, text: ShardedText, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
+    def _train(self, data: Data, folder: RunFolder | None, stack: contextlib.ExitStack) -> Summary:
         self._phases.begin("building the model")
-        self._config = config = fit_to_memory(self._asked, self._device, folder.path if folder else None)
-        island = build_island(config, build_model(config), self._device)
-        require_same_text(island, text)
+        path = folder.path if folder else None
+        self._config = config = fit_to_memory(self._asked, self._task, data, self._device, path)
+        island = build_island(config, build_model(config, self._task), self._device)
+        require_same_data(island, data)
         if (diverged := self._diverged_before(island, folder)) is not None:
             return diverged
-        outer = self._open(island, text, folder)
+        outer = self._open(island, data, folder)
         stack.callback(outer.close)
         journal = Journal(
             config,
+            self._task.facts,
             island,
             outer,
             clock=self._clock,
@@ -173,10 +178,10 @@ class Trainer:
             loader_state = self._load(resumed_from, checkpoints, island, outer, journal)
         self._phases.begin("taking over the state")
         join = outer.join(over=self._is_over(outer))
-        loader = self._make_loader(text, join, loader_state)
-        run = _Run(island, outer, loader, checkpoints, text, journal)
+        loader = self._make_loader(data, join, loader_state)
+        run = _Run(island, outer, loader, checkpoints, data, journal)
         if folder is not None:
-            folder.note_data(text.digest)
+            folder.note_data(data.digest)
             journal.sinks = open_sinks(
                 config.metrics,
                 folder.path,
@@ -190,7 +195,7 @@ class Trainer:
         self._phases.now = "training"
         return self._work(run, folder)
 
-    def _open(self, island: Island, text: ShardedText, folder: RunFolder | None) -> OuterLoop:
+    def _open(self, island: Island, data: Data, folder: RunFolder | None) -> OuterLoop:
         """The outer loop, not started; with an exchange on the lead."""
         config, exchange = self._config, None
         if folder is not None:
@@ -202,7 +207,7 @@ class Trainer:
             exchange,
             folder=folder.path if folder else None,
             clock=self._clock,
-            data_digest=text.digest,
+            data_digest=data.digest,
         )
 
     def _load(
@@ -218,17 +223,13 @@ class Trainer:
             journal.resume(Counts.of(parts["counts"]))
             return self._take_rank(step, parts["ranks"])
 
-    def _make_loader(self, text: ShardedText, join: JoinReport, state: dict[str, Any] | None) -> Loader:
+    def _make_loader(self, data: Data, join: JoinReport, state: dict[str, Any] | None) -> Loader:
         """The island's data, from where it goes on."""
-        config = self._config
         loader = Loader(
-            text.shard(max(0, join.shard)),
-            context=config.shared.model.context,
-            batch_size=config.train.batch_size,
-            seed=config.shared.seed,
+            data.training(max(0, join.shard)),
+            batch_size=self._config.train.batch_size,
             rank=self._rank,
             world_size=self._world_size,
-            name=f"shard {join.shard}" if join.shard >= 0 else "the island's text",
         )
         if state is not None:
             loader.load_state_dict(state)
@@ -256,7 +257,7 @@ class Trainer:
             resumed_from=resumed_from,
             peers=list(join.peers),
             counts=asdict(run.journal.earlier),
-            **opening(config, run.island, run.text, run.loader),
+            **opening(config, run.island, run.data, run.loader),
         )
 
     def _work(self, run: _Run, folder: RunFolder | None) -> Summary:
@@ -295,21 +296,22 @@ class Trainer:
     def _take_rank(self, step: int, ranks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Take up this rank's random numbers; where the data goes on is the same on all ranks.
 
-        Any number of ranks goes on after the windows that were drawn by then: none is drawn twice or skipped.
+        Any number of ranks goes on after the samples that were drawn by then: none is drawn twice or skipped.
         """
         if self._rank < len(ranks):
             set_rng_state(ranks[self._rank]["rng"])
         else:
             seed_rng(self._config.shared.seed, step, self._rank)
         if len(ranks) != self._world_size and self._rank == 0:
-            train, context = self._config.train, self._config.shared.model.context
+            train, facts = self._config.train, self._task.facts
             logger.warning(
-                "inner step %d was saved by %d ranks and goes on with %d: the data goes on after the windows "
+                "inner step %d was saved by %d ranks and goes on with %d: the data goes on after the %ss "
                 "trained by then, an inner step takes %d tokens now, and new ranks draw new random numbers",
                 step,
                 len(ranks),
                 self._world_size,
-                train.batch_size * train.grad_accumulation * context * self._world_size,
+                facts.sample,
+                train.batch_size * train.grad_accumulation * facts.sample_tokens * self._world_size,
             )
         return dict(ranks[0]["loader"])
 
@@ -356,6 +358,7 @@ class Trainer:
         try:
             return inner_step(
                 run.island,
+                self._task,
                 run.loader.next_batch,
                 micro_steps=config.train.grad_accumulation,
                 clip_norm=inner.clip_norm,
@@ -363,7 +366,7 @@ class Trainer:
             )
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise out_of_memory(self._asked, config, self._device, error) from error
+                raise out_of_memory(self._asked, config, self._task.facts, self._device, error) from error
             raise
 
     def _check_finite(self, run: _Run, losses: list[Tensor]) -> None:
@@ -385,23 +388,18 @@ class Trainer:
             self._evaluate(run)
 
     def _evaluate(self, run: _Run) -> None:
-        """The anchor's loss on held-out text, once for each anchor; the same windows on every island."""
+        """The anchor on what is held out, once for each anchor; the same samples on every island."""
         if run.journal.is_evaluated():
             return
-        holdout = run.text.holdout()
-        train, context = self._config.train, self._config.shared.model.context
-        if len(holdout) <= context:
+        train = self._config.train
+        size = min(EVAL_BATCH, train.batch_size) if train.micro_batch == "auto" else EVAL_BATCH
+        batches = iter(run.data.evaluation(train.eval_windows, size))
+        if (first := next(batches, None)) is None:
             return
-        batches = eval_batches(
-            holdout,
-            context=context,
-            num_windows=train.eval_windows,
-            batch_size=min(EVAL_BATCH, train.batch_size) if train.micro_batch == "auto" else EVAL_BATCH,
-            name="the held-out text",
-        )
         with run.outer.anchor_weights():
-            loss = mean_loss(run.island.bare_model, batches, self._device)
-        run.journal.evaluated(loss)
+            batches = itertools.chain([first], batches)
+            found = evaluate(self._task, run.island.bare_model, batches, self._device)
+        run.journal.evaluated(found)
 
     # -- saving and telling --------------------------------------------------------------------------
 
@@ -454,5 +452,5 @@ class _Run:
     outer: OuterLoop
     loader: Loader
     checkpoints: Checkpoints
-    text: ShardedText
+    data: Data
     journal: Journal

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lowcomm.data.loader import Loader, eval_batches
+from lowcomm.data.loader import Loader
+from lowcomm.data.samples import Windows, eval_batches
 from lowcomm.errors import DataError
 
 CONTEXT = 8
@@ -20,7 +21,8 @@ def text(size: int) -> NDArray[np.uint8]:
 
 
 def loader(size: int = 1_000, *, rank: int = 0, world_size: int = 1, seed: int = 0, batch: int = 4) -> Loader:
-    return Loader(text(size), context=CONTEXT, batch_size=batch, seed=seed, rank=rank, world_size=world_size)
+    windows = Windows(text(size), context=CONTEXT, seed=seed)
+    return Loader(windows, batch_size=batch, rank=rank, world_size=world_size)
 
 
 def draw(stream: Loader, batches: int) -> list[list[int]]:
@@ -41,7 +43,7 @@ def test_batches_are_int64_windows_and_the_next_tokens() -> None:
 
 def test_an_epoch_predicts_every_token_once() -> None:
     numbers = np.arange(255, dtype=np.uint8)
-    stream = Loader(numbers, context=CONTEXT, batch_size=1, seed=1)
+    stream = Loader(Windows(numbers, context=CONTEXT, seed=1), batch_size=1)
     predicted: Counter[int] = Counter()
     while stream.epoch == 0:
         predicted.update(stream.next_batch()[1].flatten().tolist())
@@ -106,7 +108,7 @@ def test_skip_equals_drawing(batches: int, start: int) -> None:
 
 @pytest.mark.parametrize("tokens", [-CONTEXT, 1, CONTEXT + 1])
 def test_skip_takes_whole_windows_only(tokens: int) -> None:
-    with pytest.raises(DataError, match="expected whole windows of 8 tokens"):
+    with pytest.raises(DataError, match="expected whole samples of 8 tokens"):
         loader().skip(tokens)
 
 
@@ -115,7 +117,7 @@ def test_skip_takes_whole_windows_only(tokens: int) -> None:
     [
         (loader(999), "text_digest"),
         (loader(seed=1), "seed"),
-        (Loader(text(1_000), context=9, batch_size=4, seed=0), "context"),
+        (Loader(Windows(text(1_000), context=9, seed=0), batch_size=4), "context"),
     ],
     ids=["text", "seed", "context"],
 )
@@ -136,7 +138,7 @@ def test_seed_decides_the_order() -> None:
 @pytest.mark.parametrize("size", [0, CONTEXT])
 def test_too_little_text(size: int) -> None:
     with pytest.raises(DataError, match=rf"shard 3: expected at least 9 bytes of text.*got {size};"):
-        Loader(text(size), context=CONTEXT, batch_size=1, seed=0, name="shard 3")
+        Windows(text(size), context=CONTEXT, seed=0, name="shard 3")
     with pytest.raises(DataError, match=f"the held-out text: .*got {size};"):
         eval_batches(text(size), context=CONTEXT, num_windows=1, batch_size=1)
 

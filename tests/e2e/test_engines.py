@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from lowcomm.cli.main import main
-from lowcomm.storage.export import WEIGHTS, export
+from lowcomm.tasks.weights import WEIGHTS
+from lowcomm.training.export import export
 from tests.e2e.runs import DEADLINE_S, ROOT, SMALL, lines
 from tests.e2e.test_deaths import wait_for
 

@@ -22,7 +22,7 @@ from lowcomm.islands import wrap_island
 from lowcomm.islands.base import Island
 from lowcomm.islands.deepspeed_zero import initialize, recipe_config
 from lowcomm.islands.fsdp2 import shard
-from lowcomm.training.opening import require_same_text
+from lowcomm.training.opening import require_same_data
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 250
@@ -228,7 +228,7 @@ def task_texts(rank: int, folder: Path, engine: str) -> dict[str, Any]:
         source.write_text(word)
         text = load_text(str(source), shards=1, holdout_fraction=0.0, seed=0)
         try:
-            require_same_text(island, text)
+            require_same_data(island, text)
             said.append("")
         except DataError as error:
             said.append(str(error))

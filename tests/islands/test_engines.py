@@ -82,7 +82,7 @@ def test_collectives_give_all_ranks_the_leads_values(ranks: Ranks) -> None:
 def test_ranks_that_have_read_other_texts_all_stop(ranks: Ranks) -> None:
     (first, other), (second, others) = (rank["texts"]["said"] for rank in ranks)
     assert first == second == ""
-    assert "expected the same documents on all ranks of an island, rank 0 has those of digest" in other
+    assert "expected the same data on all ranks of an island, rank 0 has that of digest" in other
     assert ", unlike rank 0; give every host of the island the same files" in others
 
 

@@ -16,6 +16,7 @@ from lowcomm.algorithms.outer_optimizers import OuterOptimizer, slot_names
 from lowcomm.cli.main import main
 from lowcomm.config.load import load_config
 from lowcomm.errors import ArgumentError, CheckpointError, ConfigError, JoinRefusedError, OutOfMemoryError
+from lowcomm.training.build import build_task
 from lowcomm.training.fitting import check_host_memory
 from tests.outer.swarm import Result, Swarm, batch, in_parallel, make_model, train_step
 from tests.outer.test_resume import train_part
@@ -179,15 +180,16 @@ def test_memory_is_counted_by_slots(name: str, bytes_of: int, monkeypatch: pytes
     optimizer = METHODS[name]
     assert 4 * (1 + len(slot_names(optimizer))) == bytes_of
     config = load_config(None, [f"shared.outer.name={name}"])
+    facts = build_task(config).facts
     monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: 0)
     with pytest.raises(OutOfMemoryError, match="needs at least") as caught:
-        check_host_memory(config, torch.device("cuda"))
+        check_host_memory(config, facts, torch.device("cuda"))
     parameters = int(str(caught.value).split()[3].replace(",", ""))
     monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: parameters * bytes_of)
-    check_host_memory(config, torch.device("cuda"))
+    check_host_memory(config, facts, torch.device("cuda"))
     monkeypatch.setattr("lowcomm.training.fitting.total_bytes", lambda: parameters * bytes_of - 1)
     with pytest.raises(OutOfMemoryError):
-        check_host_memory(config, torch.device("cuda"))
+        check_host_memory(config, facts, torch.device("cuda"))
 
 
 class Custom:

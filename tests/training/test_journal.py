@@ -150,7 +150,7 @@ UNIFORM = math.log(256)
     ],
 )
 def test_what_counts_as_diverged(first, last, evaluated, steps, diverged):
-    found = has_diverged(first=first, last=last, evaluated=evaluated, uniform=UNIFORM, inner_steps=steps)
+    found = has_diverged(first=first, last=last, evaluated=evaluated, blank=UNIFORM, inner_steps=steps)
     assert found is diverged
 
 

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, OutOfMemoryError, StorageError
+from lowcomm.tasks.base import Facts
+from lowcomm.training.build import build_task
 from lowcomm.training.fitting import (
     FILE,
     Fit,
@@ -29,6 +32,12 @@ from tests.training.islands import losses, make_config
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 PLENTY = 0
+FACTS = Facts(sample="window", sample_tokens=16)
+
+
+def fitted(config: Config, device: torch.device, folder: Path | None) -> Config:
+    task = build_task(config)
+    return fit_to_memory(config, task, task.data(), device, folder)
 
 
 def train(folder: Path, mib: int, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -113,37 +122,37 @@ def test_a_trial_that_took_the_process_with_it_is_known_at_the_next_start(tmp_pa
         tmp_path, "train.batch_size=4", "train.grad_accumulation=2", "train.micro_batch=auto"
     )
     FitNotes(tmp_path, config, CPU).write(Fit(micro_batch=8, checkpointing=False), fits=False)
-    found = fit_to_memory(config, CPU, tmp_path)
+    found = fitted(config, CPU, tmp_path)
     assert (found.train.batch_size, found.train.grad_accumulation) == (4, 2)
     assert found.island.activation_checkpointing is False
     # what fits is not tried again, also where more would
     FitNotes(tmp_path, config, CPU).write(Fit(micro_batch=1, checkpointing=True), fits=True)
-    found = fit_to_memory(config, CPU, tmp_path)
+    found = fitted(config, CPU, tmp_path)
     assert (found.train.batch_size, found.train.grad_accumulation) == (1, 8)
     assert found.island.activation_checkpointing is True
     # of no use to an island that is set up otherwise
     other = replace(config, train=replace(config.train, grad_accumulation=1))
-    assert fit_to_memory(other, CPU, tmp_path).train.batch_size == 4
+    assert fitted(other, CPU, tmp_path).train.batch_size == 4
     # after the last one has failed, too, all begins anew
     FitNotes(tmp_path, config, CPU).write(Fit(micro_batch=1, checkpointing=True), fits=False)
     with pytest.raises(OutOfMemoryError, match="as tried before"):
-        fit_to_memory(config, CPU, tmp_path)
-    assert fit_to_memory(config, CPU, tmp_path).train.batch_size == 8
+        fitted(config, CPU, tmp_path)
+    assert fitted(config, CPU, tmp_path).train.batch_size == 8
 
 
 def test_out_of_memory_in_mid_run_is_remembered(tmp_path: Path) -> None:
     config = replace(make_config(tmp_path, "train.batch_size=4", "train.micro_batch=auto"), out=str(tmp_path))
-    used = fit_to_memory(config, CPU, tmp_path)
+    used = fitted(config, CPU, tmp_path)
     assert used.train.batch_size == 4
-    error = out_of_memory(config, used, CPU, torch.OutOfMemoryError("CUDA out of memory.\nTried ..."))
+    error = out_of_memory(config, used, FACTS, CPU, torch.OutOfMemoryError("CUDA out of memory.\nTried ..."))
     assert "4 windows without activation checkpointing do not fit" in str(error)
     assert "\n" not in str(error)
-    assert fit_to_memory(config, CPU, tmp_path).train.batch_size == 2
+    assert fitted(config, CPU, tmp_path).train.batch_size == 2
 
 
 def test_a_number_cuts_the_same_windows(tmp_path: Path) -> None:
     config = make_config(tmp_path, "train.batch_size=4", "train.grad_accumulation=3", "train.micro_batch=6")
-    found = fit_to_memory(config, CPU, None)
+    found = fitted(config, CPU, None)
     assert (found.train.batch_size, found.train.grad_accumulation) == (6, 2)
     with pytest.raises(
         ConfigError, match=r"train\.micro_batch: expected a divisor of the 12 windows .* got 5"
@@ -155,7 +164,7 @@ def test_a_damaged_note_is_said(tmp_path: Path) -> None:
     config = make_config(tmp_path, "train.micro_batch=auto")
     (tmp_path / FILE).write_text("{")
     with pytest.raises(StorageError, match="remove it to try anew"):
-        fit_to_memory(config, CPU, tmp_path)
+        fitted(config, CPU, tmp_path)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
@@ -183,5 +192,5 @@ def test_a_model_that_no_host_holds_is_refused_before_it_is_built(tmp_path: Path
     with pytest.raises(
         OutOfMemoryError, match=r"parameters needs at least [\d.]+ TB of the host's memory; this"
     ):
-        check_host_memory(config, CPU)
-    check_host_memory(make_config(tmp_path), CPU)
+        check_host_memory(config, build_task(config).facts, CPU)
+    check_host_memory(config, build_task(make_config(tmp_path)).facts, CPU)

@@ -125,8 +125,8 @@ class Failing(GPT):
 def test_a_loss_that_is_not_finite_stops_and_harms_no_checkpoint(tmp_path, monkeypatch):
     config = make_config(tmp_path)
 
-    def failing(config):
-        model = build_model(config)
+    def failing(config, task):
+        model = build_model(config, task)
         model.__class__ = Failing
         return model
 

@@ -11,7 +11,7 @@ from lowcomm.config.schema import Config
 from lowcomm.errors import CheckpointError, StorageError
 from lowcomm.models.gpt import GPT, GPTShape
 from lowcomm.storage.checkpoint import Checkpoints
-from lowcomm.storage.export import export
+from lowcomm.training.export import export
 
 SIZES = {"dim": 32, "layers": 2, "heads": 4, "ffn_dim": 48, "context": 64}
 

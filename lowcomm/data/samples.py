@@ -1,0 +1,213 @@
+"""Samples by number: what a stream of batches is drawn from.
+
+Which samples make a batch, and in which order, is a function of the data and the seed alone, the same on any
+machine; so a stream is resumed by a number, and ranks draw in step without a word between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from blake3 import blake3
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowcomm.data.order import permutation, random_below
+from lowcomm.errors import DataError
+
+Batch = Any
+"""Tensors, or tuples, lists and dicts of them; the first dimension of each is that of the samples."""
+
+
+class Samples(Protocol):
+    """What one island trains on.
+
+    Attributes:
+        name: what errors call it.
+        sample_tokens: what one sample counts, where tokens are counted.
+        tokens: of an epoch.
+        identity: what has to be as it was when a stream goes on, such as a digest and the seed; plain values.
+        repeats: whether a batch larger than an epoch may be made of several: where they are cut otherwise.
+    """
+
+    name: str
+    sample_tokens: int
+    tokens: int
+    identity: Mapping[str, Any]
+    repeats: bool
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(samples,) the places of an epoch's samples, in the order in which they are drawn; at least one."""
+        ...
+
+    def batch(self, places: NDArray[np.int64]) -> Batch:
+        """The samples at these places, on the host."""
+        ...
+
+
+class Windows:
+    """Windows of text. In each epoch it is cut, from a random offset on, into windows of context + 1 tokens
+    that overlap by one, so that every token is predicted once; a batch is inputs and targets, each (batch,
+    context) int64, targets being the inputs one token later.
+
+    Args:
+        text: (tokens,) of the island's shard.
+        context: tokens in a window.
+        seed: of offsets and orders.
+
+    Raises:
+        DataError: the text is too short for one window.
+    """  # fmt: skip
+
+    repeats = True
+
+    def __init__(
+        self, text: NDArray[np.uint8], *, context: int, seed: int, name: str = "the island's shard"
+    ) -> None:
+        _require_window(text, context, name)
+        self.name, self.sample_tokens, self.tokens = name, context, len(text)
+        digest = blake3(np.ascontiguousarray(text).data).hexdigest()
+        self.identity: Mapping[str, Any] = {"seed": seed, "context": context, "text_digest": digest}
+        self._text, self._seed = text, seed
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        context = self.sample_tokens
+        # shifting by up to a window makes the cuts fall elsewhere in each epoch
+        offset = random_below(min(context, self.tokens - context), "offset", self._seed, epoch)
+        count = (self.tokens - offset - 1) // context
+        return offset + context * permutation(count, "windows", self._seed, epoch)
+
+    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        return _cut(self._text, places, self.sample_tokens)
+
+
+def eval_batches(
+    text: NDArray[np.uint8],
+    *,
+    context: int,
+    num_windows: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    name: str = "the held-out text",
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Fixed windows, evenly spread over the text and not overlapping; always the same ones.
+
+    Args:
+        text: (tokens,) that nobody trains on.
+        context: tokens in a window.
+        num_windows: how many in all; fewer where the text is short.
+        batch_size: windows in a batch; the last one may be smaller.
+        rank, world_size: ranks share the windows, each takes every `world_size`-th.
+        name: what errors call the text.
+
+    Raises:
+        DataError: the text is too short for one window; raised before the first batch is drawn.
+    """
+    _require_window(text, context, name)
+    room = (len(text) - 1) // context
+    count = min(num_windows, room)
+    starts = context * (np.arange(count, dtype=np.int64) * room // count)[rank::world_size]
+    return (_cut(text, starts[i : i + batch_size], context) for i in range(0, len(starts), batch_size))
+
+
+class Rows:
+    """Rows of tensors, each row one sample, in a random order in each epoch.
+
+    Args:
+        tensors: with equal first dimensions; a batch is a tuple of them.
+        places: (rows,) of those that are drawn, of all rows.
+        seed: of the orders.
+        sample_tokens: what a row counts, where tokens are counted.
+
+    Raises:
+        DataError: there are no rows.
+    """
+
+    repeats = False
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        places: NDArray[np.int64],
+        *,
+        seed: int,
+        sample_tokens: int = 1,
+        name: str = "the island's samples",
+    ) -> None:
+        if not len(places):
+            raise DataError(f"{name}: expected at least one sample, got none")
+        self.name, self.sample_tokens, self.tokens = name, sample_tokens, len(places) * sample_tokens
+        self.identity: Mapping[str, Any] = {"seed": seed, "digest": digest_of(t[places] for t in tensors)}
+        self._tensors, self._places, self._seed = tuple(tensors), places, seed
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        return self._places[permutation(len(self._places), "rows", self._seed, epoch)]
+
+    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        rows = torch.from_numpy(places)
+        return tuple(tensor[rows] for tensor in self._tensors)
+
+
+def digest_of(tensors: Iterator[Tensor]) -> str:
+    """The blake3 hash of types, shapes and bytes."""
+    found = blake3()
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def map_batch(change: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with each of its tensors changed."""
+    if isinstance(batch, Tensor):
+        return change(batch)
+    if isinstance(batch, Mapping):
+        return {name: map_batch(change, part) for name, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(map_batch(change, part) for part in batch)
+    return batch
+
+
+def tensors_of(batch: Batch) -> Iterator[Tensor]:
+    """All tensors of a batch."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_of(part)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of the samples of several, in their order."""
+    parts = [iter(list(tensors_of(batch))) for batch in batches]
+    return map_batch(lambda _: torch.cat([next(part) for part in parts]), batches[0])
+
+
+def count_samples(batch: Batch) -> int:
+    """How many samples a batch has.
+
+    Raises:
+        DataError: it has no tensor.
+    """
+    for tensor in tensors_of(batch):
+        return len(tensor)
+    raise DataError(f"expected a batch of tensors, got {type(batch).__name__} without one")
+
+
+def _cut(text: NDArray[np.uint8], starts: NDArray[np.int64], context: int) -> tuple[Tensor, Tensor]:
+    windows = text[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    inputs, targets = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+    return torch.from_numpy(inputs), torch.from_numpy(targets)
+
+
+def _require_window(text: NDArray[np.uint8], context: int, name: str) -> None:
+    if len(text) <= context:
+        raise DataError(
+            f"{name}: expected at least {context + 1} bytes of text, one window of shared.model.context = "
+            f"{context} and the byte after it, got {len(text)}; give more text, or fewer shards, or a "
+            "shorter context"
+        )
