@@ -19,6 +19,7 @@ CONTRACTS = {
     "heavy_ball": "tests/algorithms/test_outer_optimizers.py",
     "sign_election": "tests/algorithms/test_aggregation.py",
     "file_group": "tests/exchanges/test_contract.py",
+    "bigram": "tests/tasks/test_contract.py",
     "csv_rows": "tests/data/test_formats.py",
 }
 """The methods that the page adds, and the tests that have to take them."""
