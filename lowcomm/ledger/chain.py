@@ -73,8 +73,7 @@ class Chain:
         self.head = entry.hash
         self.last, self.certificate = certified
         self._heads[self.outer_step] = self.head, certified
-        if len(self._heads) > KEPT_HEADS:
-            self._heads.popitem(last=False)
+        self._trim()
         if update is None:
             self._kept.clear()
             return
@@ -104,28 +103,52 @@ class Chain:
             self._kept.popitem(last=False)
 
     def restart_at(
-        self, outer_step: int, head: Digest, tip: Certified | None, known: Sequence[Certified] = ()
-    ) -> None:
+        self, outer_step: int, head: Digest, tip: Certified | None, path: Sequence[Certified] = ()
+    ) -> list[Certified] | None:
         """Continue from a snapshot or a checkpoint, without the updates of what led to it.
 
         Args:
-            known: the entries from one that follows an entry of this history on; so who takes this state over
-                in turn is told what led to it, as far as that is known.
+            path: the entries that lead there from an entry of this history; so who takes this state over in
+                turn is told what led to it. Empty where they aren't known, or it is of this history.
+
+        Returns:
+            The entries of this history that are left with that; None where it isn't known which.
         """
+        common = path[0].entry.outer_step - 1 if path else outer_step
+        known = self.head_at(common) == (path[0].entry.previous if path else head)
+        known = known and (not path or path[-1].entry.hash == head)
+        left = [kept for step, (_, kept) in self._heads.items() if known and step > common]
         heads = OrderedDict[int, tuple[Digest, Certified | None]]()
-        if known and self.head_at(known[0].entry.outer_step - 1) == known[0].entry.previous:
-            first = known[0].entry.outer_step
-            heads.update((step, kept) for step, kept in self._heads.items() if step < first)
-            heads.update((one.entry.outer_step, (one.entry.hash, one)) for one in known)
-        if heads.get(outer_step, (None,))[0] != head:
-            heads = OrderedDict({outer_step - 1: (tip.entry.previous, None)} if tip else {})
+        if known:
+            heads.update((step, kept) for step, kept in self._heads.items() if step <= common)
+            heads.update((one.entry.outer_step, (one.entry.hash, one)) for one in path)
+        elif tip is not None:
+            heads[outer_step - 1] = tip.entry.previous, None
         self.outer_step, self.head = outer_step, head
         self.last, self.certificate = tip or (None, None)
-        self._heads = OrderedDict((step, kept) for step, kept in heads.items() if step < outer_step)
+        self._heads = heads
         self._heads[outer_step] = head, tip
+        self._trim()
+        self._kept.clear()
+        return [kept for kept in left if kept is not None] if known else None
+
+    def remember(self, before: Sequence[Certified]) -> None:
+        """Take in what others say has led to the oldest head that is kept; nothing where it has not."""
+        oldest = next(iter(self._heads))
+        if not before or before[-1].entry.hash != self._heads[oldest][0]:
+            return
+        first = before[0].entry
+        heads = OrderedDict[int, tuple[Digest, Certified | None]](
+            {first.outer_step - 1: (first.previous, None)}
+        )
+        heads.update((one.entry.outer_step, (one.entry.hash, one)) for one in before)
+        heads.update((step, kept) for step, kept in self._heads.items() if step > oldest)
+        self._heads = heads
+        self._trim()
+
+    def _trim(self) -> None:
         while len(self._heads) > KEPT_HEADS:
             self._heads.popitem(last=False)
-        self._kept.clear()
 
     def after(self, outer_step: int, head: Digest) -> list[Certified] | None:
         """The entries that follow `head` at `outer_step`; None if they aren't kept or it forked off."""
@@ -164,6 +187,13 @@ class Chain:
         if common is None:
             return None
         return [entry for step, (_, entry) in self._heads.items() if step > common and entry is not None]
+
+    def until(self, outer_step: int) -> list[Certified]:
+        """The entries up to an outer step, as far as they are kept, the newest first."""
+        found = [
+            entry for step, (_, entry) in self._heads.items() if step <= outer_step and entry is not None
+        ]
+        return found[::-1]
 
     def update(self, update_hash: Digest) -> StoredUpdate | None:
         """The encoded mean with this hash, if it is kept."""

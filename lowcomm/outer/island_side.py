@@ -352,6 +352,7 @@ class IslandSide:
         """Count what a round came to, and be due when the others are."""
         progress, pacing, report, index = self.progress, self._pacing, landing.report, flight.fragment
         progress.credit(index, report.tokens)
+        progress.drop(index, landing.dropped)
         progress.outer_steps[index] = report.outer_step
         began_step, swarm_step = flight.contribution.inner_step, landing.swarm_step
         if landing.moves:

@@ -29,6 +29,7 @@ class Landing:
         swarm_step: where the participants stand, see `furthest`; 0 if that is not known.
         speeds: of the participants; none where nothing was committed, or what others had finished.
         late_s: others had been ready for so long when this island was.
+        dropped: tokens of this island that a history credited which does not stand, and that are lost.
     """
 
     report: RoundReport
@@ -38,6 +39,7 @@ class Landing:
     swarm_step: int
     speeds: Mapping[PeerId, Speed]
     late_s: float
+    dropped: int = 0
 
     @property
     def out_of_step(self) -> bool:

@@ -136,9 +136,13 @@ class Progress:
 
         To send it (again) would count tokens twice.
         """
+        self.drop(fragment, self.tokens[fragment])
+
+    def drop(self, fragment: int, tokens: int) -> None:
+        """Give up progress that no round will bring in."""
+        self.tokens[fragment] -= tokens
         if fragment == 0:
-            self.tokens_dropped += self.tokens[0]
-        self.tokens[fragment] = 0
+            self.tokens_dropped += tokens
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -7,23 +7,22 @@ counts it. Everything here runs in the exchange's event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lowcomm.algorithms.intervals import furthest
 from lowcomm.islands.vectors import FP32_BYTES, Difference, HostVector, Vector
 from lowcomm.ledger.certificate import Certificate
-from lowcomm.ledger.entry import ContributionId, Entry
+from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import Position
-from lowcomm.outer.at_risk import AtRisk
+from lowcomm.outer.at_risk import AtRisk, Settlement
 from lowcomm.outer.outcome import Landing, Movement, Outcome, mean_cosine
 from lowcomm.reasons import why_report
 from lowcomm.recovery.catching_up import CatchingUp
-from lowcomm.recovery.forks import Branch
+from lowcomm.recovery.forks import Switch
 from lowcomm.recovery.member import Member
 from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.types import BallotEnd, RoundReport
@@ -32,13 +31,29 @@ GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """The chain moved.
+
+    Attributes:
+        position: where that has led.
+        accepted: the entry that was committed; None where a state was taken over.
+        settlement: of a state: what that has changed of this island's work; None where nobody knows.
+    """
+
+    position: Position
+    accepted: Accepted | None = None
+    settlement: Settlement | None = None
+
+
 class _Call:
-    """A contribution on its way: what was committed meanwhile, where that has led, and what is left of it.
+    """A contribution on its way: how the chain has moved meanwhile, and what is left of it.
 
     Attributes:
         before, base, position: see `Movement` and `Outcome`.
         height: the outer step at which it began.
         mine: the update that it is in.
+        dropped: tokens that are lost.
     """
 
     def __init__(
@@ -49,8 +64,9 @@ class _Call:
         self.norm = contribution.norm
         self.before: Vector = standing.state.anchor
         self.base = self.before
-        self.commits: list[tuple[Accepted, Position]] = []
-        self.height = self.credited = self.attempts = 0
+        self.moves: list[_Moved] = []
+        self.height = _outer_step(standing)
+        self.credited = self.dropped = self.attempts = 0
         self.mine: Accepted | None = None
         self.reason, self.unusable = "", False
         self.ends: tuple[BallotEnd, ...] = ()
@@ -63,9 +79,8 @@ class Submissions:
     def __init__(self, member: Member, catching_up: CatchingUp) -> None:
         self._member, self._catching_up, self._state = member, catching_up, member.state
         self._calls: dict[int, _Call] = {}
-        self._late: list[list[tuple[Accepted, Position]]] = [[] for _ in self._state.fragments]
+        self._late: list[list[_Moved]] = [[] for _ in self._state.fragments]
         self._at_risk = [AtRisk(member.pool) for _ in self._state.fragments]
-        self._unsettled: dict[int, tuple[Branch | None, Mapping[ContributionId, Tensor]]] = {}
 
     async def close(self) -> None:
         """Cancel the calls under way."""
@@ -91,19 +106,17 @@ class Submissions:
         assert task is not None
         fragment_round = self._member.rounds[fragment]
         call = self._calls[fragment] = _Call(task, contribution, standing, loop.time())
-        call.commits, self._late[fragment] = self._late[fragment], []
-        call.height = self._state.chains[fragment].outer_step - len(call.commits)
+        call.moves, self._late[fragment] = self._late[fragment], []
         call.late_s = fragment_round.waiting_s
         try:
             residual_before = await self._residual_norm(fragment)
-            await self._settle_call(fragment, call)
-            if not call.commits:  # else what is left of it is announced below
-                fragment_round.contribute(call.contribution)
+            if not call.moves:  # else what is left of it is announced below
+                self._announce(fragment, call)
             while call.mine is None and not call.reason:
                 await self._advance(fragment, call, last=last)
         finally:
             del self._calls[fragment]
-            self._late[fragment] = call.commits
+            self._late[fragment] = call.moves
         landing = self._landing(fragment, call)
         report = replace(
             landing.report,
@@ -119,17 +132,17 @@ class Submissions:
         return Outcome(replace(landing, report=report), movement, call.position)
 
     async def _advance(self, fragment: int, call: _Call, *, last: bool) -> None:
-        """Do the next thing: count commits, give up, catch up, or wait for something to happen."""
+        """Do the next thing: count moves, give up, catch up, or wait for something to happen."""
         fragment_round, loop = self._member.rounds[fragment], asyncio.get_running_loop()
         call.attempts = max(call.attempts, fragment_round.ballots)
-        moved, missed = await self._count(call)
+        moved, missed = await self._count(fragment, call)
         if call.mine is not None:
             return
         if missed and not last and not fragment_round.is_called():
             # to be ready now, while the others aren't, would be to commit without them, or to wait
             call.reason = "the others committed without this island; it answers as soon as they are ready"
         elif moved:
-            fragment_round.contribute(call.contribution)
+            self._announce(fragment, call)
             return
         else:
             trouble, call.unusable = fragment_round.trouble
@@ -142,54 +155,43 @@ class Submissions:
         if call.reason:
             await fragment_round.abandon(answers=not call.unusable)
         elif fragment_round.ahead():
-            await self._catch_up(fragment, call)
+            await self._catching_up.catch_up(fragment)
         else:
             await fragment_round.changed.wait(fragment_round.next_deadline_s())
             self._member.raise_fatal()
             fragment_round.check_stall()
             fragment_round.look()
 
-    async def _count(self, call: _Call) -> tuple[bool, bool]:
-        """Count what was committed; whether anything was, and whether any of it without this island."""
+    def _announce(self, fragment: int, call: _Call) -> None:
+        self._at_risk[fragment].sends(call.contribution.id)
+        self._member.rounds[fragment].contribute(call.contribution)
+
+    async def _count(self, fragment: int, call: _Call) -> tuple[bool, bool]:
+        """Count how the chain has moved; whether it has, and whether by any entry without this island."""
         moved = missed = False
-        while call.commits and call.mine is None:
-            (accepted, call.position), moved = call.commits.pop(0), True
-            own = accepted.contribution
-            if accepted.entry.contribution_of(self._member.signer.peer_id) == call.contribution.id:
+        me = self._member.signer.peer_id
+        while call.moves and call.mine is None:
+            move, moved = call.moves.pop(0), True
+            accepted, settlement = move.accepted, move.settlement
+            call.position = move.position
+            if accepted is not None and accepted.entry.contribution_of(me) == call.contribution.id:
                 call.mine = accepted
                 call.credited += call.contribution.tokens
                 continue
-            call.base = accepted.after.anchor
-            if own is None:
-                missed = True
+            call.base = move.position.state.anchor
+            if accepted is not None and (own := accepted.contribution) is not None:
+                # what was sent in an earlier call has been committed after all
+                call.credited += own.tokens
+                arrived = accepted.sent(own)
+                call.contribution = await self._remaining(call.contribution, own, arrived)
+                call.before = Difference(call.before, arrived)
                 continue
-            # what was sent in an earlier call has been committed after all
-            call.credited += own.tokens
-            arrived = accepted.sent(own)
-            call.contribution = await self._remaining(call.contribution, own, arrived)
-            call.before = Difference(call.before, arrived)
+            if accepted is not None:
+                settlement = self._at_risk[fragment].found(accepted.entry, me)
+                missed = missed or settlement is None
+            if settlement is not None:
+                await self._settle(call, settlement)
         return moved, missed
-
-    async def _catch_up(self, fragment: int, call: _Call) -> None:
-        """Take over what others have committed."""
-        fragment_round = self._member.rounds[fragment]
-        sent_before = fragment_round.sent
-        moved_on = await self._catching_up.catch_up(fragment)
-        if moved_on.snapshot_bytes:
-            self._unsettled[fragment] = moved_on.branch, sent_before
-            await self._count(call)  # of the history that was left
-            if call.mine is not None:
-                return  # the next call stands on that, and settles
-            await self._settle_call(fragment, call)
-            fragment_round.contribute(call.contribution)  # nobody has heard of it on this head
-        call.base, call.position = self._state.states[fragment].anchor, self._state.position(fragment)
-
-    async def _settle_call(self, fragment: int, call: _Call) -> None:
-        """A state was taken over since the last contribution."""
-        if (unsettled := self._unsettled.pop(fragment, None)) is not None:
-            call.contribution, taken, tokens = await self._settle(fragment, call.contribution, *unsettled)
-            call.credited += tokens
-            call.before = Difference(call.before, taken) if taken is not None else call.before
 
     def _landing(self, fragment: int, call: _Call) -> Landing:
         """What is known when a call ends."""
@@ -233,48 +235,32 @@ class Submissions:
             swarm_step=furthest([member.inner_step for member in participants]) if mine else 0,
             speeds={member.peer: member.speed for member in participants},
             late_s=call.late_s,
+            dropped=call.dropped,
         )
 
-    async def _settle(
-        self,
-        fragment: int,
-        contribution: Contribution,
-        branch: Branch | None,
-        sent: Mapping[ContributionId, Tensor],
-    ) -> tuple[Contribution, Vector | None, int]:
-        """A state was taken over: what is to be contributed now, after what was lost with the history before,
-        and without what entries name that led to it.
+    async def _settle(self, call: _Call, settlement: Settlement) -> None:
+        """Count what is credited by the history that was taken over, and contribute what no entry has."""
+        await settlement.summed()
+        whole = call.contribution
+        back, lost = settlement.back, settlement.lost - settlement.dropped
 
-        Returns:
-            The contribution, what it is less than the one before (None for nothing), and tokens credited.
-        """
-        lost, tokens, named = None, 0, list[tuple[int, Tensor]]()
-        if branch is not None:
-            me, left = self._member.signer.peer_id, branch.mine is not None
-            lost, tokens, named = await self._at_risk[fragment].settle(branch.theirs, me, sent, left=left)
-        done = sum(credited for credited, _ in named)
-        if lost is None and not named:
-            return contribution, None, 0
-
-        def add() -> tuple[Contribution, Vector]:
-            taken = torch.zeros_like(contribution.values)
-            for _, values in named:
-                taken.add_(values)
-            if lost is not None:
-                taken.sub_(lost)
-            values = contribution.values - taken
-            whole = contribution.offer
-            return Contribution.of(
+        def settled() -> tuple[Tensor | None, Contribution]:
+            values = whole.values.clone()
+            taken = settlement.taken_(values, whole.tokens)
+            return taken, Contribution.of(
                 values,
-                start=max(0, whole.id.start - tokens + done),
-                tokens=max(0, whole.tokens + tokens - done),
+                start=max(0, whole.id.start - lost + back),
+                tokens=max(0, whole.tokens + lost - back),
                 norm=float(values.norm()),
                 inner_step=whole.inner_step,
                 speed=whole.speed,
-            ), HostVector(taken)
+            )
 
-        settled, taken = await self._member.in_pool(add)
-        return settled, taken, done - tokens
+        taken, call.contribution = await self._member.in_pool(settled)
+        call.credited += back - settlement.lost
+        call.dropped += settlement.dropped
+        if taken is not None:
+            call.before = Difference(call.before, HostVector(taken))
 
     async def _remaining(self, whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
         """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""
@@ -313,16 +299,29 @@ class Submissions:
         fragment = accepted.entry.fragment
         if certificate is not None:
             self._at_risk[fragment].committed(accepted, certificate, sent)
+        self._moved(fragment, _Moved(self._state.position(fragment), accepted))
+
+    def switched(self, fragment: int, switch: Switch) -> None:
+        """A state was taken over; whoever waits, or the next call, counts what that has changed."""
+        settlement = self._at_risk[fragment].switched(switch, self._member.signer.peer_id)
+        self._moved(fragment, _Moved(self._state.position(fragment), settlement=settlement))
+
+    def _moved(self, fragment: int, move: _Moved) -> None:
         call = self._calls.get(fragment)
-        commits = self._late[fragment] if call is None else call.commits
-        commits.append((accepted, self._state.position(fragment)))
+        (self._late[fragment] if call is None else call.moves).append(move)
 
     def late_tokens(self, fragment: int) -> int:
         """Tokens of this island committed after its last call gave up; the next call counts them."""
-        parts = [accepted.contribution for accepted, _ in self._late[fragment]]
+        parts = [move.accepted.contribution for move in self._late[fragment] if move.accepted]
         return sum(part.tokens for part in parts if part is not None)
 
     def take_late(self, fragment: int) -> list[Entry]:
         """The entries committed since the last call, which no call is to count any more."""
         late, self._late[fragment] = self._late[fragment], []
-        return [accepted.entry for accepted, _ in late]
+        return [move.accepted.entry for move in late if move.accepted]
+
+
+def _outer_step(position: Position) -> int:
+    outer_step = position.chain["outer_step"]
+    assert isinstance(outer_step, int)
+    return outer_step

@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
-from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.certificate import is_quorum
-from lowcomm.ledger.chain import Certified, parse_certified
+from lowcomm.ledger.chain import Certified
 from lowcomm.peers.peer import Peer
-from lowcomm.recovery.donor import MAX_ENTRIES
 from lowcomm.recovery.forks import Branch, Side, other_stands
 from lowcomm.recovery.member import Member
+from lowcomm.recovery.paths import find_branch, parse_page
 from lowcomm.recovery.snapshots import Snapshots
 from lowcomm.types import Digest, Json, PeerId
 
@@ -35,7 +34,6 @@ class Moved:
 
     snapshot_bytes: int = 0
     failed: int = 0
-    branch: Branch | None = None
 
 
 class CatchingUp:
@@ -77,7 +75,7 @@ class CatchingUp:
                     if entries is not None:
                         await self._replay(fragment, entries, givers)
                     else:
-                        branch = None if joining else await self._branch(fragment, donor)
+                        branch = None if joining else await find_branch(member, fragment, donor.id)
                         if branch is not None and not self._other_stands(fragment, donor, branch):
                             continue  # they will come over to this side
                         if branch is None and turn is donors and not joining:
@@ -90,7 +88,6 @@ class CatchingUp:
                             further=branch is None,
                             known=branch.theirs if branch is not None else (),
                         )
-                        moved.branch = branch if moved.snapshot_bytes else None
                         self._taken |= {fragment} if joining else set()
                 except (PeerUnreachableError, ProtocolError) as error:
                     logger.warning("catching up from %s failed: %s", member.peers.called(donor.id), error)
@@ -115,37 +112,6 @@ class CatchingUp:
             if same_height and all(p.state.heads[fragment] != head for p in same_height):
                 return same_height
         return donors
-
-    async def _branch(self, fragment: int, donor: Peer) -> Branch | None:
-        """Where a donor's history parts from this one; None where that is not known any more.
-
-        Raises:
-            ProtocolError: what it says is no history, or those who may decide have not voted for it.
-            PeerUnreachableError: it doesn't answer.
-        """
-        member, chain = self._member, self._member.state.chains[fragment]
-        points: list[Json] = [{"outer_step": step, "head": head} for step, head in chain.points()]
-        reply = await member.requests.ask(donor.id, "branch", {"points": points}, fragment)
-        if not reply.has("entries"):
-            return None
-        theirs: list[Certified] = []
-        if items := reply.items("entries", MAX_ENTRIES):
-            first = Fields("branch.entry", items[0]).digest("previous")
-            theirs = [certified for certified, _ in await member.in_pool(_parse_page, reply, first)]
-        if not theirs:
-            return None
-        common = theirs[0].entry.outer_step - 1
-        while (mine := chain.entry_at(common + 1)) is not None and theirs:
-            if mine.entry.hash != theirs[0].entry.hash:
-                break
-            common, theirs = common + 1, theirs[1:]  # the points are some way apart
-        if not theirs or chain.head_at(common) != theirs[0].entry.previous:
-            return None
-        before = chain.entry_at(common)
-        members = [peer for peer, _ in before.entry.participants] if before else list(member.context.founders)
-        electorate = tuple(members) if before or common == 0 else ()
-        await member.in_pool(member.rounds[fragment].check, theirs[0], electorate or None)
-        return Branch(electorate, mine, tuple(theirs))
 
     def _with(self, donor: Peer, fragment: int) -> list[PeerId]:
         """A donor, and those who are where it is: a state of others may be of a third history."""
@@ -176,14 +142,14 @@ class CatchingUp:
         """
         chain = self._member.state.chains[fragment]
         page = await self._ask(donor, fragment, chain.outer_step, chain.head)
-        return [certified for certified, _ in page or []]
+        return page or []
 
     async def _ask(
         self, donor: PeerId, fragment: int, outer_step: int, head: Digest
-    ) -> list[tuple[Certified, Digest]] | None:
+    ) -> list[Certified] | None:
         body: dict[str, Json] = {"outer_step": outer_step, "head": head}
         reply = await self._member.requests.ask(donor, "entries", body, fragment)
-        return await self._member.in_pool(_parse_page, reply, head) if reply.has("entries") else None
+        return await self._member.in_pool(parse_page, reply, head) if reply.has("entries") else None
 
     async def _missed(self, fragment: int, donor: PeerId, *, joining: bool) -> list[Certified] | None:
         """The entries after this peer's head; None if the donor doesn't have them or the state is smaller.
@@ -204,20 +170,20 @@ class CatchingUp:
             page = await self._ask(donor, fragment, outer_step, head)
             if page is None:
                 return None
-            if joining and any(self._is_strange(certified) for certified, _ in page):
+            if joining and any(self._is_strange(certified) for certified in page):
                 return None  # a snapshot is one that most islands vouch for
             if page and not entries:
                 if head != chain.head:
                     return []  # what came next has been committed here meanwhile
-                await self._begin(fragment, page[0][0], donor, joining=joining)
-            left_bytes -= sum(certified.entry.update_bytes for certified, _ in page)
+                await self._begin(fragment, page[0], donor, joining=joining)
+            left_bytes -= sum(certified.entry.update_bytes for certified in page)
             if left_bytes < 0 and fragment not in self._taken:
                 return None
             known = self._announced(fragment, page)
             if known or not page:
-                return [*entries, *(certified for certified, _ in page[:known])] if known else []
-            entries += [certified for certified, _ in page]
-            outer_step, head = page[-1][0].entry.outer_step, page[-1][1]
+                return [*entries, *page[:known]] if known else []
+            entries += page
+            outer_step, head = page[-1].entry.outer_step, page[-1].entry.hash
 
     def _is_strange(self, certified: Certified) -> bool:
         """Whether an entry was decided by a mandate that doesn't count here."""
@@ -256,7 +222,7 @@ class CatchingUp:
             fragment_round.following.has_proven(donor)
             fragment_round.on_certificate(first.entry, certificate)
 
-    def _announced(self, fragment: int, page: Sequence[tuple[Certified, Digest]]) -> int:
+    def _announced(self, fragment: int, page: Sequence[Certified]) -> int:
         """How many entries there are up to the last one that is some island's head: its hash covers all.
 
         Raises:
@@ -266,9 +232,9 @@ class CatchingUp:
             peer.state for peer in self._member.peers.live() if peer.state.standing(fragment) is not None
         ]
         heads = {state.heads[fragment] for state in states}
-        known = [index for index, (_, head) in enumerate(page) if head in heads]
+        known = [index for index, certified in enumerate(page) if certified.entry.hash in heads]
         furthest = max((state.outer_steps[fragment] for state in states), default=0)
-        if page and not known and page[-1][0].entry.outer_step >= furthest:
+        if page and not known and page[-1].entry.outer_step >= furthest:
             raise ProtocolError("the entries lead to a head that no live island has")
         return known[-1] + 1 if known else 0
 
@@ -284,20 +250,3 @@ class CatchingUp:
             if member.state.chains[fragment].outer_step + 1 == entry.outer_step:
                 member.adopt(accepted, certificate)
                 self._moved_s = asyncio.get_running_loop().time()
-
-
-def _parse_page(reply: Fields, head: Digest) -> list[tuple[Certified, Digest]]:
-    """The entries of one reply with their hashes; the first follows `head`.
-
-    Raises:
-        ProtocolError: one is malformed, or they are no chain.
-    """
-    page = []
-    for item in reply.items("entries", MAX_ENTRIES):
-        certified = parse_certified(Fields("entries.entry", item))
-        step = certified.entry.outer_step
-        if certified.entry.previous != head:
-            raise ProtocolError(f"entry {step} does not follow entry {step - 1}")
-        head = certified.entry.hash
-        page.append((certified, head))
-    return page

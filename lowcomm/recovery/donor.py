@@ -155,14 +155,21 @@ class Donor:
         self._peers.post(peer, Message("entries", {"fragment": fragment, "entries": entries}))
 
     def on_branch_request(self, peer: PeerId, fields: Fields) -> None:
-        """`branch?`: the entries after the newest of the asker's points that is in this history, or null."""
+        """`branch?`: the entries after the newest of the asker's points that is in this history, or null.
+
+        Without points the newest ones until an outer step.
+        """
         fragment = fields.integer("fragment", 0, len(self._state.chains) - 1)
         points: list[tuple[int, Digest]] = []
         for item in fields.items("points", MAX_POINTS):
             point = Fields("branch?.point", item)
             points.append((point.integer("outer_step"), point.digest("head")))
-        found = self._state.chains[fragment].branch(points)
-        entries: list[Json] | None = None if found is None else _page(found)
+        chain = self._state.chains[fragment]
+        entries: list[Json] | None = None
+        if not points and fields.has("until"):
+            entries = _page(chain.until(fields.integer("until")))[::-1]
+        elif (found := chain.branch(points)) is not None:
+            entries = _page(found)
         self._peers.post(peer, Message("branch", {"fragment": fragment, "entries": entries}))
 
     def on_snapshot_request(self, peer: PeerId, fields: Fields) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from lowcomm.ledger.certificate import is_quorum
 from lowcomm.ledger.chain import Certified, Standing
+from lowcomm.ledger.entry import ContributionId
 from lowcomm.types import Digest, PeerId
 
 
@@ -23,6 +26,21 @@ class Branch:
     electorate: tuple[PeerId, ...]
     mine: Certified | None
     theirs: tuple[Certified, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A state was taken over that is not the next one of this peer's history.
+
+    Attributes:
+        left: the entries of its own history since the one that both have; None where that is not known.
+        taken: those that lead from there to the state.
+        sent: what it had sent to the outer step that was decided next, and others may hold.
+    """
+
+    left: tuple[Certified, ...] | None
+    taken: tuple[Certified, ...]
+    sent: Mapping[ContributionId, Tensor]
 
 
 @dataclass(frozen=True, slots=True)

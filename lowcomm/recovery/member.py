@@ -18,6 +18,7 @@ from lowcomm.peers.remembered import RememberedPeers
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.shard_claims import ShardClaims
 from lowcomm.peers.table import Peers
+from lowcomm.recovery.forks import Switch
 from lowcomm.rounds.context import Context
 from lowcomm.rounds.contribution import Accepted
 from lowcomm.rounds.round import FragmentRound
@@ -28,6 +29,10 @@ A = TypeVarTuple("A")
 
 class Late(Protocol):
     """What no call of the island has counted yet."""
+
+    def switched(self, fragment: int, switch: Switch) -> None:
+        """A state was taken over."""
+        ...
 
     def take_late(self, fragment: int) -> list[Entry]:
         """The entries committed since the last call for a fragment."""

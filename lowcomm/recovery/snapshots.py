@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.chain import Certified, Standing, parse_certified
-from lowcomm.ledger.entry import genesis_head
+from lowcomm.ledger.entry import Entry, genesis_head
 from lowcomm.ledger.fetching import Fetch
+from lowcomm.recovery.forks import Switch
 from lowcomm.recovery.incoming import Incoming, unfinished
 from lowcomm.recovery.member import Member
+from lowcomm.recovery.paths import path_to, remember
 from lowcomm.types import Digest, Json, PeerId
 
 logger = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class Snapshots:
             joining: at least half of the islands that train must have the state's entry; and what came stays
                 on disk until `forget`, as a joiner that is killed begins with all fragments anew.
             further: one that is behind this peer's is not taken; unless its history is known to stand.
-            known: the entries that lead there from this peer's history, as far as they are known.
+            known: the entries that follow this peer's history in theirs, as far as they are known.
 
         Raises:
             PeerUnreachableError: it could not be fetched, or too few vouch for it.
@@ -113,9 +115,9 @@ class Snapshots:
         further: bool,
     ) -> int:
         member = self._member
-        least = member.state.chains[fragment].standing if further and not joining else NONE
-        offer, givers = await self._choose(fragment, donors, least)
         chain = member.state.chains[fragment]
+        least = _before(known[0].entry) if known else NONE if joining or not further else chain.standing
+        offer, givers = await self._choose(fragment, donors, least)
         if offer.head == chain.head:
             return 0  # they have come over to this peer's side of a fork meanwhile
         if joining:
@@ -128,6 +130,9 @@ class Snapshots:
                 chain.outer_step, chain.total_tokens,
             )  # fmt: skip
             return 0
+        step, path = offer.outer_step, list[Certified]()
+        if known and chain.head_at(step) != offer.head:
+            path = await path_to(member, fragment, step, offer.head, known, givers[0])
         incoming = await self._open(fragment, offer.digest)
         await self._fetch(fragment, offer, givers, incoming)
         del self._incoming[fragment]
@@ -135,11 +140,16 @@ class Snapshots:
         if not joining:
             await self.forget()
         member.state.states[fragment] = incoming.finish()
-        chain.restart_at(offer.outer_step, offer.head, offer.tip, known)
+        left = chain.restart_at(step, offer.head, offer.tip, path)
+        switch = Switch(None if left is None else tuple(left), tuple(path), member.rounds[fragment].sent)
         member.state.residuals[fragment] = None
-        member.recorder.snapshot(fragment, offer.outer_step, offer.head, offer.digest, offer.tip)
+        member.recorder.snapshot(fragment, step, offer.head, offer.digest, offer.tip)
         member.rounds[fragment].restart()
+        if not joining:
+            member.submissions.switched(fragment, switch)
         member.publish_position()
+        if left is None and step > 1:
+            await remember(member, fragment, step - 1, givers)
         return incoming.size_bytes
 
     async def _fetch(self, fragment: int, offer: Offer, givers: Sequence[PeerId], incoming: Incoming) -> None:
@@ -238,6 +248,11 @@ class Snapshots:
             logger.info("fragment %d: %d pieces of a snapshot are here already", fragment, len(incoming.have))
         self._incoming[fragment] = incoming
         return incoming
+
+
+def _before(entry: Entry) -> Standing:
+    """Of the history that it follows."""
+    return Standing(entry.total_tokens - entry.tokens, entry.outer_step - 1)
 
 
 def _follows(answer: Fields, head: Digest) -> bool:

@@ -94,7 +94,8 @@ def _tokens(outcome: Outcome) -> list[str]:
         # the first fragment stands for the model where a life goes on from what others know of one before
         for fragment, credited in enumerate(life.credited[: 1 if life.goes_on else None]):
             trained, left = life.progress.tokens_trained, life.progress.tokens[fragment]
-            if credited + left + life.progress.tokens_dropped != trained:
+            dropped = life.dropped[fragment] if fragment else life.progress.tokens_dropped
+            if credited + left + dropped != trained:
                 problems.append(
                     f"{name(life.number)}, fragment {fragment}: trained {trained} tokens, "
                     f"credited {credited}, still to come {left}"

