@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import blake3
 import msgpack
@@ -57,7 +58,7 @@ class ContributionId:
     sum: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One committed update of one fragment.
 
@@ -105,7 +106,7 @@ class Entry:
             body["contributions"] = [list(named) for named in self.contributions]
         return body
 
-    @property
+    @cached_property
     def hash(self) -> Digest:
         return hash_value(self.to_json())
 

@@ -36,29 +36,15 @@ from lowcomm.outer.restart import Flight, Restart
 from lowcomm.peers.peer import Posted
 from lowcomm.recovery.joining import Joined, JoinReport
 from lowcomm.rounds.contribution import Contribution
+from lowcomm.rounds.values import Call
 from lowcomm.types import RoundReport
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """What others want with a fragment.
-
-    Attributes:
-        ahead: some have committed more of it.
-        ready: they have, or are ready for the next outer step; not looked at where nobody asked for it.
-    """
-
-    ahead: bool
-    ready: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Look:
-    """What do others want? Answered by a `Call` for each fragment."""
-
-    ready: bool
+    """What do others want? Answered by a `Call` for each fragment, without waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +147,7 @@ class IslandSide:
         due, realign = self._pacing.due(step), any(self.progress.realign)
         # several ranks would have to agree at every step on whether the others have gone on without them
         if self._parameters.world_size == 1 or due or realign or self._pacing.looks(step):
-            calls = yield Look(ready=realign or not self._pacing.fixed)
+            calls = yield Look()
             for index in self._parameters.broadcast(None if calls is None else self._called(due, calls)):
                 yield from self._begin(self._fragments[index])
         reports = yield from self.land()

@@ -453,7 +453,7 @@ class OuterLoop:
     @property
     def num_peers(self) -> int:
         """Live islands, this one included. Lead only."""
-        return 1 + len(self._lead.peers.live())
+        return 1 + len(self._lead.peers.roll.look())
 
     def peers(self) -> list[PeerStatus]:
         """All live peers as this one sees them. Lead only."""

@@ -12,7 +12,7 @@ from lowcomm.islands.vectors import Vectors
 from lowcomm.ledger.file import LedgerFile
 from lowcomm.ledger.state import OuterState
 from lowcomm.outer.arguments import Arguments
-from lowcomm.outer.island_side import Call, Look, Request, Restore, Send, Steps, Tell, Wait
+from lowcomm.outer.island_side import Look, Request, Restore, Send, Steps, Tell, Wait
 from lowcomm.outer.node import Node, NodeSettings
 from lowcomm.outer.outcome import Outcome
 from lowcomm.outer.thread import LoopThread
@@ -115,8 +115,8 @@ class Network:
         match request:
             case Tell(posted):
                 node.peers.progressed(posted)
-            case Look(ready):
-                return self._look() if ready else node.calls(ready=False)
+            case Look():
+                return node.calls()
             case Send(fragment, contribution, standing, last):
                 sent = node.submissions.contribute(fragment, contribution, standing, last=last)
                 self._sent[fragment] = self._thread.submit(sent)
@@ -125,17 +125,9 @@ class Network:
             case Restore(fragment, saved):
                 return self.call(node.restore(fragment, saved))
 
-    def _look(self) -> tuple[Call, ...]:
-        """Whether others are ready, which the network thread alone can tell."""
-
-        async def look() -> tuple[Call, ...]:
-            return self.require_lead().calls(ready=True)
-
-        return self.call(look())
-
     def _wait(self, fragment: int, others: Sequence[int]) -> Outcome | int:
         while others and not self._sent[fragment].done():
-            calls = self._look()
+            calls = self.require_lead().calls()
             if called := [index for index in others if calls[index].ready]:
                 return called[0]
             wait((self._sent[fragment],), STAND_BY_S)

@@ -24,7 +24,6 @@ from lowcomm.ledger.mandate import Authority
 from lowcomm.ledger.recorder import EntrySink, Recorder
 from lowcomm.ledger.state import OuterState, Position
 from lowcomm.ledger.upload_rate import UploadRate
-from lowcomm.outer.island_side import Call
 from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
@@ -43,6 +42,7 @@ from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import FilePromises, Promises
 from lowcomm.rounds.round import FragmentRound
+from lowcomm.rounds.values import Call
 from lowcomm.types import Digest, Json, Layout, PeerId, short
 
 T = TypeVar("T")
@@ -265,9 +265,9 @@ class Node:
         if self.peers.state.shard < 0:
             self.peers.say(shard=shard)
 
-    def calls(self, *, ready: bool) -> tuple[Call, ...]:
-        """What others want with each fragment; callable from any thread unless `ready` is to be looked at."""
-        return tuple(Call(bool(r.ahead()), ready and r.is_called()) for r in self.rounds)
+    def calls(self) -> tuple[Call, ...]:
+        """What others want with each fragment, as of the last event or look; callable from any thread."""
+        return tuple([fragment_round.call for fragment_round in self.rounds])
 
     async def in_pool(self, work: Callable[[*A], T], *args: *A) -> T:
         """Do in a worker thread what would keep the network waiting: what reads, writes or hashes much."""

@@ -44,12 +44,12 @@ class Roll:
 
     def live(self, role: str = "island") -> list[Peer]:
         """Greeted peers of a role that are not leaving or silent, this one not among them."""
-        return list(self._look()[0]) if role == "island" else self._live(role)
+        return list(self._found()[0]) if role == "island" else self.look(role)
 
     @property
     def places(self) -> Mapping[Chains, Sequence[Peer]]:
         """Live islands that train, by where they are."""
-        return self._look()[1]
+        return self._found()[1]
 
     @property
     def untrusted(self) -> frozenset[PeerId]:
@@ -57,21 +57,22 @@ class Roll:
 
         One accuser alone is not believed: it may be the liar.
         """
-        return self._look()[2] | self.banned.probation
+        return self._found()[2] | self.banned.probation
 
-    def _look(self) -> tuple[list[Peer], Mapping[Chains, Sequence[Peer]], frozenset[PeerId]]:
+    def _found(self) -> tuple[list[Peer], Mapping[Chains, Sequence[Peer]], frozenset[PeerId]]:
         if self._known is None or self._known[0] != self.version:
-            live, places = self._live("island"), dict[Chains, list[Peer]]()
+            live, places = self.look("island"), dict[Chains, list[Peer]]()
             for peer in live:
                 if peer.state.phase == "training":
                     places.setdefault(peer.state.chains, []).append(peer)
             self._known = self.version, live, places, self._accused(live)
         return self._known[1:]
 
-    def _live(self, role: str) -> list[Peer]:
+    def look(self, role: str = "island") -> list[Peer]:
+        """The same, looked up anew and kept nowhere; may be called from any thread."""
         return [
             peer
-            for peer in self.linked.values()
+            for peer in list(self.linked.values())  # the network thread may change it meanwhile
             if peer.greeted
             and peer.state.role == role
             and peer.state.phase != "leaving"

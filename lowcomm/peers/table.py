@@ -40,7 +40,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 9
+PROTOCOL = 10
 RECORD_TTL_S = 60.0
 STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
 EXPLAIN_S = 20.0
@@ -184,10 +184,11 @@ class Peers:
             self.announce()
 
     def _tell_state(self, peer: Peer) -> None:
-        """Its chains only where the peer doesn't know them, by its latest answer."""
+        """Its chains only where the peer doesn't know them, by its latest answer; founders if they decide."""
         state = self.own_state()
         chains = peer.knows != state.chains.position
-        self.post(peer.id, Message("state", state.to_json(chains=chains)))
+        told = state.to_json(chains=chains, founders=not all(state.outer_steps))
+        self.post(peer.id, Message("state", told))
 
     def _show_links(self, observer: PeerId) -> None:
         """Tell an observer this peer's links and trouble, too, which is too much for each heartbeat."""

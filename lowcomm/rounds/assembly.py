@@ -202,8 +202,7 @@ class Assembly:
 
     def aligned(self) -> set[PeerId]:
         """Live peers with this peer's head."""
-        head, fragment = self.slot.previous, self.rules.fragment
-        return {peer for peer, seen in self.view.live.items() if seen.head(fragment) == head}
+        return self.view.at(self.rules.fragment, self.slot.previous)
 
     def tardy(self) -> list[tuple[PeerId, float]]:
         """Who is live and missed a deadline, and when; whoever answers a later heartbeat abstains."""
@@ -265,7 +264,7 @@ class Assembly:
         newcomers too.
         """
         order, view, told = self._leaders(now_s), self.view, list[Tell]()
-        trains = {p for p, seen in view.live.items() if seen.state.phase == "training"}
+        trains = view.training
         untold = (self._in_charge(order) & trains) - self._told
         if self._ready is not None and untold:
             self._told |= untold

@@ -43,6 +43,7 @@ from lowcomm.rounds.updates import fetch_update, make_transfer, reduce_update
 from lowcomm.rounds.values import (
     Action,
     AskForCertificate,
+    Call,
     CastVote,
     Commit,
     Drop,
@@ -86,6 +87,9 @@ class FragmentRound:
         fragment: its index.
         on_commit: called with each entry that was committed here, and what this peer has sent to it.
         ask_entries: for the certificate of what others have committed.
+
+    Attributes:
+        call: what others want with the fragment; may be read from any thread.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class FragmentRound:
         self._machine: RoundMachine | None = None
         self.following = Following(context, fragment)
         self.changed = Notice()
+        self.call = Call(ahead=False, ready=False)
         self._sent: dict[ContributionId, Contribution] = {}
         self._accepted: dict[Digest, Accepted] = {}
         self._ends: list[BallotEnd] = []
@@ -169,6 +174,13 @@ class FragmentRound:
     def sent(self) -> dict[ContributionId, Tensor]:
         """The values of those."""
         return {contribution.id: contribution.values for contribution in self.contributions}
+
+    def _note_call(self) -> None:
+        """What others want, for the training thread; once this island is ready it asks for that no more."""
+        ahead = bool(self.ahead())
+        ready = ahead or (self.machine.decision.offer is None and self.machine.assembly.may_be_formed())
+        if ahead != self.call.ahead or ready != self.call.ready:
+            self.call = Call(ahead, ready)
 
     def look(self) -> None:
         """The swarm changed, or time has passed."""
@@ -494,6 +506,7 @@ class FragmentRound:
         keep = {*machine.decision.sent, *([machine.decision.offer.id] if machine.decision.offer else [])}
         for unknown in [name for name in self._sent if name not in keep]:
             del self._sent[unknown]
+        self._note_call()
         self.changed.notify()
 
     def _do(self, action: Action) -> None:

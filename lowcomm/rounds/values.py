@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast, get_args
+from functools import cached_property
+from typing import NamedTuple, cast, get_args
 
 from lowcomm.algorithms.intervals import UNMEASURED, Speed
 from lowcomm.errors import ProtocolError
@@ -27,7 +28,7 @@ from lowcomm.ledger.entry import (
     parse_sum,
 )
 from lowcomm.ledger.mandate import MAX_SIGNATURE, Mandate, parse_mandate
-from lowcomm.peers.peer import State
+from lowcomm.peers.peer import Chains, State
 from lowcomm.rounds.roster import Roster, parse_speed
 from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason, ReasonKind
 
@@ -216,8 +217,7 @@ def parse_reason(fields: Fields) -> Reason:
     return Reason(cast("ReasonKind", kind), fields.text("reason", 500), blamed)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """A live island as this peer sees it.
 
     Attributes:
@@ -231,11 +231,12 @@ class Seen:
 
     def head(self, fragment: int) -> Digest | None:
         """Of a fragment; None where it doesn't train, or doesn't say."""
-        trains = self.state.phase == "training" and fragment < len(self.state.heads)
-        return self.state.heads[fragment] if trains else None
+        state = self.state
+        heads = state.chains.heads if state.phase == "training" else ()
+        return heads[fragment] if fragment < len(heads) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """The swarm as this peer sees it.
 
@@ -253,6 +254,26 @@ class View:
     unheard_s: Mapping[PeerId, float]
     goodbyes: Mapping[PeerId, Goodbye]
     banned: frozenset[PeerId] = frozenset()
+
+    @cached_property
+    def training(self) -> frozenset[PeerId]:
+        """Those that train."""
+        return frozenset(peer for there in self._places.values() for peer in there)
+
+    @cached_property
+    def _places(self) -> Mapping[Chains, list[PeerId]]:
+        places: dict[Chains, list[PeerId]] = {}
+        for peer, seen in self.live.items():
+            if seen.state.phase == "training":
+                places.setdefault(seen.state.chains, []).append(peer)
+        return places
+
+    def at(self, fragment: int, head: Digest) -> set[PeerId]:
+        """Those whose chain of a fragment has this head."""
+        places = self._places.items()
+        return {
+            p for place, there in places if place.heads[fragment : fragment + 1] == (head,) for p in there
+        }
 
     def unheard(self, peer: PeerId) -> float:
         """Seconds for which nothing has come from a peer; 0 where it is live."""
@@ -306,6 +327,19 @@ def parse_record(fields: Fields) -> Record:
         peers=tuple(PeerId(peer) for peer in fields.texts("peers", MAX_PARTICIPANTS)),
         accepted=_parse_accepted(fields),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What others want with a fragment, for the training thread to read.
+
+    Attributes:
+        ahead: some have committed more of it.
+        ready: they have, or are ready for the next outer step, which this island is not.
+    """
+
+    ahead: bool
+    ready: bool
 
 
 # -- what a machine wants done -----------------------------------------------------------------------

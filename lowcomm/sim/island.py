@@ -313,8 +313,8 @@ class SimIsland:
         match request:
             case Tell(posted):
                 node.peers.progressed(posted)
-            case Look(ready):
-                return node.calls(ready=ready)
+            case Look():
+                return node.calls()
             case Send(fragment, contribution, standing, last):
                 sent = node.submissions.contribute(fragment, contribution, standing, last=last)
                 self._sent[fragment], self._began_s[fragment] = loop.create_task(sent), loop.time()
@@ -326,7 +326,7 @@ class SimIsland:
     async def _wait(self, fragment: int, others: Sequence[int]) -> Outcome | int:
         task = self._sent[fragment]
         while others and not task.done():
-            calls = self.node.calls(ready=True)
+            calls = self.node.calls()
             if called := [index for index in others if calls[index].ready]:
                 return called[0]
             await asyncio.wait([task], timeout=STAND_BY_S)

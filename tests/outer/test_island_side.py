@@ -15,8 +15,9 @@ from lowcomm.algorithms.schedule import Schedule
 from lowcomm.codecs import fp32
 from lowcomm.islands.vectors import HostVector
 from lowcomm.ledger.state import OuterState, Position
-from lowcomm.outer.island_side import Call, IslandSide, Look, Request, Send, Steps, Tell, Wait
+from lowcomm.outer.island_side import IslandSide, Look, Request, Send, Steps, Tell, Wait
 from lowcomm.outer.outcome import Landing, Movement, Outcome
+from lowcomm.rounds.values import Call
 from lowcomm.sim.island import ToyModel
 from lowcomm.types import Digest, PeerId, RoundReport, TensorSpec
 from tests.clocks import HandClock
