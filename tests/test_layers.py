@@ -51,8 +51,8 @@ LAYERS = (
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
-IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard")
-HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "transformers", "rich", "asyncio")
+IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers")
+HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "rich", "asyncio")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES, MOST_PARAMETERS = 80, 10
 CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}

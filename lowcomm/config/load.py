@@ -65,11 +65,8 @@ def load_config(
         source = f"{source} with {file}" if source else str(file)
     for override in overrides:
         flat.update(_override(override))
-    if (
-        path is not None
-        and ":" in str(flat.get("shared.task.kind", ""))
-        and not flat.get("train.task_folder")
-    ):
+    own = flat.get("shared.task.kind", "gpt") != "gpt"
+    if own and path is not None and not flat.get("train.task_folder"):
         flat["train.task_folder"] = str(path.resolve().parent)  # for whoever reads the run folder
     config = _assemble(flat)
     check(config, source)

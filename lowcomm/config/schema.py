@@ -55,7 +55,10 @@ class TaskConfig:
         "the recipe's folder first",
     )
     model: str = setting(
-        "", "a table of what a function of your own takes; gpt has [shared.model]", table=True
+        "",
+        "of hf a table of its settings, a config.json or a folder; of a function of your own a table of what "
+        "it takes; gpt has [shared.model]",
+        table=True,
     )
 
 
@@ -301,8 +304,8 @@ class TrainConfig:
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     task_folder: str = setting(
         "",
-        "folder in which the module of shared.task.kind is looked for first; empty = that of the recipe, "
-        "which is noted here",
+        "folder in which what shared.task names is looked for first; empty = that of the recipe, which is "
+        "noted here",
     )
     threads: int = setting(0, "CPU threads of torch; 0 = leave as it is", low=0, high=4_096)
     log_every: int = setting(10, "inner steps between two metric lines", low=1)

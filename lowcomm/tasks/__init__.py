@@ -10,6 +10,7 @@ METHODS: Methods[Task] = Methods(
     "shared.task",
     {
         "gpt": "gpt",
+        "hf": "hf",
     },
     key="kind",
 )

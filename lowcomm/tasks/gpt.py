@@ -96,7 +96,7 @@ class GPTTask:
         check_shapes(anchor, GPT(shape, device="meta").named_parameters())
         save_weights(anchor, folder)
         (folder / CONFIG).write_text(json.dumps(hf_config(shape), indent=2) + "\n", encoding="utf-8")
-        (folder / README).write_text(_readme(shape, run_id, step), encoding="utf-8")
+        (folder / README).write_text(readme("Llama", shape.context, run_id, step), encoding="utf-8")
 
 
 def hf_config(shape: GPTShape) -> dict[str, Json]:
@@ -127,13 +127,14 @@ def hf_config(shape: GPTShape) -> dict[str, Json]:
     }
 
 
-def _readme(shape: GPTShape, run_id: str, step: int) -> str:
+def readme(kind: str, context: int, run_id: str, step: int) -> str:
+    """What a folder with a model of bytes says to people."""
     return f"""# {run_id}
 
-The anchor of run `{run_id}` after {step} inner steps, trained with lowcomm. A Llama
+The anchor of run `{run_id}` after {step} inner steps, trained with lowcomm. A {kind}
 that reads bytes: a token is one byte of UTF-8 text; {SEPARATOR} stands between documents, and is the first,
 last and padding token, too. There is no tokenizer to load. It was trained on windows of
-{shape.context} tokens.
+{context} tokens.
 
 ```python
 import torch

@@ -23,7 +23,7 @@ from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.load import run_settings
 from lowcomm.config.schema import Config
-from lowcomm.config.values import read_table
+from lowcomm.config.values import is_table, read_table
 from lowcomm.errors import ModelError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.exchanges.swarm.access import Gate, read_token
@@ -55,10 +55,11 @@ def build_task(config: Config) -> Task:
         "shards": config.shared.data.shards if _is_divided(config) else 1,
         "holdout_fraction": config.shared.data.holdout_fraction,
     }
+    model = read_table(task.model) if is_table(task.model) else task.model
     if task.kind not in methods.names:
-        settings = read_table(task.model) if task.model else {}
+        settings = {} if isinstance(model, str) else model
         return make_own(task.kind, config.train.task_folder, offered, settings)
-    offered |= {"sizes": _fields(config.shared.model), "model": task.model}
+    offered |= {"sizes": _fields(config.shared.model), "model": model, "folder": config.train.task_folder}
     wanted = methods.spec(task.kind).parameters
     return methods.make(task.kind, {name: offered[name] for name in wanted if name in offered})
 

@@ -178,6 +178,8 @@ class Trainer:
             loader_state = self._load(resumed_from, checkpoints, island, outer, journal)
         self._phases.begin("taking over the state")
         join = outer.join(over=self._is_over(outer))
+        if resumed_from is None:  # a model may draw random numbers, such as dropout's
+            seed_rng(config.shared.seed, join.inner_step, self._rank, max(0, join.shard))
         loader = self._make_loader(data, join, loader_state)
         run = _Run(island, outer, loader, checkpoints, data, journal)
         if folder is not None:

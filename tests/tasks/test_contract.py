@@ -27,9 +27,16 @@ SMALL = (
     "shared.model.layers=1", "shared.model.heads=2", "shared.model.kv_heads=2",
     "shared.model.ffn_dim=32", "shared.model.context=16",
 )  # fmt: skip
+LLAMA = (
+    "{model_type='llama', vocab_size=256, hidden_size=16, intermediate_size=32, num_hidden_layers=1, "
+    "num_attention_heads=2, max_position_embeddings=32}"
+)
+GPT2 = "{model_type='gpt2', vocab_size=256, n_embd=16, n_layer=1, n_head=2, n_positions=32}"
 TASKS: dict[str, tuple[Path | None, tuple[str, ...]]] = {
     # the recipe, and what of it is set otherwise
     "gpt": (None, ()),
+    "hf": (None, ("shared.task.kind=hf", f"shared.task.model={LLAMA}")),
+    "gpt2": (None, ("shared.task.kind=hf", f"shared.task.model={GPT2}")),
     "digits": (RECIPES / "digits.toml", ("shared.task.model={width=8}",)),
 }
 
