@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import msgpack
 
@@ -56,7 +57,7 @@ class Participant:
     sum: str = NO_SUM
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Roster:
     """What a leader proposes for one ballot.
 
@@ -84,7 +85,7 @@ class Roster:
     absent: tuple[PeerId, ...] = ()
     mandate: Digest | None = None
 
-    @property
+    @cached_property
     def peers(self) -> tuple[PeerId, ...]:
         return tuple(member.peer for member in self.participants)
 

@@ -171,7 +171,7 @@ def decided_json(roster: Roster, entry: Digest, certificate: Certificate) -> dic
         "ballot": certificate.ballot.to_json(),
         "entry": entry,
         "silent": [str(peer) for peer in roster.peers if peer not in set(voters)],
-        "votes": base64.b85encode(b"".join(signature for _, signature in certificate.votes)).decode(),
+        "votes": base64.b64encode(b"".join(signature for _, signature in certificate.votes)).decode(),
         "goodbyes": [goodbye.to_json() for goodbye in certificate.goodbyes],
         **({"mandate": certificate.mandate.to_json()} if certificate.mandate else {}),
     }
@@ -187,9 +187,9 @@ def parse_decided(fields: Fields, roster: Roster) -> tuple[Digest, Certificate]:
     voters = [peer for peer in roster.peers if peer not in silent]
     text = fields.text("votes", MAX_SIGNATURE * MAX_PARTICIPANTS)
     try:
-        signatures = base64.b85decode(text)
+        signatures = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise ProtocolError("decided.votes: expected signatures in base 85") from error
+        raise ProtocolError("decided.votes: expected signatures in base 64") from error
     size, rest = divmod(len(signatures), max(1, len(voters)))
     if not size or rest:
         raise ProtocolError(f"decided.votes: expected those of {len(voters)}, got {len(signatures)} bytes")
