@@ -20,7 +20,8 @@ class RunFigures:
     """What came out of a run.
 
     Attributes:
-        eval_loss: of the anchor on the held-out text, nats per token; None before the first evaluation.
+        eval_loss: of the anchor on what is held out, in `loss_unit`; None before the first evaluation.
+        eval_metrics: what the task tells beside it, e.g. `accuracy`.
         baseline_eval_loss: of data-parallel training at equal tokens, where it is known.
         islands: that took part in the run, with a folder here or not.
         names: of those with a folder; the tuples below have their figures, in this order.
@@ -55,6 +56,8 @@ class RunFigures:
     outer_steps: int
     tokens: int
     tokens_from: Literal["islands", "ledger", "here"]
+    loss_unit: str
+    eval_metrics: dict[str, float]
     eval_loss: float | None
     baseline_eval_loss: float | None
     wan_bytes_sent: tuple[int, ...]
@@ -111,6 +114,8 @@ def run_figures(run: Run) -> RunFigures:
         outer_steps=max(_outer_steps(island) for island in islands),
         tokens=tokens,
         tokens_from=tokens_from,
+        loss_unit=run.loss_unit,
+        eval_metrics=run.eval_metrics,
         eval_loss=_eval_loss(islands),
         baseline_eval_loss=None if baseline is None else float(baseline),
         wan_bytes_sent=sent,

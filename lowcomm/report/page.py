@@ -123,11 +123,11 @@ def _tiles(run: Run) -> str:
     if figures.diverged:
         tiles.append(("bad", "DIVERGED", "the loss ended above where it began"))
     if figures.eval_loss is not None:
-        beside = "on held-out text"
+        beside = "on what is held out"
         if figures.baseline_eval_loss:
             percent = 100 * (figures.eval_loss / figures.baseline_eval_loss - 1)
             beside += f", {percent:+.1f} % against data-parallel"
-        tiles.append(("", f"{figures.eval_loss:.4f}", f"nats per token {beside}"))
+        tiles.append(("", f"{figures.eval_loss:.4f}", f"{figures.loss_unit} {beside}".strip()))
     if figures.ratio is not None:
         tiles.append(("", f"{figures.ratio:,.0f} ×", "fewer bytes than data-parallel"))  # noqa: RUF001
     if figures.digests_equal is not None:

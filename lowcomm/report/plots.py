@@ -57,7 +57,7 @@ FOCUS_FROM, FOCUS_PERCENTILE = 40, 96
 def tokens_plot(runs: Sequence[Run]) -> bytes:
     """Training and evaluation loss against the tokens of all islands, with the baseline's."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure("Loss against tokens", "tokens, all islands together", "loss (nats per token)")
+        figure, axes = _figure("Loss against tokens", "tokens, all islands together", _loss_label(runs))
         for color, curve in _training([loss_over_tokens(run) for run in runs], runs):
             _draw_loss(axes, curve, color)
         for index, run in enumerate(runs):
@@ -86,7 +86,7 @@ def time_plot(runs: Sequence[Run]) -> bytes:
 
 def _plain_loss(runs: Sequence[Run], x_key: str, title: str, x_label: str, scale: float) -> bytes:
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(title, x_label, "loss (nats per token)")
+        figure, axes = _figure(title, x_label, _loss_label(runs))
         for color, curve in _training([loss_over(run, x_key) for run in runs], runs):
             _draw_loss(axes, replace(curve, x=curve.x * scale), color)
         for index, run in enumerate(runs):
@@ -144,7 +144,7 @@ def bytes_plot(runs: Sequence[Run]) -> bytes:
     """The same against the bytes that an island sent; data-parallel where its figures are known."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(
-            "Loss against WAN traffic", "bytes sent by one island (log scale)", "loss (nats per token)"
+            "Loss against WAN traffic", "bytes sent by one island (log scale)", _loss_label(runs)
         )
         for color, curve in _training([loss_over_bytes(run) for run in runs], runs):
             _draw_loss(axes, curve, color)
@@ -328,6 +328,12 @@ def _draw_timeline(axes: Axes, run: Run) -> None:
 def _legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:  # a run before its first step has no curve
         axes.legend(loc="upper right")  # where a loss that falls is not; "best" is slow, and says so
+
+
+def _loss_label(runs: Sequence[Run]) -> str:
+    """With the unit, where all runs have the same."""
+    units = {run.loss_unit for run in runs} - {""}
+    return f"loss ({units.pop()})" if len(units) == 1 else "loss"
 
 
 def _figure(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:

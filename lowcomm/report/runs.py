@@ -21,6 +21,8 @@ COUNTERS = ("bytes_sent", "bytes_received", "compute_s", "wait_s", "transfer_s")
 
 Line = dict[str, Any]
 
+TEXT_UNIT = "nats per token"
+
 
 @dataclass(frozen=True, kw_only=True)
 class IslandRun:
@@ -91,6 +93,21 @@ class Run:
     @property
     def run_id(self) -> str:
         return self.islands[0].run_id
+
+    @cached_property
+    def loss_unit(self) -> str:
+        """As the task of the run tells it; versions that told none trained on text."""
+        told = (line["unit"] for island in self.islands for line in island.evals if "unit" in line)
+        return str(next(told, TEXT_UNIT))
+
+    @cached_property
+    def eval_metrics(self) -> dict[str, float]:
+        """What the task tells beside the loss, in the newest evaluation of the first island that has one."""
+        newest = next((island.evals[-1] for island in self.islands if island.evals), {})
+        told = {
+            name.removeprefix("eval_"): value for name, value in newest.items() if name.startswith("eval_")
+        }
+        return {name: float(value) for name, value in told.items() if name != "loss"}
 
     @cached_property
     def peers(self) -> frozenset[str]:

@@ -23,7 +23,8 @@ def figure_rows(figures: RunFigures) -> list[Row]:
         ("parameters", f"{figures.parameters:,}" if figures.parameters else "not known until an island ends"),
         ("inner steps / outer steps", f"{figures.inner_steps:,} / {figures.outer_steps:,}"),
         (TOKENS[figures.tokens_from], f"{figures.tokens:,}"),
-        ("loss on held-out text", _loss(figures.eval_loss)),
+        ("loss on what is held out", _loss(figures.eval_loss, figures.loss_unit)),
+        *((f"{name} there", f"{value:.4f}") for name, value in figures.eval_metrics.items()),
     ]
     if figures.baseline_eval_loss is not None:
         rows.append(("loss of data-parallel at equal tokens", _baseline(figures)))
@@ -106,14 +107,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _loss(loss: float | None) -> str:
-    return "not evaluated yet" if loss is None else f"{loss:.4f} nats per token"
+def _loss(loss: float | None, unit: str) -> str:
+    return "not evaluated yet" if loss is None else f"{loss:.4f} {unit}".rstrip()
 
 
 def _baseline(figures: RunFigures) -> str:
     loss = figures.baseline_eval_loss
     if loss is None or figures.eval_loss is None:
-        return _loss(loss)
+        return _loss(loss, figures.loss_unit)
     percent = 100 * (figures.eval_loss / loss - 1)
     return f"{loss:.4f} (this run: {percent:+.1f} %)"
 

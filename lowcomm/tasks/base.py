@@ -30,7 +30,7 @@ class Facts:
         parameters: of the model; None = not known before it is made, so a host too small for it shows late.
         token_flops: FLOPs of forward and backward pass per token, for `mfu`; None = not known.
         blank_loss: of a model that knows nothing; None = not known. It tells divergence from a bad start.
-        loss_unit: nats, for example.
+        loss_unit: "nats per token", for example.
     """
 
     sample: str = "sample"

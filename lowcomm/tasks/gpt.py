@@ -74,7 +74,7 @@ class GPTTask:
             parameters=shape.parameters,
             token_flops=flops_per_token(shape, shape.parameters),
             blank_loss=math.log(shape.vocab_size),
-            loss_unit="nats",
+            loss_unit="nats per token",
         )
 
     def make_model(self) -> GPT:

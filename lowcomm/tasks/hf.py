@@ -63,7 +63,7 @@ class HFTask:
             parameters=parameters,
             token_flops=6.0 * (parameters - looked_up) + attention,
             blank_loss=math.log(self._config.vocab_size),
-            loss_unit="nats",
+            loss_unit="nats per token",
         )
 
     def make_model(self) -> nn.Module:

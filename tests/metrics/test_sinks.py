@@ -8,7 +8,8 @@ import pytest
 from lowcomm.config.schema import MetricsConfig
 from lowcomm.errors import StorageError
 from lowcomm.metrics import Fanout, open_sinks
-from lowcomm.metrics.console import console_sink, human_bytes
+from lowcomm.metrics.charts import charted
+from lowcomm.metrics.console import console_sink, describe, human_bytes
 from lowcomm.metrics.jsonl import JsonLinesSink
 
 TRAIN = {
@@ -180,6 +181,16 @@ def test_the_console_calls_islands_by_their_names():
     assert "3 islands (north, south, …cccc3333)," in three
     assert "20 islands," in many
     assert "outer step stays 2: south left;" in failed
+
+
+def test_an_evaluation_is_told_with_all_that_its_task_tells():
+    line = {"kind": "eval", "inner_step": 9, "tokens": 70, "eval_loss": 0.5, "eval_accuracy": 0.75}
+    told = describe({**line, "unit": "nats"}, 100)
+    assert told == "eval at step 9: loss 0.5000 nats, accuracy 0.7500 after 70 tokens of this island"
+    assert describe({**line, "unit": ""}, 100).startswith("eval at step 9: loss 0.5000, accuracy")
+    assert charted({**line, "unit": "nats"}) == {
+        "swarm/eval_loss": 0.5, "swarm/eval_accuracy": 0.75, "island/tokens": 70, "inner_step": 9,
+    }  # fmt: skip
 
 
 def test_plain_console_is_one_line_per_record():

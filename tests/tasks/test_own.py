@@ -15,6 +15,9 @@ from torch import Tensor
 from lowcomm.config.load import load_config, shared_digest, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, DataError, LossError, LowcommError, ModelError
+from lowcomm.report.figures import run_figures
+from lowcomm.report.runs import load_run
+from lowcomm.report.table import figure_rows
 from lowcomm.tasks.base import Task
 from lowcomm.tasks.rows import RowData
 from lowcomm.training.build import build_model, build_task
@@ -102,6 +105,9 @@ def test_two_islands_train_it_and_what_it_tells_is_logged(tmp_path: Path) -> Non
     assert summaries[0].eval_metrics == {"distance": evals[-1]["eval_distance"]}
     (start,) = lines(tmp_path / "island-0", "start")
     assert (start["samples"], start["epoch_tokens"], start["step_tokens"]) == (40, 16, 4)
+    rows = dict(figure_rows(run_figures(load_run(tmp_path / "island-0"))))
+    assert rows["distance there"] == f"{evals[-1]['eval_distance']:.4f}"
+    assert rows["loss on what is held out"] == f"{evals[-1]['eval_loss']:.4f}", "in a unit that nobody told"
     # the run folder knows where the file is, wherever one stands
     assert export(tmp_path / "island-0", tmp_path / "out") == 40
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
