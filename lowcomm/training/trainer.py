@@ -74,7 +74,8 @@ class Trainer:
 
     Args:
         config: see `lowcomm.config.load_config`.
-        task: instead of the one that the configuration names.
+        task: instead of the one that the configuration names; `lowcomm export` and `ledger verify` go by the
+            configuration, so let it name a function that makes the same.
         exchange: instead of the one that the configuration names, e.g. a loopback exchange.
         phases: says what happens before the first step; on rank 0 only.
     """

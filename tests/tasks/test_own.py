@@ -6,12 +6,14 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lowcomm import exchanges
 from lowcomm.config.load import load_config, shared_digest, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError, DataError, LossError, LowcommError, ModelError
@@ -23,6 +25,7 @@ from lowcomm.tasks.rows import RowData
 from lowcomm.training.build import build_model, build_task
 from lowcomm.training.evaluation import evaluate
 from lowcomm.training.export import export
+from lowcomm.training.trainer import Trainer
 from tests.training.islands import finished, lines, train_islands
 
 OWN = """
@@ -114,12 +117,13 @@ def test_two_islands_train_it_and_what_it_tells_is_logged(tmp_path: Path) -> Non
 
 
 def test_the_task_may_be_given(tmp_path: Path) -> None:
-    from lowcomm.training.trainer import Trainer
-
-    config = make(tmp_path)
-    task = build_task(config)
+    config = make(tmp_path, model="model = {slope = 3.0}")
+    task = build_task(make(tmp_path, OWN.replace("40)[:, None]", "80)[:, None]")))
     assert isinstance(task, Task)
-    assert Trainer(config, task=task)._task is task
+    exchange = exchanges.loopback(exchanges.hub(), run_id="own", peer_id="alone", founder=True)
+    own = replace(config, out=str(tmp_path / "island"), train=replace(config.train, steps=5))
+    assert Trainer(own, exchange=exchange, task=task).fit().inner_steps == 5
+    assert [start["samples"] for start in lines(tmp_path / "island", "start")] == [80]
 
 
 def test_kind_and_table_are_shared_and_gpt_has_the_digest_it_had(tmp_path: Path) -> None:
