@@ -70,7 +70,7 @@ def scales(*paths: Path) -> Part:
     return Part(
         "Control as a swarm grows",
         "Messages hardly grow with the islands; bytes and processor time do, by the members that rosters and "
-        "certificates list. Of an island, a round of all fragments every 2 s.",
+        "certificates list. Of an island, a round of all fragments every 2 s; without what ed25519 costs.",
         "All islands in one process, on a virtual clock (`lowcomm bench scale --islands 4,8,16,32,64`)",
         table(HEADINGS, [figures.row for figures in found]),
     )
