@@ -22,6 +22,7 @@ from lowcomm.ledger.certificate import Certificate, goodbye_bytes
 from lowcomm.ledger.chain import Certified
 from lowcomm.ledger.mandate import Authority
 from lowcomm.ledger.recorder import EntrySink, Recorder
+from lowcomm.ledger.redo import STATES, RedoLog
 from lowcomm.ledger.state import OuterState, Position
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.outer.submissions import Submissions
@@ -147,12 +148,15 @@ class Node:
         self.shard_claims = ShardClaims(exchange, self.peers, self.requests, self.changed)
         if promises is None and folder is not None:
             promises = FilePromises(folder)
+        redo = None
+        if folder is not None and policy.partition == "majority":
+            redo = RedoLog(folder, tuple(STATES * held.size_bytes for held in state.states))
         block = state.codec.block_elements
         chunk_elements = max(1, settings.chunk_bytes // 4 // block) * block
         self.context = Context(
             exchange, self.peers, self.blobs, state, state.codec, policy, self.pool, chunk_elements,
             GRACE_LEASES * lease_s, Authority(exchange.run_id, PeerId(policy.operator), exchange.verify),
-            promises,
+            promises, redo,
         )  # fmt: skip
         self.mandates = Mandates(self)
         self.rounds = [
@@ -242,6 +246,7 @@ class Node:
         await self.links.close()
         for written in (self.recorder.written(), self.remembered.written()):
             await asyncio.wrap_future(written)
+        await self.catching_up.redoable()
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.state.updates.close()
         self._donor.close()
@@ -320,6 +325,11 @@ class Node:
             self._breaches.pop(peer, None)
         self.peers.banned.proven(peer for peer, _ in entry.participants)
         self.recorder.committed(certified, accepted.update)
+        if (redo := self.context.redo) is not None:
+            redo.note(certified, accepted.update)
+            self.pool.submit(
+                redo.flush
+            )  # what it can't write is said by the next promise, which waits for it
         self._donor.committed(certified, accepted.update)
         self.note_others()
         self._note_position()

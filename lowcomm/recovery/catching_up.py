@@ -55,6 +55,38 @@ class CatchingUp:
         self._taken.clear()
         await self._snapshots.forget()
 
+    async def redo(self) -> None:
+        """Replay what this island's own disk has of what was committed after its checkpoint."""
+        member, redo = self._member, self._member.context.redo
+        if redo is None:
+            return
+        for fragment, chain in enumerate(member.state.chains):
+            before = chain.outer_step
+            for certified in await member.in_pool(redo.entries, fragment):
+                entry, certificate = certified
+                update = await member.in_pool(redo.update, entry)
+                if entry.previous != chain.head or update is None or certificate is None:
+                    continue
+                try:
+                    accepted = await member.rounds[fragment].fetch(entry, [], update)
+                except (PeerUnreachableError, ProtocolError) as error:
+                    logger.warning("fragment %d: %s can't be replayed: %s", fragment, redo.folder, error)
+                    break
+                member.adopt(accepted, certificate)
+            if chain.outer_step > before:
+                steps = f"{before + 1} to {chain.outer_step}"
+                logger.info("fragment %d: outer steps %s are replayed from %s", fragment, steps, redo.folder)
+
+    async def redoable(self) -> None:
+        """Wait until the disk has what was committed."""
+        redo = self._member.context.redo
+        if redo is None:
+            return
+        try:
+            await self._member.in_pool(redo.flush)
+        except OSError as error:
+            logger.warning("%s can't be written: %s", redo.folder, error)
+
     async def catch_up(self, fragment: int, *, joining: bool = False) -> Moved:
         """Follow the peers that are ahead; a joiner also leaves a head that nobody else has.
 
@@ -107,10 +139,13 @@ class CatchingUp:
         member = self._member
         donors = member.rounds[fragment].ahead()
         if joining and not donors:
-            same_height = [p for p in member.peers.live() if p.state.phase == "training" and p.state.heads]
-            head = member.state.chains[fragment].head
-            if same_height and all(p.state.heads[fragment] != head for p in same_height):
-                return same_height
+            chain = member.state.chains[fragment]
+            training = [p for p in member.peers.live() if p.state.phase == "training" and p.state.heads]
+            if member.context.policy.partition == "majority":
+                # what is committed stands, and be it that nobody else who has it is here
+                training = [p for p in training if p.state.outer_steps[fragment] >= chain.outer_step]
+            if training and all(p.state.heads[fragment] != chain.head for p in training):
+                return training
         return donors
 
     def _with(self, donor: Peer, fragment: int) -> list[PeerId]:
@@ -250,3 +285,4 @@ class CatchingUp:
             if member.state.chains[fragment].outer_step + 1 == entry.outer_step:
                 member.adopt(accepted, certificate)
                 self._moved_s = asyncio.get_running_loop().time()
+                await self.redoable()  # updates of many outer steps may not wait for it in memory

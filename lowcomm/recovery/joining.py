@@ -157,6 +157,7 @@ class Joining:
         member = self._member
         if not (over or found):
             await self.look_for_others()
+        await self._catching_up.redo()
         member.publish_position()
         running, starting = await self._find_others(timeout_s, alone_ok=member.directory.founder or not fresh)
         if not (running or starting or over):

@@ -10,6 +10,7 @@ from lowcomm.codecs.base import Codec
 from lowcomm.exchanges.base import Exchange
 from lowcomm.ledger.blobs import Blobs
 from lowcomm.ledger.mandate import Authority, Mandate
+from lowcomm.ledger.redo import RedoLog
 from lowcomm.ledger.state import OuterState
 from lowcomm.peers.table import Peers
 from lowcomm.rounds.policy import RoundPolicy, Rules
@@ -29,6 +30,7 @@ class Context:
     Attributes:
         grace_s: who has not been heard for so long counts as absent, with `continue`.
         promises: what outlives a crash; None = nothing does.
+        redo: of a run folder, with `majority`.
         founders: who may decide the first outer step; empty where nobody has said so.
         rates: at which contributions came in.
         authority: whose mandates count here, and which are in force.
@@ -45,6 +47,7 @@ class Context:
     grace_s: float
     authority: Authority
     promises: Promises | None = None
+    redo: RedoLog | None = None
     founders: tuple[PeerId, ...] = ()
     rates: Rates = field(default_factory=Rates)
     _viewed: tuple[tuple[int, str, int], View] | None = None

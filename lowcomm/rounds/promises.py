@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -73,7 +72,7 @@ class FilePromises:
                 return
             entry = record.accepted[1] if record.accepted else None
             if update is not None and entry is not None and not self._is_whole(entry):
-                self._write_update(self._update_path(entry), update)
+                write_atomically(self._update_path(entry), *update.parts)
             write_atomically(self._path(record.fragment), json.dumps(record.to_json()).encode())
             last = before.accepted[1] if before and before.accepted else None
             if last is not None and (entry is None or last.update_hash != entry.update_hash):
@@ -113,15 +112,6 @@ class FilePromises:
 
     def _is_whole(self, entry: Entry) -> bool:
         return self.load_update(entry) is not None
-
-    def _write_update(self, path: Path, update: Update) -> None:
-        partial = path.with_name(path.name + ".new")
-        with partial.open("wb") as file:
-            file.writelines(update.parts)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
 
     def _update_path(self, entry: Entry) -> Path:
         return self._folder / f"{entry.update_hash}.update"

@@ -555,6 +555,8 @@ class FragmentRound:
         if context.promises is not None:
             loop = asyncio.get_running_loop()
             try:
+                if context.redo is not None:  # this record replaces that of the outer step before
+                    await loop.run_in_executor(context.pool, context.redo.flush)
                 await loop.run_in_executor(context.pool, context.promises.save, record, update)
             except (OSError, ProtocolError) as error:
                 why = (error.strerror if isinstance(error, OSError) else "") or str(error)
@@ -637,17 +639,21 @@ class FragmentRound:
         self._act()
         self._be_decided()
 
-    async def fetch(self, entry: Entry, donors: list[PeerId]) -> Accepted:
+    async def fetch(self, entry: Entry, donors: list[PeerId], held: Update | None = None) -> Accepted:
         """The update of an entry that follows this chain, and what this peer had put into it, if anything.
 
         What the encodings lost is gone, and the residual before it has been sent, so there is none.
+
+        Args:
+            held: the update, where it is here.
 
         Raises:
             PeerUnreachableError, ProtocolError: see `fetch_update`.
         """
         mine = entry.contribution_of(self._context.exchange.peer_id)
         own = self._sent.get(mine) if mine else None
-        return await fetch_update(self._context, self._fragment, entry, donors, own, self._promised_update)
+        held = held or self._promised_update
+        return await fetch_update(self._context, self._fragment, entry, donors, own, held)
 
     def _drop(self) -> None:
         work, transfer = self._work, self._transfer

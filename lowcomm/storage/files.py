@@ -15,12 +15,16 @@ _NO_SYNC = frozenset(
 """What file systems say that can't sync a folder: CIFS, some FUSE ones, 9p."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file, durably; a reader sees the old or the new content."""
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file, durably; a reader sees the old or the new content.
+
+    Args:
+        parts: of the new content, one after the other.
+    """
     partial = path.with_name(path.name + ".new")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

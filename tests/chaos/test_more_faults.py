@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,11 @@ from lowcomm.sim.disk import Disk, SimExecutor
 from lowcomm.sim.invariants import broken, lost
 from lowcomm.sim.island import IslandSettings
 from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate
-from lowcomm.sim.tapes import BULK, PEER_FAULTS, PeerFault, PeerFaultKind, Tape, TapeShaper, make_tape
+from lowcomm.sim.tapes import BULK, MORTAL, PEER_FAULTS, PeerFault, PeerFaultKind, Tape, TapeShaper, make_tape
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.storage.files import sync_folder
 from lowcomm.types import PeerId
+from tests.chaos.test_island_side import SCHEDULES
 
 DEADLINE_S = 3.0
 SEEDS = 20
@@ -170,6 +173,61 @@ def test_one_that_is_left_takes_the_others_in_again(
     outcome = simulate(4, Tape(1, (), (gone,), quiet_s=BEGUN_S + AWAY_S + 1.0), settings(partition), tmp_path)
     assert not broken(outcome)
     assert not forks(outcome)
+
+
+def tape_of_power_cuts(seed: int) -> Tape:
+    """One, two or all islands lose power, besides crashes and messages that fail."""
+    rng = random.Random(f"power {seed}")
+    tape = make_tape(seed, 3, faulty_s=15.0, peer_faults=0, more=MORTAL)
+    struck = tuple(sorted(rng.sample(range(3), rng.choice([1, 2, 3, 3]))))
+    cut = PeerFault("power", struck, rng.uniform(3.0, 12.0), rng.uniform(0.5, 4.0))
+    peers = tuple(sorted((*tape.peers, cut), key=lambda fault: fault.start_s))
+    return replace(tape, peers=peers, messages=tape.messages[: rng.choice([0, 2])])
+
+
+@pytest.mark.parametrize("partition", ["majority", "continue"])
+@pytest.mark.parametrize(
+    "seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(100, 400))]
+)
+def test_power_cuts_of_any_islands_with_checkpoints_void_nothing(
+    partition: str, seed: int, tmp_path: Path
+) -> None:
+    schedule = list(SCHEDULES.values())[seed % len(SCHEDULES)]
+    chosen = settings(partition, schedule=schedule, save_every=3 + seed % 3)
+    assert not broken(simulate(3, tape_of_power_cuts(seed), chosen, tmp_path))
+
+
+LOST_ONE_AFTER_THE_OTHER = (
+    PeerFault("power", (1, 2), 5.67, 2.6),
+    PeerFault("power", (1, 2), 9.16, 1.68),
+    PeerFault("crash", (0,), 10.31, 4.29),
+)
+BACK_AMONG_THOSE_WHO_MISSED_IT = (
+    PeerFault("power", (2,), 3.03, 0.89),
+    PeerFault("power", (0, 1), 4.53, 1.9),
+    PeerFault("power", (1,), 7.24, 5.68),
+)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cuts"),
+    [("eager-auto", LOST_ONE_AFTER_THE_OTHER), ("matched-auto", BACK_AMONG_THOSE_WHO_MISSED_IT)],
+    ids=["lost one after the other", "back among those who missed it"],
+)
+def test_what_was_committed_stands_where_checkpoints_lack_it(
+    schedule: str, cuts: tuple[PeerFault, ...], tmp_path: Path
+) -> None:
+    chosen = IslandSettings(
+        policy=RoundPolicy(deadline_s=2.0, partition="majority"),
+        schedule=SCHEDULES[schedule],
+        save_every=3,
+        step_s=lambda number, now_s: 0.3 + 0.1 * number,
+    )
+    outcome = simulate(3, Tape(54, (), cuts, quiet_s=15.0), chosen, tmp_path)
+    assert not broken(outcome)
+    last = outcome.lives[-1]
+    assert last.side.resumes
+    assert not last.record.snapshots
 
 
 def write(path: Path, data: bytes, *, synced: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -139,9 +140,25 @@ def lives(tmp_path: Path, policy: RoundPolicy) -> Callable[[int, list[list[int]]
     return run
 
 
-def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
+def test_what_was_committed_stands_where_all_go_back_to_a_checkpoint(tmp_path: Path) -> None:
+    """Each replays from its own disk what its checkpoint lacks; none of it is decided a second time."""
     run = lives(tmp_path, RoundPolicy(deadline_s=20.0, partition="majority"))
     first = run(17, [[], []])
+    last = max(int(path.stem) for path in (tmp_path / "0" / "redo" / "0").glob("*.json"))
+    again = run(25, [[8], [4, 8]])
+    heads = [result.head for result in again.values()]
+    assert heads[0] == heads[1] != first[0].head
+    for island in range(2):
+        assert next(report.outer_step for report in again[island].reports if report.committed) == last + 1
+        assert again[island].tokens_trained == again[island].tokens_credited + again[island].tokens_left
+
+
+def test_votes_bind_nobody_where_all_have_gone_back(tmp_path: Path) -> None:
+    """A checkpoint, and no redo log: what was committed is on no disk any more."""
+    run = lives(tmp_path, RoundPolicy(deadline_s=20.0, partition="majority"))
+    first = run(17, [[], []])
+    for island in range(2):
+        shutil.rmtree(tmp_path / str(island) / "redo")
     again = run(17, [[8], [4, 8]])
     for island in range(2):
         assert again[island].losses == first[island].losses[8:]
