@@ -410,7 +410,10 @@ class Peers:
         except (ProtocolError, PeerUnreachableError) as error:
             reason = f"settings or model differ, and it doesn't say in what: {error}"[:1_000]
             found = Differences((reason,), ("settings or model differ, and this island didn't say in what",))
-        if self.linked.get(entry.id) is entry and not entry.unfit:
+        if not found.here:
+            logger.warning("%s: its greeting came damaged; it is asked for another", self.called(entry.id))
+            entry.explains = False
+        elif self.linked.get(entry.id) is entry and not entry.unfit:
             self._refuse(entry.id, found)
 
     def on_terms_request(self, peer: PeerId, fields: Fields) -> None:

@@ -85,7 +85,7 @@ class Terms:
         return self._pages[name]
 
     async def compare(self, theirs: Mapping[str, Digest], ask: Ask) -> Differences:
-        """In what another peer, with these digests, differs.
+        """In what another peer, with these digests, differs; in nothing, if its digests came damaged.
 
         Raises:
             ProtocolError: what it tells is malformed, too much, or not what its digests stand for.
@@ -95,17 +95,18 @@ class Terms:
         if theirs[SHARED] != self.digests[SHARED]:
             mine, told = _as_mapping(self._lists[SHARED]), await _all_settings(ask)
             found = Differences(_shown(differences(mine, told)), _shown(differences(told, mine)))
-            if not found.here:
-                raise ProtocolError(f"{SHARED}: the same settings as here, with another digest")
         if theirs[LAYOUT] != self.digests[LAYOUT] and all(r.startswith(FROZEN_DIGEST) for r in found.here):
-            here, there = await self._first_tensor(ask)
+            first = await self._first_tensor(ask)
+            if first is None:
+                return found
+            here, there = first
             found = Differences(
                 _shown([f"model: here tensor {here!r}, there {there!r}"]),
                 _shown([f"model: here tensor {there!r}, there {here!r}"]),
             )
         return found
 
-    async def _first_tensor(self, ask: Ask) -> tuple[Json, Json]:
+    async def _first_tensor(self, ask: Ask) -> tuple[Json, Json] | None:
         """The first that differs, here and there; None where there is none more."""
         own, index, number = self._lists[LAYOUT], 0, 0
         while items := _items(await ask(LAYOUT, number), LAYOUT, number):
@@ -115,9 +116,7 @@ class Terms:
                     return here, item
                 index += 1
             number += 1
-        if index == len(own):
-            raise ProtocolError(f"{LAYOUT}: the same tensors as here, with another digest")
-        return own[index], None
+        return (own[index], None) if index < len(own) else None
 
 
 def _shown(reasons: list[str]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
-from lowcomm.types import PeerId
+from lowcomm.types import Json, PeerId
 
 HEARTBEAT_S = 1.0
 
@@ -36,15 +36,18 @@ class Cut(LoopbackExchange):
 
 
 class LosesItsHello(LoopbackExchange):
-    """The first greeting of each link is lost, as where it overtakes the news of the link."""
+    """The first greeting of each peer is lost, as where it overtakes the news of the link, or damaged."""
 
-    def __init__(self, hub: LoopbackHub, peer: str) -> None:
+    def __init__(self, hub: LoopbackHub, peer: str, changes: dict[str, Json] | None) -> None:
         super().__init__(hub, "run", PeerId(peer), founder=False)
+        self._changes = changes
         self.lost: set[PeerId] = set()
 
     async def send(self, peer: PeerId, message: Message) -> None:
         if message.kind == "hello" and peer not in self.lost:
             self.lost.add(peer)
+            if self._changes is not None:
+                await super().send(peer, Message("hello", {**message.body, **self._changes}))
             return
         await super().send(peer, message)
 
@@ -75,18 +78,29 @@ def cut_off(hub: LoopbackHub, islands: list[SimIsland], *, down: bool) -> None:
             hub.cut(exchange.peer_id, peer)
 
 
-def test_what_comes_before_a_hello_is_not_read_and_costs_no_link(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (None, []),
+        ({"layout": "0" * 64}, ["its greeting came damaged; it is asked for another"]),
+        ({"shared": "0" * 64}, ["its greeting came damaged; it is asked for another"]),
+    ],
+    ids=["lost", "layout", "shared"],
+)
+def test_a_hello_that_is_lost_or_damaged_costs_no_link(
+    changes: dict[str, Json] | None, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         hub = exchanges.hub()
         founder = await start(hub, 0, founder=True)
-        exchange = LosesItsHello(hub, name(1))
+        exchange = LosesItsHello(hub, name(1), changes)
         late = SimIsland(1, exchange, IslandSettings(heartbeat_s=HEARTBEAT_S), MemoryPromises())
         await late.node.start()
         late.node.peers.post(name(0), Message("state", late.node.peers.own_state().to_json()))
         await asyncio.sleep(3 * HEARTBEAT_S)
         assert exchange.lost == {name(0)}
         assert [peer.id for peer in founder.node.peers.live()] == [name(1)]
-        assert not caplog.records
+        assert [record.getMessage().split(": ")[1] for record in caplog.records] == said
         for island in (founder, late):
             await island.node.close()
 
