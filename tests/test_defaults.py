@@ -61,7 +61,7 @@ def test_every_buffer_says_its_dtype_and_device():
     silent = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}"
         for path in sorted(ROOT.rglob("*.py"))
-        if path.name != PUBLISHED_AS_IT_IS
+        if path.name != PUBLISHED_AS_IT_IS and path.parent != ROOT / "recipes"  # a task is its user's
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and _leaves_it_to_torch(node)
     ]

@@ -489,8 +489,8 @@ class FragmentRound:
         """The ballot under way has moved."""
         now_s = _now_s()
         self.machine.moved(now_s)
-        if self._standstill is not None and not self.is_idle:
-            self._standstill.beat(now_s)
+        if self._standstill is not None and self._work is not None and not self._work.done():
+            self._standstill.beat(now_s)  # before work has begun there was no standstill that tells anything
 
     def _stall_s(self) -> float:
         """How long a ballot may stand still: as judged by earlier ones, at most the deadline."""

@@ -15,13 +15,15 @@ from lowcomm.bench.soak_figures import MOST_GROWTH, TENTHS, Sample, figures, gro
 from lowcomm.cli.main import main
 from lowcomm.errors import ConfigError
 from lowcomm.ledger import chain
+from lowcomm.outer import at_risk
 
 TIMEOUT_S = 280.0
 COUNTS = ("threads", "open_files", "files")
 
 
 def test_rounds_leave_no_object_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "KEPT_HEADS", 8)  # so that all that is kept is there after a tenth
+    for module in (chain, at_risk):
+        monkeypatch.setattr(module, "KEPT_HEADS", 8)  # so that all that is kept is there after a tenth
     told: list[str] = []
     outcome = soak.run(SoakBench(rounds=120, virtual=True), told.append)
     measures = outcome.log["soak"]["measures"]
