@@ -39,8 +39,8 @@ MOST_OPEN = 4
 class _Vector:
     """Contributions added up; changed in worker threads only, one after the other."""
 
-    def __init__(self) -> None:
-        self.values: Tensor | None = None
+    def __init__(self, values: Tensor | None = None) -> None:
+        self.values = values
 
     def add(self, more: Tensor | None) -> None:
         if more is not None:
@@ -87,27 +87,24 @@ class Settlement:
         """Wait until all that was committed before is in the sums."""
         await asyncio.wrap_future(self._added)
 
-    def taken_(self, progress: Tensor, tokens: int) -> Tensor | None:
-        """Take what came back out of local progress, and put what was lost into it; in a worker thread.
+    def taken(self, progress: Tensor, tokens: int) -> Tensor | None:
+        """What local progress is less now: what came back, without what was lost; None for nothing.
+
+        In a worker thread.
 
         Args:
-            progress: 1-D fp32, changed in place.
-            tokens: that it is of. Where only the tokens are known of what came back, it is taken to be such a
-                part of it.
-
-        Returns:
-            What `progress` is less now; None for nothing.
+            progress: a part of it, 1-D fp32, of so many tokens. Where only the tokens of what came back are
+                known, it is taken to be like that.
         """
         parts = [(vector, -share) for vector, share in self._lost] + list(self._back)
-        if not parts and not self.unknown:
+        if self.unknown and tokens:
+            parts.append((_Vector(progress), self.unknown / tokens))
+        if not parts:
             return None
         taken = torch.zeros_like(progress)
         for vector, share in parts:
             if vector.values is not None:
                 taken.add_(vector.values, alpha=share)
-        if self.unknown:
-            taken.add_(progress, alpha=min(1.0, self.unknown / max(tokens, 1)))
-        progress.sub_(taken)
         return taken
 
 
@@ -208,9 +205,7 @@ class AtRisk:
         return parts, tokens_of(left)
 
     def _hold(self, sent: Mapping[ContributionId, Tensor]) -> None:
-        for name, values in sent.items():
-            vector = self._open.setdefault(name, _Vector())
-            vector.values = values
+        self._open.update((name, _Vector(values)) for name, values in sent.items())
         for name in list(self._open)[:-MOST_OPEN]:
             del self._open[name]
 

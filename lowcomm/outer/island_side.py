@@ -25,7 +25,6 @@ from lowcomm.clock import Clock
 from lowcomm.errors import CheckpointError
 from lowcomm.islands.base import Parameters
 from lowcomm.islands.vectors import Vector, spans
-from lowcomm.ledger.entry import MAX_TOKENS
 from lowcomm.ledger.state import Position, saved_position
 from lowcomm.outer.auto_delay import AutoDelay
 from lowcomm.outer.outcome import Landing, Movement, Outcome
@@ -183,6 +182,8 @@ class IslandSide:
                 reports += ended
                 moved = any(r.fragment == fragment.index and r.round_tokens > 0 for r in ended)
                 again = moved and fragment.index > 0 and self._needs_last_round(fragment.index)
+        if left := self.progress.tokens[0]:
+            logger.warning("%d tokens that were trained on are in no committed round; the run ends", left)
         return tuple(reports)
 
     def _needs_last_round(self, index: int) -> bool:
@@ -207,9 +208,12 @@ class IslandSide:
         steps = self._pacing.begin(index, progress.inner_step)
         speed = self._pacing.speed(steps)
         yield self._tell(tokens_per_s=speed.tokens_per_s)
-        tokens = min(progress.tokens[index], MAX_TOKENS)  # the rest is credited by the next rounds
+        tokens = progress.installment(index)
         if anchor is not None and norm == 0.0 and tokens > 0:
             self._warn_of_standstill(fragment, tokens)
+        if not (whole := tokens == progress.tokens[index]):
+            part = tokens / progress.tokens[index]
+            values, norm = values.mul_(part), norm * part  # the rest stays in the local parameters
         contribution = Contribution.of(
             values,
             start=max(0, progress.tokens_trained - progress.tokens[index]),
@@ -219,9 +223,9 @@ class IslandSide:
             speed=speed,
         )
         delay = self._delay(index, speed.step_s)
-        flight = Flight(index, contribution, steps, progress.inner_step + delay)
+        flight = Flight(index, contribution, steps, progress.inner_step + delay, whole)
         yield from self._send(flight, last=last)
-        if self._schedule.eager and delay:
+        if self._schedule.eager and delay and whole:
             flight.shift = self._run_ahead(fragment, values)
 
     def _send(self, flight: Flight, *, last: bool = False) -> Steps[None]:
@@ -328,7 +332,8 @@ class IslandSide:
             return
         tensors, alpha = self._fragments[flight.fragment].tensors, self._schedule.merge_alpha
         stood_still = self.progress.inner_step == flight.contribution.inner_step
-        if landing.report.committed and landing.whole and stood_still and alpha == 0.0:
+        whole = landing.whole and flight.whole
+        if landing.report.committed and whole and stood_still and alpha == 0.0:
             self._parameters.write(tensors, movement.after.load() if movement else None)
         else:
             moved = replace(movement, merge_alpha=alpha, shift=flight.shift) if movement else None
@@ -455,11 +460,12 @@ class IslandSide:
         yield self._tell()
         return replace(report, tokens_credited=credited, inner_step=progress.inner_step)
 
-    def _take_over(self, fragment: Fragment, found: tuple[Vector, Tensor | None] | None) -> None:
+    def _take_over(self, fragment: Fragment, found: tuple[Vector, Tensor | None, float] | None) -> None:
         """Bring the state that was taken over into the local parameters of all ranks.
 
         Args:
-            found: what the progress in them is counted from, and what is in them beyond; see `Restart.base`.
+            found: what the progress in them is counted from, what is in them beyond, and how much of it is
+                kept; see `Restart.base`.
         """
         local = self._parameters.read(fragment.tensors)
         values = None
@@ -468,8 +474,11 @@ class IslandSide:
             if found is None:
                 values = anchor.load()
             else:
-                base, shift = found
+                base, shift, kept = found
                 values = local if shift is None else local.sub_(shift)
                 for start, stop in spans(fragment.elements):
-                    rebase_(values[start:stop], base.load(start, stop), anchor.load(start, stop))
+                    part, onto = values[start:stop], anchor.load(start, stop)
+                    rebase_(part, base.load(start, stop), onto)
+                    if kept < 1.0:
+                        torch.lerp(onto, part, kept, out=part)
         self._parameters.write(fragment.tensors, values)

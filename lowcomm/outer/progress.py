@@ -6,6 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lowcomm.ledger.entry import MAX_TOKENS
+
+INSTALLMENT, WHOLE = 2, 4
+"""Intervals, like the last one, in a contribution where progress of more than `WHOLE` waits: that one, and as
+much from before it. All at once would throw the anchor far off (docs/design/0024-installments.md)."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -20,6 +26,8 @@ class Progress:
         totals: tokens of all islands that the ledger credits, one number per fragment.
         round_tokens, round_steps: of all islands, and inner steps of this one, in its last round.
         counted_step: the inner step up to which the first of `totals` holds this island's work.
+        began_tokens, interval_tokens: tokens trained when the last contribution was made, and in its
+            interval, one number per fragment.
         wait_s, transfer_s: training stood still for rounds; rounds moved data.
     """
 
@@ -35,6 +43,8 @@ class Progress:
     round_tokens: int = 0
     round_steps: int = 0
     counted_step: int = 0
+    began_tokens: list[int] = field(default_factory=list)
+    interval_tokens: list[int] = field(default_factory=list)
     wait_s: float = 0.0
     transfer_s: float = 0.0
 
@@ -43,12 +53,20 @@ class Progress:
         self.tokens = [0] * self.fragments
         self.realign = [False] * self.fragments
         self.totals = [0] * self.fragments
+        self.began_tokens, self.interval_tokens = [0] * self.fragments, [0] * self.fragments
 
     def trained(self, tokens: int) -> None:
         """Count an inner step."""
         self.inner_step += 1
         self.tokens_trained += tokens
         self.tokens = [count + tokens for count in self.tokens]
+
+    def installment(self, fragment: int) -> int:
+        """Of how many tokens the contribution is that is made now."""
+        fresh, waiting = self.tokens_trained - self.began_tokens[fragment], self.tokens[fragment]
+        self.began_tokens[fragment] = self.tokens_trained
+        interval = self.interval_tokens[fragment] = fresh or self.interval_tokens[fragment]
+        return min(waiting if waiting <= WHOLE * interval else INSTALLMENT * interval, MAX_TOKENS)
 
     def credit(self, fragment: int, tokens: int) -> None:
         """Count tokens that a committed round has credited; fragment 0 stands for the whole model."""
@@ -155,6 +173,7 @@ class Progress:
             "tokens_dropped": self.tokens_dropped,
             "realign": list(self.realign),
             "totals": list(self.totals),
+            "intervals": [list(self.began_tokens), list(self.interval_tokens)],
             "round": [self.round_tokens, self.round_steps, self.counted_step],
         }
 
@@ -167,4 +186,6 @@ class Progress:
         self.tokens_dropped = state["tokens_dropped"]
         self.realign = list(state["realign"])
         self.totals = list(state["totals"])
+        waiting = [[self.tokens_trained - mine for mine in self.tokens], self.tokens]
+        self.began_tokens, self.interval_tokens = map(list, state.get("intervals", waiting))
         self.round_tokens, self.round_steps, self.counted_step = state["round"]

@@ -7,6 +7,7 @@ counts it. Everything here runs in the exchange's event loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ from lowcomm.recovery.forks import Switch
 from lowcomm.recovery.member import Member
 from lowcomm.rounds.contribution import Accepted, Contribution
 from lowcomm.types import BallotEnd, RoundReport
+
+logger = logging.getLogger(__name__)
 
 GIVE_UP_DEADLINES = 4.0
 """After so many deadlines a round without commit is given up and training goes on."""
@@ -54,6 +57,7 @@ class _Call:
         height: the outer step at which it began.
         mine: the update that it is in.
         dropped: tokens that are lost.
+        settled: progress beside this contribution's has come into the local parameters, or gone.
     """
 
     def __init__(
@@ -68,7 +72,7 @@ class _Call:
         self.height = _outer_step(standing)
         self.credited = self.dropped = self.attempts = 0
         self.mine: Accepted | None = None
-        self.reason, self.unusable = "", False
+        self.reason, self.unusable, self.settled = "", False, False
         self.ends: tuple[BallotEnd, ...] = ()
         self.late_s = 0.0
 
@@ -141,10 +145,10 @@ class Submissions:
         if missed and not last and not fragment_round.is_called():
             # to be ready now, while the others aren't, would be to commit without them, or to wait
             call.reason = "the others committed without this island; it answers as soon as they are ready"
-        elif moved:
+        elif moved and not call.reason:
             self._announce(fragment, call)
             return
-        else:
+        elif not call.reason:
             trouble, call.unusable = fragment_round.trouble
             call.reason = trouble.text if trouble else ""
             waited_s = loop.time() - call.began_s
@@ -190,7 +194,7 @@ class Submissions:
                 settlement = self._at_risk[fragment].found(accepted.entry, me)
                 missed = missed or settlement is None
             if settlement is not None:
-                await self._settle(call, settlement)
+                await self._settle(fragment, call, settlement)
         return moved, missed
 
     def _landing(self, fragment: int, call: _Call) -> Landing:
@@ -229,7 +233,7 @@ class Submissions:
         peers.say(trouble=why_report(report, names))
         return Landing(
             report,
-            whole=mine is None or mine.unsent is None,
+            whole=mine is None or (mine.unsent is None and not call.settled),
             unusable=call.unusable,
             peer=self._member.signer.peer_id,
             swarm_step=furthest([member.inner_step for member in participants]) if mine else 0,
@@ -238,29 +242,42 @@ class Submissions:
             dropped=call.dropped,
         )
 
-    async def _settle(self, call: _Call, settlement: Settlement) -> None:
-        """Count what is credited by the history that was taken over, and contribute what no entry has."""
+    async def _settle(self, fragment: int, call: _Call, settlement: Settlement) -> None:
+        """Count what the history that was taken over credits.
+
+        What was lost goes into the local parameters, and from there into the next contributions. What came
+        back goes out of them; it may be in the contribution that is on its way, so that one is given up.
+        """
         await settlement.summed()
-        whole = call.contribution
-        back, lost = settlement.back, settlement.lost - settlement.dropped
+        sent, kept = call.contribution, settlement.lost - settlement.dropped
 
         def settled() -> tuple[Tensor | None, Contribution]:
-            values = whole.values.clone()
-            taken = settlement.taken_(values, whole.tokens)
+            taken = settlement.taken(sent.values, sent.tokens)
+            start = max(0, sent.id.start - kept + settlement.back)  # what is credited before it
             return taken, Contribution.of(
-                values,
-                start=max(0, whole.id.start - lost + back),
-                tokens=max(0, whole.tokens + lost - back),
-                norm=float(values.norm()),
-                inner_step=whole.inner_step,
-                speed=whole.speed,
+                sent.values,
+                start=start,
+                tokens=sent.tokens,
+                norm=sent.norm,
+                inner_step=sent.inner_step,
+                speed=sent.speed,
             )
 
         taken, call.contribution = await self._member.in_pool(settled)
-        call.credited += back - settlement.lost
+        call.credited += settlement.back - settlement.lost
         call.dropped += settlement.dropped
         if taken is not None:
-            call.before = Difference(call.before, HostVector(taken))
+            call.before, call.settled = Difference(call.before, HostVector(taken)), True
+        if settlement.lost:
+            logger.warning(
+                "fragment %d: another history stands; %d tokens of this island that it does not credit come "
+                "in with the next rounds%s",
+                fragment,
+                kept,
+                f", {settlement.dropped} are lost" if settlement.dropped else "",
+            )
+        if settlement.back:
+            call.reason = "another history was taken over, which has a part of this contribution"
 
     async def _remaining(self, whole: Contribution, credited: Contribution, sent: Vector) -> Contribution:
         """What is left of a pseudo-gradient after `sent`, of an earlier part of it, was committed late."""

@@ -65,7 +65,8 @@ class Following:
         if standing is None:
             return False
         mine = self._chain.head_at(standing.outer_step)
-        return standing > here or (mine is not None and mine != place.heads[self._fragment])
+        further = standing > here or standing.outer_step > here.outer_step  # by fewer tokens: it has parted
+        return further or (mine is not None and mine != place.heads[self._fragment])
 
     def is_led(self) -> bool:
         """Whether others have decided the next outer step, so that it is not to be decided here.
