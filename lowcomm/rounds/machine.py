@@ -384,18 +384,23 @@ class RoundMachine:
                     self.on_abort(peer, roster.outer_step, roster.ballot, reason, rejected, now_s)
                 self._lead(now_s)
             return
-        decision.seen = max(decision.seen, roster.ballot)
+        leader, decision.seen = PeerId(roster.ballot.leader), max(decision.seen, roster.ballot)
         self.assembly.hold(roster)
         offer = decision.offer
         if self.me not in roster.peers or offer is None or self._recalled is not None:
             self._decline(roster, "it has given up on this round", now_s)
             return
-        if decision.accepted is not None and roster.accepted_in < decision.accepted[0]:
-            self._announce(now_s)  # the leader did not know; it will propose to finish this one
-            return
         member = next(m for m in roster.participants if m.peer == self.me)
-        if roster.entry is None and ContributionId(member.start, member.tokens, member.sum) != offer.id:
-            self._announce(now_s)
+        stale = ""
+        if decision.accepted is not None and roster.accepted_in < decision.accepted[0]:
+            stale = (
+                f"it has accepted an update in ballot {decision.accepted[0].attempt}, still to be finished"
+            )
+        elif roster.entry is None and ContributionId(member.start, member.tokens, member.sum) != offer.id:
+            stale = "it contributes something else by now"
+        if stale:  # its leader can't have known; it hears what holds as soon as this peer is free
+            self.assembly.take_call(leader, roster.outer_step, roster.previous, now_s)
+            self._decline(roster, stale, now_s)
             return
         under = decision.under_way
         if under is not None:

@@ -296,6 +296,23 @@ def forgot_its_vote(machine):
     return led
 
 
+def test_who_refuses_a_roster_says_so_and_the_next_one_is_formed_at_once():
+    """c proposes without knowing that b has accepted an update meanwhile, whose leader is gone."""
+    led = Led(RoundMachine, "acb")
+    led.cut("a", "c")
+    led.deliver("ba", "ready")
+    led.deliver("ab", "roster")
+    led.deliver("ab", "part")  # b has accepted
+    led.do("crash", "a", "whole")
+    led.deliver("bc", "ready")  # from before
+    led.deliver("cb", "roster")
+    while ways := [event for event in led.swarm.events(led.world) if event[0] == "deliver"]:
+        led.do("deliver", *("abc"[end] for end in ways[0][1:]))
+    assert led.broken == []
+    assert led.world.deadlines == 0
+    assert led.swarm.heights(led.world) == [0, 1, 1]
+
+
 EXECUTIONS = {
     "vote-forgotten": (forgot_its_vote, ForgetsVotes),
     "finished-alone": (finished_alone, VotesAtOnce),
