@@ -30,6 +30,7 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.blobs import Blob
 from lowcomm.ledger.chain import Certified, Chain, Standing
+from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import FragmentState, OuterState
 from lowcomm.ledger.store import UpdateStore
 from lowcomm.ledger.update import Update
@@ -105,12 +106,19 @@ def _page(found: Sequence[Certified]) -> list[Json]:
 
 @dataclass(slots=True)
 class _Pinned:
-    """A version that is served. `takers` have asked for it; `used_s` is when one of them was last seen."""
+    """A version that is served.
+
+    Attributes:
+        before: the entry before the tip, whose participants decided that one.
+        used_s: when one of its takers was last seen.
+        takers: have asked for it.
+    """
 
     blob: FragmentState | SpooledState
     outer_step: int
     head: Digest
     tip: Certified | None
+    before: Entry | None
     used_s: float
     takers: set[PeerId] = field(default_factory=set)
 
@@ -185,6 +193,7 @@ class Donor:
             "outer_step": pinned.outer_step,
             "head": pinned.head,
             "last": pinned.tip.to_json() if pinned.tip else None,
+            "before": pinned.before.to_json() if pinned.before else None,
         }
         self._peers.post(peer, Message("snapshot", body))
 
@@ -223,7 +232,10 @@ class Donor:
     def _pin(self, fragment: int, state: FragmentState) -> _Pinned:
         """Serve the state as it is now, and keep the updates that come after it."""
         chain = self._state.chains[fragment]
-        pinned = _Pinned(state, chain.outer_step, chain.head, chain.tip, self._now_s())
+        before = chain.entry_at(chain.outer_step - 1)
+        pinned = _Pinned(
+            state, chain.outer_step, chain.head, chain.tip, before.entry if before else None, self._now_s()
+        )
         self._pinned[fragment][state.digest] = pinned
         if fragment not in self._following:
             after = Chain(self._state.run_id, fragment, state.digest)

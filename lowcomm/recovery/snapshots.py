@@ -2,8 +2,9 @@
 
 All donors are asked which state they serve; the one that most of them serve is fetched, in pieces
 that are checked one by one against the state digest of a ledger entry
-(docs/design/0005-snapshots.md). A newcomer believes in that entry only if at least half of the
-islands that train have it in their chain.
+(docs/design/0005-snapshots.md). That entry's certificate is checked against the entry before it, where a
+donor has that one. A newcomer, and whoever can't check it, believes in the entry only if at least half of
+the islands that train have it in their chain.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lowcomm.errors import PeerUnreachableError, ProtocolError
 from lowcomm.exchanges.fields import Fields
 from lowcomm.ledger.chain import Certified, Standing, parse_certified
-from lowcomm.ledger.entry import Entry, genesis_head
+from lowcomm.ledger.entry import Entry, genesis_head, parse_entry
 from lowcomm.ledger.fetching import Fetch
 from lowcomm.recovery.forks import Switch
 from lowcomm.recovery.incoming import Incoming, unfinished
@@ -32,12 +33,17 @@ LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A state that a peer serves: its digest, and the entry that it comes after."""
+    """A state that a peer serves: its digest, and the entry that it comes after.
+
+    Attributes:
+        before: the entry before that one; None = the donor doesn't have it.
+    """
 
     digest: Digest
     outer_step: int
     head: Digest
     tip: Certified | None
+    before: Entry | None = field(default=None, compare=False)
 
     @property
     def standing(self) -> Standing:
@@ -48,7 +54,7 @@ def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
     """Check and build what a donor offers.
 
     Raises:
-        ProtocolError: the head doesn't cover the digest.
+        ProtocolError: the head doesn't cover the digest, or the entry before it.
     """
     digest, outer_step, head = fields.digest("digest"), fields.integer("outer_step"), fields.digest("head")
     tip = parse_certified(fields.inner("last")) if fields.has("last") else None
@@ -59,7 +65,10 @@ def parse_offer(fields: Fields, run_id: str, fragment: int) -> Offer:
         covered = (last.hash, last.state_digest, last.outer_step) == (head, digest, outer_step)
     if not covered:
         raise ProtocolError("the snapshot's state is not the one that its ledger names")
-    return Offer(digest, outer_step, head, tip)
+    before = parse_entry(fields.inner("before")) if fields.has("before") else None
+    if before is not None and (tip is None or before.hash != tip.entry.previous):
+        raise ProtocolError("the entry before the snapshot's is not the one that it follows")
+    return Offer(digest, outer_step, head, tip, before)
 
 
 class Snapshots:
@@ -120,9 +129,9 @@ class Snapshots:
         offer, givers = await self._choose(fragment, donors, least)
         if offer.head == chain.head:
             return 0  # they have come over to this peer's side of a fork meanwhile
-        if joining:
+        if joining or not (known or self._electorate(offer)):
             await self._vouch(fragment, offer, givers)
-        elif further and offer.standing < chain.standing:
+        if not joining and further and offer.standing < chain.standing:
             logger.warning(
                 "fragment %d: %s said to be ahead, and serve outer step %d with %d committed tokens; "
                 "here it is outer step %d with %d",
@@ -195,7 +204,8 @@ class Snapshots:
         for peer, offer in offers.items():
             votes.setdefault(offer.digest, []).append(peer)
         digest = max(votes, key=lambda d: (d == wanted, len(votes[d]), offers[votes[d][0]].standing))
-        chosen = offers[votes[digest][0]]
+        same = [offers[peer] for peer in votes[digest]]
+        chosen = next((offer for offer in same if offer.before is not None), same[0])
         others = [peer for peer in offers if offers[peer] != chosen]
         if others and digest != wanted:
             offers.update(await self._ask(fragment, others, digest, least))
@@ -209,14 +219,28 @@ class Snapshots:
         for peer, fields in (await member.requests.ask_all(peers, "snapshot", body, fragment)).items():
             try:
                 offer = parse_offer(fields, member.state.run_id, fragment)
-                if offer.tip is not None:  # who may decide its outer step is not known here
-                    await member.in_pool(member.rounds[fragment].check, offer.tip, None)
+                if offer.tip is not None:
+                    electorate = self._electorate(offer)
+                    await member.in_pool(member.rounds[fragment].check, offer.tip, electorate)
                 offers[peer] = offer
             except ProtocolError as error:
                 logger.warning(
                     "fragment %d: %s offers a false snapshot: %s", fragment, member.peers.called(peer), error
                 )
         return offers
+
+    def _electorate(self, offer: Offer) -> tuple[PeerId, ...] | None:
+        """Who may decide the outer step of an offer's entry; None where that isn't known.
+
+        Where an operator had to say it, whoever knows that operator's key finds it in the certificate; a
+        newcomer that doesn't is told by the others.
+        """
+        tip = offer.tip
+        if tip is None or (tip.certificate is not None and tip.certificate.mandate is not None):
+            return None
+        if offer.before is not None:
+            return tuple(peer for peer, _ in offer.before.participants)
+        return (self._member.context.founders or None) if tip.entry.outer_step == 1 else None
 
     async def _vouch(self, fragment: int, offer: Offer, givers: Sequence[PeerId]) -> None:
         """Have at least half of the islands that train say that the state is one of their history.

@@ -263,6 +263,7 @@ MANDATE = Mandate(
 )  # fmt: skip
 OFFER: dict[str, Json] = {
     "digest": ENTRY.state_digest, "outer_step": 3, "head": ENTRY.hash, "last": ENTRY.to_json(),
+    "before": None,
 }  # fmt: skip
 MANIFEST = make_manifest([bytes(3 << 20)])
 
