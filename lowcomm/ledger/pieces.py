@@ -47,11 +47,6 @@ def name_of(manifest: bytes) -> Digest:
     return Digest(blake3.blake3(MARK + manifest).hexdigest())
 
 
-def hash_pieces(*parts: Buffer) -> Digest:
-    """The name of all parts together."""
-    return name_of(make_manifest(parts))
-
-
 def count_pieces(size_bytes: int) -> int:
     """Pieces of a value of this size."""
     return max(1, -(-size_bytes // PIECE_BYTES))

@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 STATES = 2
 """Updates of a fragment are kept until they weigh so many times its state: with int8, of 16 outer steps."""
 MOST_UNWRITTEN = 4
-"""So many wait in memory for a disk that takes nothing; the oldest go, and what follows can't be replayed."""
+"""So many of a fragment wait in memory for a disk that takes nothing; the oldest go, and what follows them
+can't be replayed."""
 
 
 class RedoLog:
@@ -43,7 +44,7 @@ class RedoLog:
         self.folder = folder / "redo"
         self._folders = [self.folder / str(fragment) for fragment in range(len(capacity_bytes))]
         self._capacity = capacity_bytes
-        self._unwritten: deque[tuple[Certified, Update]] = deque(maxlen=MOST_UNWRITTEN)
+        self._unwritten = [deque[tuple[Certified, Update]](maxlen=MOST_UNWRITTEN) for _ in capacity_bytes]
         self._written: list[dict[int, Digest]] = [{} for _ in capacity_bytes]
         self._lock = Lock()
 
@@ -51,7 +52,7 @@ class RedoLog:
         """An entry was committed; `flush` writes it."""
         entry = certified.entry
         if self._written[entry.fragment].get(entry.outer_step) != entry.hash:
-            self._unwritten.append((certified, update))
+            self._unwritten[entry.fragment].append((certified, update))
 
     def flush(self) -> None:
         """Write what was noted; it is safe on return. Called from worker threads.
@@ -60,18 +61,22 @@ class RedoLog:
             OSError: it could not be written; what is left is written by the next call.
         """
         with self._lock:
-            while self._unwritten:
-                certified, update = self._unwritten[0]
-                self._write(certified, update)
-                if self._unwritten and self._unwritten[0][0] is certified:
-                    self._unwritten.popleft()
+            for unwritten in self._unwritten:
+                while unwritten:
+                    certified, update = unwritten[0]
+                    self._write(certified, update)
+                    if unwritten[0][0] is certified:  # else it had to make room meanwhile
+                        unwritten.popleft()
 
     def entries(self, fragment: int) -> list[Certified]:
         """What is kept of a fragment, in order; what can't be read is left out with all that follows it."""
         found = []
         try:
             for step in self._steps(fragment):
-                text = self._path(fragment, step, "json").read_text(encoding="utf-8")
+                path = self._path(fragment, step, "json")
+                if not path.exists():
+                    break  # this process died between the two files, and nothing depends on them
+                text = path.read_text(encoding="utf-8")
                 found.append(parse_certified(Fields("redo", json.loads(text))))
         except (OSError, ValueError, ProtocolError) as error:
             logger.warning("%s: %s; what follows is taken from the others", self._folders[fragment], error)
@@ -104,19 +109,18 @@ class RedoLog:
 
     def _make_room(self, fragment: int) -> None:
         """The newest stays, whatever it weighs."""
-        steps = self._steps(fragment)
-        sizes = {step: self._path(fragment, step, "update").stat().st_size for step in steps}
-        for step in steps[:-1]:
+        sizes = {step: self._path(fragment, step, "update").stat().st_size for step in self._steps(fragment)}
+        for step in list(sizes)[:-1]:
             if sum(sizes.values()) <= self._capacity[fragment]:
                 break
-            self._path(fragment, step, "json").unlink()
+            self._path(fragment, step, "json").unlink(missing_ok=True)
             self._path(fragment, step, "update").unlink()
             del sizes[step]
             self._written[fragment].pop(step, None)
 
     def _steps(self, fragment: int) -> list[int]:
         return sorted(
-            int(path.stem) for path in self._folders[fragment].glob("*.json") if path.stem.isdigit()
+            int(path.stem) for path in self._folders[fragment].glob("*.update") if path.stem.isdigit()
         )
 
     def _path(self, fragment: int, outer_step: int, kind: str) -> Path:
