@@ -24,8 +24,8 @@ from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.frames import encode_frame
 from lowcomm.exchanges.loopback import LoopbackHub
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import RUN_ID, SimExchange, name
 from lowcomm.sim.tapes import BULK
 from lowcomm.sim.virtual_time import run_virtually

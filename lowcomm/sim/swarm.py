@@ -13,9 +13,10 @@ from lowcomm.exchanges.base import Receiver
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.ledger.chain import Standing
-from lowcomm.rounds.promises import FilePromises, MemoryPromises, Promises
+from lowcomm.rounds.promises import FilePromises, Promises
 from lowcomm.sim.disk import Disk
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.tapes import PeerFault, Tape, TapeShaper, Way
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId

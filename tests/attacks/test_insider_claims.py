@@ -14,10 +14,10 @@ from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.outer.island_side import Request, Send
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import RUN_ID, Outcome, SimSwarm, name
 from lowcomm.sim.tapes import Tape
 from lowcomm.sim.virtual_time import run_virtually

@@ -19,10 +19,10 @@ from lowcomm.exchanges.loopback import LoopbackExchange
 from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.ledger.entry import Entry
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.rounds.roster import leader_order
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import Outcome, SimSwarm, name
 from lowcomm.sim.tapes import PeerFault, Tape
 from lowcomm.sim.virtual_time import run_virtually

@@ -14,10 +14,11 @@ from lowcomm.ledger.certificate import Ballot
 from lowcomm.ledger.entry import hash_bytes
 from lowcomm.ledger.update import Update
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.rounds.promises import FilePromises, MemoryPromises
+from lowcomm.rounds.promises import FilePromises
 from lowcomm.rounds.values import Record
 from lowcomm.sim.invariants import broken
 from lowcomm.sim.island import IslandSettings, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate
 from lowcomm.sim.tapes import PeerFault, Tape, make_tape
 from lowcomm.sim.virtual_time import run_virtually

@@ -10,8 +10,8 @@ import pytest
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import Fate, ShapedExchange
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId

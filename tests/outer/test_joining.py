@@ -7,8 +7,8 @@ import asyncio
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.exchanges.shaped import ShapedExchange
 from lowcomm.recovery.joining import LINK_PATIENCE_S, Joined
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
 from tests.outer.test_closing import ONE_WAY_S, Late

@@ -14,9 +14,9 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
 from lowcomm.peers.remembered import FILE, MOST_KEPT, RememberedPeers
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.disk import SimExecutor
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import PeerId
 from tests.outer.swarm import make_model

@@ -7,8 +7,8 @@ import logging
 import pytest
 
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
 

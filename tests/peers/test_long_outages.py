@@ -12,8 +12,8 @@ from lowcomm.errors import PeerUnreachableError
 from lowcomm.exchanges.base import Message
 from lowcomm.exchanges.loopback import LoopbackExchange, LoopbackHub
 from lowcomm.peers.acquaintances import FORGET_AFTER_S, MAX_KEPT, REDIAL_LONGEST_S
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import name
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.types import Json, PeerId

@@ -25,8 +25,8 @@ from lowcomm.peers.terms import (
     Terms,
 )
 from lowcomm.rounds.policy import RoundPolicy
-from lowcomm.rounds.promises import MemoryPromises
 from lowcomm.sim.island import IslandSettings, SimIsland, toy_schedule
+from lowcomm.sim.promises import MemoryPromises
 from lowcomm.sim.swarm import simulate
 from lowcomm.sim.tapes import Tape
 from lowcomm.types import Json, Layout, TensorSpec
