@@ -26,8 +26,8 @@ class Progress:
         totals: tokens of all islands that the ledger credits, one number per fragment.
         round_tokens, round_steps: of all islands, and inner steps of this one, in its last round.
         counted_step: the inner step up to which the first of `totals` holds this island's work.
-        began_tokens, interval_tokens: tokens trained when the last contribution was made, and in its
-            interval, one number per fragment.
+        began_tokens, interval_tokens: tokens trained when the last contribution was made, and in the last
+            interval of the usual length, one number per fragment.
         wait_s, transfer_s: training stood still for rounds; rounds moved data.
     """
 
@@ -65,7 +65,9 @@ class Progress:
         """Of how many tokens the contribution is that is made now."""
         fresh, waiting = self.tokens_trained - self.began_tokens[fragment], self.tokens[fragment]
         self.began_tokens[fragment] = self.tokens_trained
-        interval = self.interval_tokens[fragment] = fresh or self.interval_tokens[fragment]
+        if fresh and not (self.realign[fragment] and self.interval_tokens[fragment]):
+            self.interval_tokens[fragment] = fresh  # who answers as soon as it is asked may have hardly begun
+        interval = self.interval_tokens[fragment]
         return min(waiting if waiting <= WHOLE * interval else INSTALLMENT * interval, MAX_TOKENS)
 
     def credit(self, fragment: int, tokens: int) -> None:

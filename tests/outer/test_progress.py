@@ -51,3 +51,35 @@ def test_an_island_in_step_counts_its_own_steps() -> None:
     progress = Progress(1, inner_step=12)
     assert progress.fall_in(0, 12, 20, 8, out_of_step=False, committed=True) == 0
     assert progress.inner_step == 12
+
+
+def contribution(progress: Progress, fresh: int) -> int:
+    progress.trained(fresh)
+    return progress.installment(0)
+
+
+def test_up_to_four_intervals_come_in_as_one_and_more_by_two() -> None:
+    progress = Progress(1)
+    assert [contribution(progress, 10) for _ in range(4)] == [10, 20, 30, 40]  # none of them is committed
+    assert contribution(progress, 10) == 20
+    progress.credit(0, 20)
+    assert contribution(progress, 10) == 40
+
+
+def test_who_was_late_has_usual_intervals_still() -> None:
+    """Else four rounds that were missed would come in by crumbs, and not all before the run ends."""
+    progress = Progress(1)
+    for _ in range(3):
+        contribution(progress, 10)
+    progress.realign[0] = True
+    assert contribution(progress, 2) == 32
+    progress.credit(0, 32)
+    progress.realign[0] = False
+    assert contribution(progress, 5) == 5
+    assert progress.interval_tokens == [5]  # the schedule's may change
+
+
+def test_a_first_contribution_of_one_who_is_late_is_its_interval() -> None:
+    progress = Progress(1)
+    progress.realign[0] = True
+    assert contribution(progress, 7) == 7
