@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,37 @@ def is_finite(value: float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold
         return False
+
+
+def split_join(strings: Sequence[str], argument: str = "--join") -> tuple[str | None, list[str]]:
+    """The run id and the addresses of shared strings `RUN_ID@multiaddr`.
+
+    Args:
+        argument: what they were given as, for errors.
+
+    Returns:
+        (run id, or None where no string names one; the multiaddrs).
+
+    Raises:
+        ConfigError: a string is no address, or they name different runs.
+    """
+    run_ids: list[str] = []
+    addresses: list[str] = []
+    for text in strings:
+        run_id, at, address = text.strip().rpartition("@")
+        if not address.startswith("/") or (at and not run_id):
+            raise ConfigError(
+                f"{argument} {text or '(empty)'}: expected RUN_ID@/ip4/.../p2p/..., the shared string that"
+                " `lowcomm seed` prints and that stands in the file `address` of a run folder"
+            )
+        if at:
+            run_ids.append(run_id)
+        addresses.append(address)
+    if len(set(run_ids)) > 1:
+        raise ConfigError(
+            f"{argument}: expected addresses of one run, got those of {', '.join(sorted(set(run_ids)))}"
+        )
+    return (run_ids[0] if run_ids else None), addresses
 
 
 def _elements(value: Any) -> int:

@@ -22,7 +22,7 @@ from lowcomm.bench.settings import CodecBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.codecs.base import Codec
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import open_loader
 from lowcomm.training.build import build_model, build_optimizers, build_task
 from lowcomm.types import Json
 
@@ -101,7 +101,7 @@ class CodecResults:
 def pseudo_gradients(config: Config, *, inner_steps: int, rounds: int) -> list[Tensor]:
     """The movements, anchor - local, of one island that trains alone: one 1-D fp32 tensor per round."""
     task = build_task(config)
-    loader = Loader(task.data().training(0), batch_size=config.train.batch_size)
+    loader = open_loader(task.data().training(0), batch_size=config.train.batch_size)
     model = build_model(config, task)
     optimizers = build_optimizers(config, model)
     found = []

@@ -32,7 +32,7 @@ from lowcomm.bench.peer import PROGRAM, Peer
 from lowcomm.bench.settings import SpeedBench
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import open_loader
 from lowcomm.errors import ExchangeError
 from lowcomm.islands.base import Island
 from lowcomm.launching.children import Children
@@ -331,7 +331,7 @@ def _train(peer: Peer, config: Config, island: Island, outer: OuterLoop, data: D
     settings, clock, work = peer.settings, peer.clock, _Work()
     clip_norm, step_s = config.shared.inner.clip_norm, float(settings["step_s"])
     schedule = build_lr_schedule(config)
-    loader = Loader(data.training(config.data.shard), batch_size=config.train.batch_size)
+    loader = open_loader(data.training(config.data.shard), batch_size=config.train.batch_size)
     began_s, in_interval = clock.monotonic_s(), 0
     while outer.swarm_committed < config.train.tokens:
         if _slows_now(settings, work, outer, in_interval):

@@ -151,34 +151,3 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: s
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-
-
-def split_join(strings: Sequence[str], argument: str = "--join") -> tuple[str | None, list[str]]:
-    """The run id and the addresses of shared strings `RUN_ID@multiaddr`.
-
-    Args:
-        argument: what they were given as, for errors.
-
-    Returns:
-        (run id, or None where no string names one; the multiaddrs).
-
-    Raises:
-        ConfigError: a string is no address, or they name different runs.
-    """
-    run_ids: list[str] = []
-    addresses: list[str] = []
-    for text in strings:
-        run_id, at, address = text.strip().rpartition("@")
-        if not address.startswith("/") or (at and not run_id):
-            raise ConfigError(
-                f"{argument} {text or '(empty)'}: expected RUN_ID@/ip4/.../p2p/..., the shared string that"
-                " `lowcomm seed` prints and that stands in the file `address` of a run folder"
-            )
-        if at:
-            run_ids.append(run_id)
-        addresses.append(address)
-    if len(set(run_ids)) > 1:
-        raise ConfigError(
-            f"{argument}: expected addresses of one run, got those of {', '.join(sorted(set(run_ids)))}"
-        )
-    return (run_ids[0] if run_ids else None), addresses

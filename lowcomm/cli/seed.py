@@ -7,7 +7,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from lowcomm.cli.common import EXIT_DONE, Subparsers, add_access, add_command, make_gate, split_join
+from lowcomm.arguments import split_join
+from lowcomm.cli.common import EXIT_DONE, Subparsers, add_access, add_command, make_gate
 from lowcomm.interrupts import leaving_signals
 
 LISTEN = ("/ip4/0.0.0.0/tcp/31337",)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from lowcomm.arguments import split_join
 from lowcomm.cli.common import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -20,7 +21,6 @@ from lowcomm.cli.common import (
     check_writable,
     make_gate,
     print_table,
-    split_join,
     write_json,
 )
 from lowcomm.errors import ConfigError

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lowcomm.arguments import split_join
 from lowcomm.cli.common import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -19,7 +20,6 @@ from lowcomm.cli.common import (
     add_profile,
     add_set,
     check_writable,
-    split_join,
     write_json,
 )
 from lowcomm.training.phases import Phases

@@ -98,6 +98,8 @@ def _task(task: TaskConfig) -> Iterator[tuple[str, str]]:
         )
     if own and task.model and not is_table(task.model):
         yield "shared.task.model", f"expected a table of what {task.kind} takes, got {show(task.model)}"
+    if task.kind == "given" and task.model:
+        yield "shared.task.model", "expected nothing with kind = given, whose model a Python program makes"
     if task.kind == "gpt" and task.model:
         yield "shared.task.model", "expected nothing with kind = gpt, whose sizes stand in [shared.model]"
 

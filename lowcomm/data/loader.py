@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowcomm.data.items import Stream, StreamLoader
 from lowcomm.data.samples import Batch, Samples
 from lowcomm.errors import DataError
 
@@ -119,3 +120,17 @@ class Loader:
             if self._position == len(self._places):
                 self._enter(self._epoch + 1, 0)
         return np.concatenate(parts)
+
+
+Batches = Loader | StreamLoader
+"""The stream of one rank."""
+
+
+def open_loader(samples: Samples | Stream, *, batch_size: int, rank: int = 0, world_size: int = 1) -> Batches:
+    """The batches of one rank of an island.
+
+    Raises:
+        DataError: see `Loader` and `StreamLoader`.
+    """
+    made = StreamLoader if isinstance(samples, Stream) else Loader
+    return made(samples, batch_size=batch_size, rank=rank, world_size=world_size)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ METHODS: Methods[Task] = Methods(
     {
         "gpt": "gpt",
         "hf": "hf",
+        "given": "given",
     },
     key="kind",
 )

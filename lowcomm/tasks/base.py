@@ -17,6 +17,7 @@ from lowcomm.types import Json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lowcomm.data.items import Stream
     from lowcomm.data.samples import Batch, Samples
 
 
@@ -62,8 +63,8 @@ class Data(Protocol):
     @property
     def facts(self) -> Mapping[str, Json]: ...
 
-    def training(self, shard: int) -> Samples:
-        """What is in one shard.
+    def training(self, shard: int) -> Samples | Stream:
+        """What is in one shard; a stream where samples have no numbers.
 
         Raises:
             DataError: there is no such shard, or too little in it.

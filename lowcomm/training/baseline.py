@@ -26,7 +26,7 @@ from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.config.shared import LATER
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import Batches, open_loader
 from lowcomm.data.samples import joined, map_batch
 from lowcomm.errors import ConfigError, LossError
 from lowcomm.tasks.base import Task
@@ -130,7 +130,7 @@ def run_baseline(
     if islands > data.num_shards:
         raise ConfigError(f"expected at most shared.data.shards = {data.num_shards} islands, got {islands}")
     size = config.train.batch_size
-    loaders = [Loader(data.training(index), batch_size=size) for index in range(islands)]
+    loaders = [open_loader(data.training(index), batch_size=size) for index in range(islands)]
     device = choose_device(config.train.device)
     with _threads(threads or len(os.sched_getaffinity(0))):
         model = build_model(config, task).to(device)
@@ -151,7 +151,7 @@ def _train(
     config: Config,
     task: Task,
     model: nn.Module,
-    loaders: list[Loader],
+    loaders: list[Batches],
     device: torch.device,
     on_step: Callable[[int], None],
 ) -> list[tuple[int, float]]:

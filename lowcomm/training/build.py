@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +254,16 @@ def build_outer_state(config: Config) -> OuterState:
     )
 
 
-def build_island(config: Config, model: nn.Module, device: torch.device) -> Island:
+def build_island(
+    config: Config,
+    model: nn.Module,
+    device: torch.device,
+    make_optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] | None = None,
+) -> Island:
     """The island of the recipe around a model: on its device, sharded, with its inner optimizers.
+
+    Args:
+        make_optimizers: in place of those of the recipe.
 
     Raises:
         ConfigError: the engine is not installed, needs torchrun, or its settings contradict the recipe.
@@ -274,7 +283,7 @@ def build_island(config: Config, model: nn.Module, device: torch.device) -> Isla
             replicas=settings.replicas,
             cpu_offload=settings.offload == "all",
         )
-    optimizers = build_optimizers(config, model)
+    optimizers = make_optimizers(model) if make_optimizers else build_optimizers(config, model)
     if engine == "deepspeed":
         require_ranks(engine)
         from lowcomm.islands.deepspeed_zero import initialize, recipe_config

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from lowcomm.algorithms.outer_optimizers import slot_names
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import open_loader
 from lowcomm.errors import OutOfMemoryError, StorageError
 from lowcomm.host_memory import available_bytes, total_bytes
 from lowcomm.islands.base import Island
@@ -267,7 +267,7 @@ def first_line(error: BaseException) -> str:
 
 def _attempt(config: Config, task: Task, data: Data, device: torch.device) -> str:
     """Two inner steps on an island that is thrown away; what the allocator said, or nothing."""
-    loader = Loader(data.training(0), batch_size=config.train.batch_size)
+    loader = open_loader(data.training(0), batch_size=config.train.batch_size)
     island: Island | None = None
     try:
         island = build_island(config, build_model(config, task), device)

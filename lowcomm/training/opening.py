@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import Batches
 from lowcomm.errors import DataError
 from lowcomm.islands.base import Island
 from lowcomm.tasks.base import Data
@@ -13,12 +13,12 @@ from lowcomm.training.build import autocast
 from lowcomm.types import Json
 
 
-def opening(config: Config, island: Island, data: Data, loader: Loader) -> dict[str, Json]:
+def opening(config: Config, island: Island, data: Data, loader: Batches) -> dict[str, Json]:
     """The facts of the start line.
 
     `data_digest` and what the data itself tells (of text: `documents`, `text_bytes`, `left_out_files` and
     `all_epoch_tokens`, those of all shards) are of the whole source; `epoch_tokens` of what this island
-    trains on; `step_tokens` of one inner step of all ranks of the island.
+    trains on, None where nobody knows; `step_tokens` of one inner step of all ranks of the island.
     """
     device = island.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

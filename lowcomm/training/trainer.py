@@ -1,4 +1,4 @@
-"""The trainer of one island: a recipe in, a trained share of a model and a summary out."""
+"""The trainer of one island: a recipe, or a model and data, in; a trained share of it and a summary out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowcomm import __version__
 from lowcomm.algorithms.learning_rate import set_lr
@@ -24,7 +24,7 @@ from lowcomm.arguments import show
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
-from lowcomm.data.loader import Loader
+from lowcomm.data.loader import Batches, open_loader
 from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.interrupts import Interrupts
@@ -57,6 +57,7 @@ from lowcomm.training.fitting import (
     out_of_memory,
 )
 from lowcomm.training.garbage import exempt_from_collection
+from lowcomm.training.given import Given, make_optimizers, recipe_of
 from lowcomm.training.inner_step import inner_step
 from lowcomm.training.journal import Journal, divergence
 from lowcomm.training.opening import opening, require_same_data
@@ -72,26 +73,59 @@ EVAL_BATCH = 32
 class Trainer:
     """Trains one island of a run; under torchrun, every rank makes one and calls `fit`.
 
+    `Trainer(load_config("recipes/x.toml"))` trains what it names; `Trainer(model, data, ...)` any module
+    on any data set. All that `lowcomm train` does is done in both: checkpoints, resuming, metrics, evaluation
+    of the anchor.
+
     Args:
-        config: see `lowcomm.config.load_config`.
+        config: see `lowcomm.config.load_config`; or a model, with the same weights on all islands.
+        data: with a model: a map-style data set, whose samples are dealt into shards, one for each island; or
+            an iterable one, of which each island has its own.
         task: instead of the one that the configuration names; `lowcomm export` and `ledger verify` go by the
             configuration, so let it name a function that makes the same.
         exchange: instead of the one that the configuration names, e.g. a loopback exchange.
         phases: says what happens before the first step; on rank 0 only.
+        given: with a model, all optional: `loss` of (model, batch), without it what the model's output calls
+            its loss; `eval_data`, which nobody trains on, and `evaluate` of (model, batch) for more than the
+            loss; `collate` of a list of samples; `optimizer`, whose learning rates are the peak, or a
+            function of the model that makes it (without it AdamW as `shared.inner` says); `sample_tokens`,
+            what a sample counts (1); `run_id`, `join` (the string or strings of others), `out` (the run
+            folder), `steps`, `batch_size`; and `settings`, any others by their dotted names.
+
+    Raises:
+        ConfigError: what is given is unknown, wrong, or doesn't go with a configuration.
     """
 
     def __init__(
         self,
-        config: Config,
+        config: Config | nn.Module,
+        data: Any = None,
         *,
         exchange: Exchange | None = None,
         clock: Clock | None = None,
         phases: Phases | None = None,
         task: Task | None = None,
+        **given: Unpack[Given],
     ) -> None:
-        if not isinstance(config, Config):
+        self._optimizers: Callable[[nn.Module], list[torch.optim.Optimizer]] | None = None
+        if isinstance(config, nn.Module):
+            if task is not None:
+                raise ArgumentError(
+                    "Trainer: task: expected nothing with a model, got one; give it with a recipe"
+                )
+            recipe = recipe_of(config, data, given)
+            config, task = recipe.config, recipe.task
+            if recipe.optimizer is not None:
+                self._optimizers = partial(make_optimizers, recipe.optimizer, engine=config.island.engine)
+        elif not isinstance(config, Config):
             raise ArgumentError(
-                f"Trainer: config: expected what load_config('recipes/x.toml') gives, got {show(config)}"
+                "Trainer: config: expected what load_config('recipes/x.toml') gives, or a torch.nn.Module, "
+                f"got {show(config)}"
+            )
+        elif given or data is not None:
+            first = next(iter(given), "data")
+            raise ArgumentError(
+                f"Trainer: {first}: expected nothing beside a configuration, got it; it goes with a model"
             )
         self._asked = self._config = config
         self._exchange, self._task = exchange, task or build_task(config)
@@ -151,7 +185,7 @@ class Trainer:
         self._phases.begin("building the model")
         path = folder.path if folder else None
         self._config = config = fit_to_memory(self._asked, self._task, data, self._device, path)
-        island = build_island(config, build_model(config, self._task), self._device)
+        island = build_island(config, build_model(config, self._task), self._device, self._optimizers)
         require_same_data(island, data)
         if (diverged := self._diverged_before(island, folder)) is not None:
             return diverged
@@ -226,9 +260,9 @@ class Trainer:
             journal.resume(Counts.of(parts["counts"]))
             return self._take_rank(step, parts["ranks"])
 
-    def _make_loader(self, data: Data, join: JoinReport, state: dict[str, Any] | None) -> Loader:
+    def _make_loader(self, data: Data, join: JoinReport, state: dict[str, Any] | None) -> Batches:
         """The island's data, from where it goes on."""
-        loader = Loader(
+        loader = open_loader(
             data.training(max(0, join.shard)),
             batch_size=self._config.train.batch_size,
             rank=self._rank,
@@ -453,7 +487,7 @@ class _Run:
 
     island: Island
     outer: OuterLoop
-    loader: Loader
+    loader: Batches
     checkpoints: Checkpoints
     data: Data
     journal: Journal

@@ -12,6 +12,7 @@ SCRIPTS = "tests/cli/test_commands.py::test_launch_scripts_parse"
 LEDGER = "tests/cli/test_ledger.py"
 PLAIN = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_plain_loop"
 HF = "tests/docs/test_examples.py::test_two_processes_train_one_hugging_face_model"
+TRAINER = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_trainer"
 FRONT = "tests/docs/test_examples.py::test_the_python_of_the_front_page_runs_as_it_stands"
 
 TASK = "tests/e2e/test_own_task.py::test_two_islands_learn_digits_and_the_export_knows_them"
@@ -58,6 +59,7 @@ RUN_BY = {
     "torchrun --standalone": "tests/e2e/test_engines.py::test_plain_fsdp2_and_zero3_train_one_model",
     "python docs/examples/plain_loop.py": PLAIN,
     "python docs/examples/hf_model.py": HF,
+    "python docs/examples/trainer.py": TRAINER,
     "python -m lowcomm.sim.search": "tests/chaos/test_search.py::test_what_is_broken_is_told",
     "python -m lowcomm.config.reference": "tests/config/test_reference.py::test_reference_is_current",
 }
@@ -73,6 +75,7 @@ SNIPPETS = {
     ROOT / "README.md": FRONT,
     EXAMPLES / "plain_loop.py": PLAIN,
     EXAMPLES / "hf_model.py": HF,
+    EXAMPLES / "trainer.py": TRAINER,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.docs.processes import first_line, output, python
 
 PLAIN = ROOT / "docs" / "examples" / "plain_loop.py"
+TRAINER = ROOT / "docs" / "examples" / "trainer.py"
 HF = ROOT / "docs" / "examples" / "hf_model.py"
 LATER_S = 10.0
 
@@ -81,6 +83,22 @@ def test_two_processes_train_one_hugging_face_model(tmp_path):
     losses = [[float(loss) for loss in re.findall(r"loss ([\d.]+)", out)] for out in outs]
     assert all(len(seen) >= 12 for seen in losses)  # six rounds of two fragments, and the anchor's
     assert all(seen[-1] < seen[0] - 0.5 for seen in losses)
+    assert len(anchors(outs)) == 1
+
+
+@pytest.mark.processes
+def test_two_processes_train_one_model_with_the_trainer(tmp_path):
+    folders, logs = [tmp_path / "a", tmp_path / "b"], [tmp_path / "a.txt", tmp_path / "b.txt"]
+    with python(TRAINER, folders[0], log=logs[0]) as first:
+        address = folders[0] / "address"
+        while not address.exists():
+            assert first.poll() is None, logs[0].read_text()
+            time.sleep(0.1)
+        with python(TRAINER, folders[1], address.read_text().strip(), log=logs[1]) as second:
+            outs = [output(first, logs[0]), output(second, logs[1])]
+    for out in outs:
+        [(before, after)] = re.findall(r"^2 islands: loss ([\d.]+) -> ([\d.]+)$", out, re.M)
+        assert float(after) < 0.5 * float(before)
     assert len(anchors(outs)) == 1
 
 

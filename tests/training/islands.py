@@ -14,6 +14,7 @@ from typing import Any
 from lowcomm import exchanges
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
+from lowcomm.exchanges.base import Exchange
 from lowcomm.training.summary import Summary
 from lowcomm.training.trainer import Trainer
 
@@ -84,22 +85,30 @@ def train_islands(
     Args:
         own: what an island makes of its settings.
     """
-    network = exchanges.hub()
-    results: list[Any] = [None] * islands
 
-    def train(number: int) -> None:
+    def make(number: int, exchange: Exchange) -> Trainer:
         own_config = replace(
             config,
             out=str(out / f"island-{number}"),
             data=replace(config.data, shard=number),
             exchange=replace(config.exchange, expected_peers=islands),
         )
-        own_config = own(number, own_config)
-        exchange = exchanges.loopback(
-            network, run_id=config.shared.run_id, peer_id=f"island-{number}", founder=number == 0
-        )
+        return Trainer(own(number, own_config), exchange=exchange)
+
+    return run_trainers(make, islands, run_id=config.shared.run_id)
+
+
+def run_trainers(
+    make: Callable[[int, Exchange], Trainer], islands: int = 2, *, run_id: str = "small"
+) -> list[Summary | BaseException]:
+    """What the trainer of each island returned or raised, all at once over the loopback exchange."""
+    network = exchanges.hub()
+    results: list[Any] = [None] * islands
+
+    def train(number: int) -> None:
+        exchange = exchanges.loopback(network, run_id=run_id, peer_id=f"island-{number}", founder=number == 0)
         try:
-            results[number] = Trainer(own_config, exchange=exchange).fit()
+            results[number] = make(number, exchange).fit()
         except BaseException as error:  # handed to the test, which looks at it
             results[number] = error
 
