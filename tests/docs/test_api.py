@@ -18,6 +18,7 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.recovery.joining import JoinReport
+from lowcomm.training.given import Given
 from lowcomm.training.summary import Summary
 from lowcomm.types import RoundReport
 from tests.docs.pages import PAGES, ROOT, blocks, page_id, prose
@@ -97,9 +98,12 @@ def imported(name):
 
 
 def parameters(thing):
-    """Of a call, without `self`."""
-    signature = inspect.signature(thing)
-    return {name: each for name, each in signature.parameters.items() if name != "self"}
+    """Of a call, without `self`; what `**` names one by one (`Unpack`) is among them."""
+    known = {name: each for name, each in inspect.signature(thing).parameters.items() if name != "self"}
+    if isinstance(thing, type) and issubclass(thing, lowcomm.Trainer):
+        unpacked = inspect.Parameter("given", inspect.Parameter.KEYWORD_ONLY, default=None)
+        known |= {name: unpacked.replace(name=name) for name in Given.__optional_keys__}
+    return known
 
 
 def as_call(code):
