@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowcomm.data.order import permutation
+from lowcomm.data.order import OrderOfEpoch, permutation
 from lowcomm.data.samples import Batch, digest_of, tensors_of
 from lowcomm.errors import DataError
 
@@ -48,10 +48,11 @@ class Items:
             raise DataError(f"{name}: expected at least one sample, got none")
         self.name, self.sample_tokens, self.tokens = name, sample_tokens, len(places) * sample_tokens
         self.identity: Mapping[str, Any] = {"seed": seed, "samples": len(places), **identity}
-        self._data, self._places, self._collate, self._seed = data, places, collate, seed
+        self._data, self._count, self._collate = data, len(places), collate
+        self.places = OrderOfEpoch(lambda epoch: places[permutation(len(places), "items", seed, epoch)])
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        return self._places[permutation(len(self._places), "items", self._seed, epoch)]
+    def count(self, epoch: int) -> int:
+        return self._count
 
     def batch(self, places: NDArray[np.int64]) -> Batch:
         return collated(self._data, places.tolist(), self._collate)

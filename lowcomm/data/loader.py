@@ -32,10 +32,10 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._tokens = 0
         self._enter(epoch=0, position=0)
-        if not samples.repeats and len(self._places) < batch_size * world_size:
+        if not samples.repeats and self._count < batch_size * world_size:
             raise DataError(
                 f"{samples.name}: expected at least {batch_size * world_size} samples, those of one batch of "
-                f"all ranks, got {len(self._places)}; lower train.batch_size or shared.data.shards, or give "
+                f"all ranks, got {self._count}; lower train.batch_size or shared.data.shards, or give "
                 "more data"
             )
 
@@ -76,8 +76,8 @@ class Loader:
         if tokens < 0 or rest:
             raise DataError(f"skip: expected whole samples of {each} tokens, got {tokens} tokens")
         self._tokens += tokens
-        while samples >= len(self._places) - self._position:
-            samples -= len(self._places) - self._position
+        while samples >= self._count - self._position:
+            samples -= self._count - self._position
             self._enter(self._epoch + 1, 0)
         self._position += samples
 
@@ -106,18 +106,19 @@ class Loader:
         self._enter(int(state["epoch"]), int(state["position"]))
 
     def _enter(self, epoch: int, position: int) -> None:
-        self._places = self._samples.order(epoch)
         self._epoch, self._position = epoch, position
+        self._count = self._samples.count(epoch)
 
     def _draw(self, samples: int) -> NDArray[np.int64]:
         parts: list[NDArray[np.int64]] = []
         self._tokens += samples * self._samples.sample_tokens
         while samples:
-            part = self._places[self._position : self._position + samples]
+            stop = min(self._count, self._position + samples)
+            part = self._samples.places(self._epoch, self._position, stop)
             parts.append(part)
             samples -= len(part)
             self._position += len(part)
-            if self._position == len(self._places):
+            if self._position == self._count:
                 self._enter(self._epoch + 1, 0)
         return np.concatenate(parts)
 

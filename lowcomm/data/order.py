@@ -7,6 +7,7 @@ disagree about an order would train on each other's text. The output of blake3 n
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 from blake3 import blake3
@@ -27,3 +28,20 @@ def permutation(count: int, *key: str | int) -> NDArray[np.int64]:
 def random_below(bound: int, *key: str | int) -> int:
     """A number 0 <= n < bound; a function of `bound` and `key` alone. The bias is below bound / 2**64."""
     return int(random_words(1, *key)[0]) % bound
+
+
+class OrderOfEpoch:
+    """The order of one epoch, kept until that of another is asked for.
+
+    Args:
+        order: (samples,) the places of an epoch's samples, in the order in which they are drawn.
+    """
+
+    def __init__(self, order: Callable[[int], NDArray[np.int64]]) -> None:
+        self._make, self._epoch = order, -1
+
+    def __call__(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """(stop - start,) the places of these."""
+        if epoch != self._epoch:
+            self._places, self._epoch = self._make(epoch), epoch
+        return self._places[start:stop]

@@ -15,7 +15,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowcomm.data.order import permutation, random_below
+from lowcomm.data.order import OrderOfEpoch, permutation, random_below
 from lowcomm.errors import DataError
 
 Batch = Any
@@ -39,8 +39,16 @@ class Samples(Protocol):
     identity: Mapping[str, Any]
     repeats: bool
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """(samples,) the places of an epoch's samples, in the order in which they are drawn; at least one."""
+    def count(self, epoch: int) -> int:
+        """How many samples an epoch has; at least one."""
+        ...
+
+    def places(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        """(stop - start,) the places of those drawn as numbers `start` to `stop - 1` of an epoch.
+
+        Args:
+            start, stop: 0 <= start <= stop <= count(epoch).
+        """
         ...
 
     def batch(self, places: NDArray[np.int64]) -> Batch:
@@ -72,16 +80,22 @@ class Windows:
         digest = blake3(np.ascontiguousarray(text).data).hexdigest()
         self.identity: Mapping[str, Any] = {"seed": seed, "context": context, "text_digest": digest}
         self._text, self._seed = text, seed
+        self.places = OrderOfEpoch(self._order)
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        context = self.sample_tokens
-        # shifting by up to a window makes the cuts fall elsewhere in each epoch
-        offset = random_below(min(context, self.tokens - context), "offset", self._seed, epoch)
-        count = (self.tokens - offset - 1) // context
-        return offset + context * permutation(count, "windows", self._seed, epoch)
+    def count(self, epoch: int) -> int:
+        return (self.tokens - self._offset(epoch) - 1) // self.sample_tokens
 
     def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         return _cut(self._text, places, self.sample_tokens)
+
+    def _offset(self, epoch: int) -> int:
+        """Shifting by up to a window makes the cuts fall elsewhere in each epoch."""
+        context = self.sample_tokens
+        return random_below(min(context, self.tokens - context), "offset", self._seed, epoch)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        order = permutation(self.count(epoch), "windows", self._seed, epoch)
+        return self._offset(epoch) + self.sample_tokens * order
 
 
 def eval_batches(
@@ -142,10 +156,11 @@ class Rows:
             raise DataError(f"{name}: expected at least one sample, got none")
         self.name, self.sample_tokens, self.tokens = name, sample_tokens, len(places) * sample_tokens
         self.identity: Mapping[str, Any] = {"seed": seed, "digest": digest_of(t[places] for t in tensors)}
-        self._tensors, self._places, self._seed = tuple(tensors), places, seed
+        self._tensors, self._count = tuple(tensors), len(places)
+        self.places = OrderOfEpoch(lambda epoch: places[permutation(len(places), "rows", seed, epoch)])
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        return self._places[permutation(len(self._places), "rows", self._seed, epoch)]
+    def count(self, epoch: int) -> int:
+        return self._count
 
     def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
         rows = torch.from_numpy(places)
