@@ -7,6 +7,7 @@ machine; so a stream is resumed by a number, and ranks draw in step without a wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,22 @@ from lowcomm.errors import DataError
 
 Batch = Any
 """Tensors, or tuples, lists and dicts of them; the first dimension of each is that of the samples."""
+DEALT = 64
+"""Successive samples of the order that are dealt to one island."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A batch for evaluation, and what is known of it.
+
+    Attributes:
+        source: all of it is of this one; empty = sources are not told apart.
+        bytes_per_token: of text, on average; 0 = nobody knows.
+    """
+
+    batch: Batch
+    source: str = ""
+    bytes_per_token: float = 0.0
 
 
 class Samples(Protocol):
@@ -165,6 +182,51 @@ class Rows:
     def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, ...]:
         rows = torch.from_numpy(places)
         return tuple(tensor[rows] for tensor in self._tensors)
+
+
+class Dealt:
+    """An island's part of samples: every so many-th block of successive ones, so that parts of the order stay
+    together and nobody has what another has.
+
+    Args:
+        part, parts: 0 <= part < parts.
+
+    Raises:
+        DataError: there is no such part, or there are fewer samples than parts.
+    """  # fmt: skip
+
+    def __init__(self, samples: Samples, part: int, parts: int) -> None:
+        count = samples.count(0)
+        if not 0 <= part < parts:
+            raise DataError(f"data.shard: expected 0 to {parts - 1}, got {part}")
+        if count < parts:
+            raise DataError(
+                f"{samples.name}: expected at least {parts} samples, one for each of shared.data.shards, got "
+                f"{count}; lower shared.data.shards, or give more data"
+            )
+        self._samples, self._part, self._parts = samples, part, parts
+        self._block = min(DEALT, max(1, count // (8 * parts)))
+        self.name = f"{samples.name}, shard {part}" if parts > 1 else samples.name
+        self.sample_tokens, self.repeats = samples.sample_tokens, samples.repeats
+        self.tokens = self.count(0) * samples.sample_tokens
+        self.identity: Mapping[str, Any] = {**samples.identity, "shard": part, "shards": parts}
+
+    def count(self, epoch: int) -> int:
+        rounds, rest = divmod(self._samples.count(epoch), self._block * self._parts)
+        return rounds * self._block + min(self._block, max(0, rest - self._part * self._block))
+
+    def places(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
+        parts = [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            block, within = divmod(start, self._block)
+            size = min(stop - start, self._block - within)
+            first = (block * self._parts + self._part) * self._block + within
+            parts.append(self._samples.places(epoch, first, first + size))
+            start += size
+        return np.concatenate(parts)
+
+    def batch(self, places: NDArray[np.int64]) -> Batch:
+        return self._samples.batch(places)
 
 
 def digest_of(tensors: Iterator[Tensor]) -> str:
