@@ -52,7 +52,17 @@ LAYERS = (
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
 IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers")
-HEAVY = (*IN_ONE_MODULE, "torch", "numpy", "matplotlib", "rich", "asyncio")
+HEAVY = (
+    *IN_ONE_MODULE,
+    "torch",
+    "numpy",
+    "matplotlib",
+    "rich",
+    "asyncio",
+    "pyarrow",
+    "datatrove",
+    "tokenizers",
+)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 MOST_LINES, MOST_PARAMETERS = 80, 10
 CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"}
@@ -189,7 +199,7 @@ def test_what_is_imported_is_declared() -> None:
     imported_as = {"scikit-learn": "sklearn"}
     extras = [
         name
-        for extra in ("deepspeed", "digits", "hf", "zstd")
+        for extra in ("cleaning", "data", "deepspeed", "digits", "hf", "hub", "zstd")
         for name in project["optional-dependencies"][extra]
     ]
     names = [re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]]

@@ -18,6 +18,9 @@ from lowcomm.errors import DataError
 
 STDLIB = "stdlib"
 
+_SAVED = frozenset({"state.json", "dataset_info.json"})
+"""Beside the .arrow files of a data set that `datasets` saved, whose folder above has the last one."""
+_SAVED_SPLITS = "dataset_dict.json"
 _STDLIB_SKIPPED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "idlelib", "lib-dynload"}
 )
@@ -123,8 +126,9 @@ def _walk(
                     folders.clear()
                     continue
                 shown = [name for name in folders if not _hidden(name) and name not in skipped]
-                files = [name for name in names if not _hidden(name)]
-                left_out.hidden += len(names) - len(files) + sum(map(_hidden, folders))
+                about = {*_SAVED, _SAVED_SPLITS} if set(names) >= _SAVED or _SAVED_SPLITS in names else set()
+                files = [name for name in names if not _hidden(name) and name not in about]
+                left_out.hidden += sum(map(_hidden, (*names, *folders)))
                 linked = [name for name in shown if Path(folder, name).is_symlink()]
                 links += [Path(folder, name) for name in linked] if follow else []
                 folders[:] = [name for name in shown if name not in linked]

@@ -11,6 +11,7 @@ import codecs
 import gzip
 import io
 import lzma
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lowcomm.data.left_out import ARCHIVE, BINARY, DAMAGED, NO_MARK, NO_ZSTD, NOT_UTF8, LeftOutError
+from lowcomm.errors import DataError
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".lzma", ".zst", ".zstd")
 PACKED_BYTES = 1 << 16
 """What is read at a time of a file that is unpacked."""
+LINE_BYTES = 64 << 20
+"""No line is longer; a file without line ends must not fill the memory."""
 _UTF8_MARK = codecs.BOM_UTF8
 _MARKS = (  # those of UTF-32 first: one begins like UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -55,45 +59,105 @@ def read_text(path: Path) -> bytes:
         LeftOutError: it is no text, or not for sure.
         OSError: it can't be read.
     """
-    with _open(path) as stream:
+    with opened(path) as stream:
         content = stream.read()
     for mark, encoding in _MARKS:
         if content.startswith(mark):
             return _recoded(content, encoding)
     content = content.removeprefix(_UTF8_MARK)
-    if 0 in content:
-        raise _no_text(content, LeftOutError(NO_MARK) if _looks_like_utf16(content) else LeftOutError(BINARY))
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        detail = f"byte 0x{content[error.start]:02x} at {error.start:,}"
-        raise _no_text(content, LeftOutError(NOT_UTF8, detail)) from error
+    _check(content, 0, content)
     return content
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, one after the other, so that it need not fit into memory twice.
+def checked_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a text, each of which is one.
+
+    Raises:
+        LeftOutError: it is no text, or not for sure; some of its lines may have come by then.
+        OSError: it can't be read.
+    """
+    start, offset = b"", 0
+    try:
+        for line in read_lines(path):
+            start = start or line[:512]
+            _check(line, offset, start)
+            offset += len(line)
+            yield line
+    except UnicodeDecodeError as error:  # of UTF-16 and UTF-32, which are decoded as they are read
+        raise LeftOutError(BINARY, f"no {error.encoding.upper()} at {error.start:,}") from error
+
+
+def _check(content: bytes, offset: int, start: bytes) -> None:
+    """Refuse what is no text.
+
+    Args:
+        content: what is looked at.
+        offset: where it stands in its file.
+        start: of the file, which tells what it may be.
+
+    Raises:
+        LeftOutError: with why.
+    """
+    if 0 in content:
+        raise _no_text(start, LeftOutError(NO_MARK) if _looks_like_utf16(content) else LeftOutError(BINARY))
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        detail = f"byte 0x{content[error.start]:02x} at {offset + error.start:,}"
+        raise _no_text(start, LeftOutError(NOT_UTF8, detail)) from error
+
+
+def read_lines(path: Path, part: tuple[int, int] | None = None) -> Iterator[bytes]:
+    """The lines of a file, one after the other, so that it need not fit into memory.
 
     They are UTF-8 if the file is any of what `read_text` takes; that they are is for the caller to see.
+
+    Args:
+        part: one of those that `line_parts` gives: the lines that begin in it.
+
+    Raises:
+        LeftOutError: it can't be unpacked.
+        DataError: a line is longer than `LINE_BYTES`.
+        OSError: it can't be read.
+    """
+    with opened(path) as stream:
+        start = stream.peek(len(_UTF8_MARK) + 1)
+        if (mark := next((mark for mark, _ in _MARKS if start.startswith(mark)), None)) is not None:
+            wrapper = io.TextIOWrapper(stream, dict(_MARKS)[mark], newline="\n")
+            yield from (line.encode() for line in wrapper)
+            return
+        left = math.inf if part is None else float(part[1])
+        skipped = len(stream.read(len(_UTF8_MARK) if start.startswith(_UTF8_MARK) else 0))
+        if part is not None and part[0] > 0:
+            stream.seek(part[0] - 1)
+            left, skipped = part[1] - part[0] + 1 - len(stream.readline()), 0
+        while left > 0 and (line := stream.readline(LINE_BYTES + 1)):
+            if len(line) > LINE_BYTES:
+                raise DataError(
+                    f"{path}: expected lines of at most {LINE_BYTES >> 20} MiB, got a longer one; a "
+                    "JSON array in one line becomes JSON lines with jq -c '.[]'"
+                )
+            left, skipped = left - len(line) - skipped, 0
+            yield line
+
+
+def line_parts(path: Path, size_bytes: int) -> list[tuple[int, int]]:
+    """Ranges of a file's bytes, of so many each; none where it can't be read from the middle."""
+    with path.open("rb") as file:
+        start, end = file.peek(6), file.seek(0, io.SEEK_END)
+    if start.startswith((*_PACKED, *dict(_MARKS))):
+        return []
+    return [(at, min(at + size_bytes, end)) for at in range(0, end, size_bytes)]
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """A file's content, unpacked if its first bytes say how.
 
     Raises:
         LeftOutError: it can't be unpacked.
         OSError: it can't be read.
     """
-    with _open(path) as stream:
-        start = stream.peek(len(_UTF8_MARK) + 1)
-        for mark, encoding in _MARKS:
-            if start.startswith(mark):
-                wrapper = io.TextIOWrapper(stream, encoding, newline="\n")
-                yield from (line.encode() for line in wrapper)
-                return
-        stream.read(len(_UTF8_MARK) if start.startswith(_UTF8_MARK) else 0)
-        yield from stream
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[io.BufferedReader]:
-    """The file's content, unpacked if its first bytes say how."""
     with path.open("rb") as file:
         start = file.peek(6)
         unpack = next((opener for mark, opener in _PACKED.items() if start.startswith(mark)), None)

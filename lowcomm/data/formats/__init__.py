@@ -1,6 +1,7 @@
 """Formats of the files of a source, told apart by suffix.
 
-What a file's factory takes says what it needs: `text_key`, and `alone`, whether the file is the whole source.
+What a file's factory takes says what it needs: `text_key`, `alone`, whether the file is the whole source, and
+`part`, where it can be read in parts.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ METHODS: Methods[Reader] = Methods(
     {
         "text": "plain_text",
         "json_lines": "json_lines",
+        "parquet": "parquet",
+        "arrow": "arrow",
     },
     key="format",
 )
@@ -25,13 +28,24 @@ OTHERWISE = "text"
 """The format of files with a suffix that is nobody's."""
 
 
-def reader_for(path: Path, **given: Any) -> Reader:
-    """What reads a file, by its suffix.
+def format_of(path: Path, name: str = "") -> Format:
+    """The format of a file: by name, or by its suffix.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    formats = {each: cast(Format, METHODS.spec(each)) for each in METHODS.names}
+    if name:
+        return cast(Format, METHODS.spec(name))
+    suffix = unpacked_suffix(path)
+    return next((each for each in formats.values() if suffix in each.suffixes), formats[OTHERWISE])
+
+
+def reader_for(path: Path, name: str = "", **given: Any) -> Reader:
+    """What reads a file, by its suffix or a format's name.
 
     Args:
-        given: `text_key` and `alone`.
+        given: `text_key` and `alone`, and `part` where it is one of the format's.
     """
-    formats = [cast(Format, METHODS.spec(name)) for name in METHODS.names]
-    otherwise = next(each for each in formats if each.name == OTHERWISE)
-    chosen = next((each for each in formats if unpacked_suffix(path) in each.suffixes), otherwise)
-    return chosen.make(**{name: given[name] for name in chosen.parameters})
+    chosen = format_of(path, name)
+    return chosen.make(**{key: given[key] for key in chosen.parameters if key in given})

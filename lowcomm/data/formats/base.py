@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lowcomm.methods import Spec
 
+Part = tuple[int, int]
+"""Of a large file: from the first number to before the second, of bytes, or row groups."""
 Reader = Callable[[Path], Iterator[bytes]]
 """The documents of a file in UTF-8, in order, one after the other; the same on every machine.
 
@@ -22,6 +24,9 @@ class Format(Spec[Reader]):
 
     Attributes:
         suffixes: of files in this format, in lower case, without the one of how they are packed.
+        parts: of a file, of about so many bytes each; a factory that takes `part` reads one of them.
+            None = it is read as a whole.
     """
 
     suffixes: tuple[str, ...] = ()
+    parts: Callable[[Path, int], list[Part]] | None = None

@@ -1,0 +1,40 @@
+"""Whether a corpus on the disk is what its manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from lowcomm.data.corpus.manifest import BYTES, Manifest
+from lowcomm.data.corpus.tokenizer import TOKENIZER
+from lowcomm.data.making.chunks import chunk_files
+
+
+def wrong_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """(chunk's name or file, what is wrong with it) of each that differs.
+
+    Args:
+        folder: of the corpus.
+        manifest: as it is there.
+    """
+    vocabulary = manifest.vocabulary
+    if vocabulary.kind != BYTES:
+        yield from _compare(folder / TOKENIZER, TOKENIZER, None, vocabulary.blake3)
+    for chunk in manifest.chunks:
+        tokens, ends = chunk_files(folder, chunk.name)
+        name = f"chunk {chunk.name}"
+        yield from _compare(tokens, name, chunk.tokens * vocabulary.token_bytes, chunk.tokens_blake3)
+        yield from _compare(ends, name, 4 * chunk.documents, chunk.ends_blake3)
+
+
+def _compare(path: Path, name: str, size_bytes: int | None, expected: str) -> Iterator[tuple[str, str]]:
+    try:
+        found = path.stat().st_size
+        if size_bytes is not None and found != size_bytes:
+            yield name, f"{path.name}: expected {size_bytes:,} bytes, got {found:,}"
+        elif (digest := blake3().update_mmap(path).hexdigest()) != expected:
+            yield name, f"{path.name}: expected bytes with blake3 {expected[:16]}, got {digest[:16]}"
+    except OSError as error:
+        yield name, f"{path.name}: can't be read: {error.strerror}"
