@@ -40,7 +40,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 10
+PROTOCOL = 11
 RECORD_TTL_S = 60.0
 STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
 EXPLAIN_S = 20.0
@@ -218,8 +218,10 @@ class Peers:
         self._greet(peer)
 
     def _greet(self, peer: PeerId) -> None:
+        entry = self.linked.get(peer)
         body: dict[str, Json] = {
             "protocol": PROTOCOL,
+            "greeted": int(entry is not None and entry.greeted),
             **self._terms.digests,
             "addresses": list(self._exchange.addresses),
         }
@@ -304,8 +306,6 @@ class Peers:
         entry = self.linked.get(peer)
         if entry is None or entry.explains or entry.unfit:
             return
-        if entry.greeted:
-            self._greet(peer)  # it repeats its greeting until it has this one's
         protocol = fields.integer("protocol")
         if protocol != PROTOCOL:
             advice = "use the same version of lowcomm"
@@ -313,6 +313,8 @@ class Peers:
             there = f"protocol: here {protocol}, there {PROTOCOL}; {advice}"
             self._refuse(peer, Differences((here,), (there,)))
             return
+        if entry.greeted and not fields.integer("greeted", high=1):
+            self._greet(peer)  # it repeats its greeting until it has this one's
         theirs = {name: fields.digest(name) for name in (SHARED, LAYOUT)}
         islands = self.state.role == "island" == parse_state(fields.inner("state")).role
         if islands and theirs != self._terms.digests:

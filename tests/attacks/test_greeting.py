@@ -34,7 +34,8 @@ def member(exchange: LoopbackExchange | None = None) -> Peers:
 def hello(**changes: object) -> Fields:
     digests = Terms({"shared.seed": 1}, ()).digests
     state = State(phase="training").to_json()
-    return Fields("hello", {"protocol": PROTOCOL, **digests, "addresses": [], "state": state, **changes})
+    said = {"protocol": PROTOCOL, "greeted": 0, **digests, "addresses": [], "state": state}
+    return Fields("hello", {**said, **changes})
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ On a virtual clock.
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
+from lowcomm.exchanges.base import Message
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.sim.invariants import broken, lost
 from lowcomm.sim.island import IslandSettings, toy_schedule
-from lowcomm.sim.swarm import Outcome, name, simulate
+from lowcomm.sim.swarm import Outcome, SimSwarm, name, simulate
 from lowcomm.sim.tapes import PEER_FAULTS, PeerFault, PeerFaultKind, Tape, make_tape
+from lowcomm.sim.virtual_time import run_virtually
+from lowcomm.types import PeerId
 
 DEADLINE_S = 3.0
 PERIOD_S = 2.0
@@ -51,6 +55,22 @@ def test_an_island_that_stands_still_for_longer_than_its_lease_loses_nothing() -
     outcome = simulate(3, Tape(1, (), freezes, quiet_s=20.37 * 21), settings())
     assert not broken(outcome)
     assert not lost(outcome)
+
+
+def test_greetings_end_once_both_sides_have_them() -> None:
+    """Each answer to a greeting that is repeated was answered in turn, as fast as the link is."""
+    swarm = SimSwarm(3, Tape(1, (), (PeerFault("hold", (2,), 10.0, 8.0),), quiet_s=30.0), settings())
+    greetings: list[float] = []
+
+    def count(sender: PeerId, receiver: PeerId, message: Message) -> bool:
+        if message.kind == "hello":
+            greetings.append(asyncio.get_running_loop().time())
+        return True
+
+    swarm._hub.filter = count
+    assert not broken(run_virtually(swarm.run(), 200.0))
+    assert any(moment > 10.0 for moment in greetings)  # links were dropped, and came back
+    assert len(greetings) < 100
 
 
 @pytest.mark.parametrize("apart", [(0,), (2,), (0, 1)], ids=["founder", "one", "halves"])

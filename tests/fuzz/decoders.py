@@ -196,7 +196,7 @@ STRANGER = PeerId("stranger")
 LINKS = Links(None, "run", None, Traffic(), 1, lambda peer: None)  # type: ignore[arg-type]  # only judges
 OPENING: dict[str, Json] = {"run": "other", "channel": -1, "token": "t", "answer": "", "pass": SHOWN}
 HELLO: dict[str, Json] = {
-    "protocol": PROTOCOL, "shared": HASH, "layout": HASH,
+    "protocol": PROTOCOL, "greeted": 0, "shared": HASH, "layout": HASH,
     "addresses": ["/ip4/127.0.0.1/tcp/1/p2p/x"],
     "state": {**STATE.to_json(), "role": "seed"},
 }  # fmt: skip
