@@ -169,6 +169,7 @@ class Joining:
                 member.peers.say(phase="joining")
                 member.peers.announce()
             taken = await self._come_up_together(timeout_s)
+            await self._catching_up.redo()  # what it has may only now follow on what there is
         together = self._started_together(running)
         await member.shard_claims.claim(num_shards)
         # what was replayed, and what a vote of this island's earlier process has committed

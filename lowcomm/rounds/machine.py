@@ -744,14 +744,15 @@ class RoundMachine:
     def _held(self, now_s: float) -> bool:
         """Whether an earlier promise keeps this peer out; after a deadline the round is given up.
 
-        Where all who took part in that ballot are here and none has that history, all have gone back to a
-        checkpoint, and the promise is void.
+        Where all who took part in that ballot train and none has that history, all have gone back to a
+        checkpoint, and the promise is void; who is still joining may have it on disk.
         """
         record, decision = self._recalled, self.decision
         if record is None:
             return False
         fragment, height = self.rules.fragment, decision.slot.outer_step - 1
-        steps = {peer: seen.state.outer_steps[fragment:] for peer, seen in self.assembly.view.live.items()}
+        view = self.assembly.view
+        steps = {peer: view.live[peer].state.outer_steps[fragment:] for peer in view.training}
         others = set(record.peers) - {self.me}
         if all(peer in steps and steps[peer] and steps[peer][0] <= height for peer in others):
             self._recalled = None
