@@ -70,9 +70,11 @@ def absent_members(
         left_out = sorted(peer for peer in missing if has_left(peer, slot, view, rules))[:1]
         return tuple(left_out) if is_quorum(voters, members, left_out) else None
     gone = [peer for peer in missing if peer in tardy or is_absent(peer, view, rules)]
-    if is_quorum(voters, members, gone):
-        return tuple(sorted(gone))
     patience_s = rules.grace_s + rules.policy.deadline_s
+    if is_quorum(voters, members, gone):
+        # members that are slow, not gone, would decide the same outer step by themselves, and those stand
+        slow = bool(members) and members == set(gone) and not all(is_absent(p, view, rules) for p in gone)
+        return None if slow and contested_s < patience_s else tuple(sorted(gone))
     left = members - set(gone)
     half = 2 * len(left & set(voters)) == len(left)
     distinguished = min(left, key=lambda peer: hash_value([slot.previous, peer]))
