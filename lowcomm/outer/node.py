@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
 from lowcomm.peers.notice import Notice
-from lowcomm.peers.peer import Chains, State
+from lowcomm.peers.peer import Chains, Peer, State
 from lowcomm.peers.remembered import RememberedPeers
 from lowcomm.peers.requests import Requests
 from lowcomm.peers.shard_claims import ShardClaims
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 POOL_THREADS = 2
 FAREWELL_S = 2.0
+SEE_OFF_LEASES = 2
 ISLANDS_ONLY = frozenset(
     (
         "ready", "unready", "opened", "roster", "unformed", "joined", "vote", "decided", "rejected", "abort",
@@ -119,6 +121,7 @@ class Node:
         self.signer: Signer = exchange
         policy, lease_s = settings.policy, settings.lease_s
         self.state, self.deadline_s = state, policy.deadline_s
+        self._see_off_s = SEE_OFF_LEASES * lease_s
         self.pool = pool or ThreadPoolExecutor(POOL_THREADS, "lowcomm-codec", initializer=give_way)
         self.recorder = Recorder(ledger_file, self.pool)
         self.remembered = RememberedPeers(folder, exchange.run_id, self.pool)
@@ -229,6 +232,8 @@ class Node:
             # before the farewell, which promises that no vote follows
             await fragment_round.abandon(answers=False)
             await fragment_round.close()
+        if self.peers.state.phase == "training":
+            await self._see_off()
         if self.peers.linked:
             said = goodbye_bytes(self.state.run_id, self.signer.peer_id, self.peers.state.outer_steps)
             self.peers.say(phase="leaving", goodbye=self.signer.sign(said).hex())
@@ -250,6 +255,24 @@ class Node:
         self.pool.shutdown(wait=False, cancel_futures=True)
         self.state.updates.close()
         self._donor.close()
+
+    async def _see_off(self) -> None:
+        """Wait for others to have what was committed here: once this peer has left, they may find it nowhere.
+
+        For as long as they have it not and are heard, and for `SEE_OFF_LEASES` at most.
+        """
+        own = self.peers.state.outer_steps
+
+        def is_behind(peer: Peer) -> bool:
+            theirs = peer.state.outer_steps
+            return peer.state.phase == "training" and any(map(operator.lt, theirs, own))
+
+        try:
+            async with asyncio.timeout(self._see_off_s):
+                while any(map(is_behind, self.peers.live())):
+                    await self.changed.wait(1.0)
+        except TimeoutError:
+            pass  # they have stopped, or have another history
 
     async def restore(self, fragment: int, saved: Mapping[str, Any]) -> Position:
         """Load a fragment's outer state from a checkpoint, between `start` and `Joining.join`.
