@@ -51,7 +51,7 @@ LAYERS = (
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
-IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers")
+IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers", "peft")
 HEAVY = (
     *IN_ONE_MODULE,
     "torch",
@@ -199,7 +199,7 @@ def test_what_is_imported_is_declared() -> None:
     imported_as = {"scikit-learn": "sklearn"}
     extras = [
         name
-        for extra in ("cleaning", "data", "deepspeed", "digits", "hf", "hub", "zstd")
+        for extra in ("cleaning", "data", "deepspeed", "digits", "hf", "hub", "peft", "zstd")
         for name in project["optional-dependencies"][extra]
     ]
     names = [re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]]

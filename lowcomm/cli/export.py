@@ -22,12 +22,15 @@ def add_parser(commands: Subparsers) -> None:
     parser.add_argument(
         "--step", metavar="N", type=positive, help="inner step of the checkpoint (default: newest)"
     )
+    parser.add_argument(
+        "--merge", action="store_true", help="adapters (LoRA): write the whole model, with them added"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Export one checkpoint's anchor."""
     from lowcomm.training.export import export
 
-    step = export(args.run_dir, args.out, step=args.step)
+    step = export(args.run_dir, args.out, step=args.step, merge=args.merge)
     print(f"lowcomm: the anchor at inner step {step:,} is in {args.out}", file=sys.stderr)
     return EXIT_DONE

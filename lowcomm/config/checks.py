@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from lowcomm import tasks
 from lowcomm.algorithms import outer_optimizers
 from lowcomm.arguments import RUN_ID
-from lowcomm.config.schema import Config, ExchangeConfig, OuterConfig, TaskConfig
+from lowcomm.config.schema import Config, ExchangeConfig, OuterConfig
 from lowcomm.config.values import fail, is_table, show
 from lowcomm.names import NAME_RULE, is_name
 
@@ -34,7 +34,7 @@ def check(config: Config, source: str = "") -> None:
 
 def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _texts(config)
-    yield from _task(config.shared.task)
+    yield from _task(config)
     yield from _model(config)
     yield from _shares(config)
     yield from _outer(config.shared.outer)
@@ -87,7 +87,8 @@ def _texts(config: Config) -> Iterator[tuple[str, str]]:
             yield path, "expected text that is not empty"
 
 
-def _task(task: TaskConfig) -> Iterator[tuple[str, str]]:
+def _task(config: Config) -> Iterator[tuple[str, str]]:
+    task = config.shared.task
     own = re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", task.kind)
     if not own and task.kind not in tasks.METHODS.names:
         names = ", ".join(tasks.METHODS.names)
@@ -102,6 +103,23 @@ def _task(task: TaskConfig) -> Iterator[tuple[str, str]]:
         yield "shared.task.model", "expected nothing with kind = given, whose model a Python program makes"
     if task.kind == "gpt" and task.model:
         yield "shared.task.model", "expected nothing with kind = gpt, whose sizes stand in [shared.model]"
+    if task.adapter and task.kind != "peft":
+        yield "shared.task.adapter", f"expected nothing with kind = {task.kind}, got {show(task.adapter)}"
+    elif task.adapter and not is_table(task.adapter):
+        yield "shared.task.adapter", f"expected a table such as {{r = 8}}, got {show(task.adapter)}"
+    if task.kind not in ("hf", "peft"):
+        for path, value, default in (
+            ("shared.task.dtype", task.dtype, "fp32"),
+            ("train.attention", config.train.attention, "auto"),
+        ):
+            if value != default:
+                yield path, f"expected {default} with shared.task.kind = {task.kind}, got {show(value)}"
+    if task.dtype != "fp32" and config.island.engine == "deepspeed":
+        yield (
+            "shared.task.dtype",
+            "expected fp32 with island.engine = deepspeed, which keeps fp32 masters, got bf16; "
+            "train.precision = bf16 lets it compute in bf16",
+        )
 
 
 def _model(config: Config) -> Iterator[tuple[str, str]]:

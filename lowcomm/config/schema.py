@@ -56,9 +56,15 @@ class TaskConfig:
     )
     model: str = setting(
         "",
-        "of hf a table of its settings, a config.json or a folder; of a function of your own a table of what "
-        "it takes; gpt has [shared.model]",
+        "of hf and peft a table of its settings, a config.json, a folder, or a name on the Hugging Face hub; "
+        "of a function of your own a table of what it takes; gpt has [shared.model]",
         table=True,
+    )
+    adapter: str = setting("", "peft: a table of what peft's LoraConfig takes, such as {r = 8}", table=True)
+    dtype: Literal["fp32", "bf16"] = setting(
+        "fp32",
+        "of hf and peft, type of the model's weights; adapters are fp32; what is exchanged always is",
+        choices=("fp32", "bf16"),
     )
 
 
@@ -301,6 +307,10 @@ class TrainConfig:
         "auto = bf16 autocast on CUDA devices that have it, else fp32",
         choices=("auto", "fp32", "bf16"),
     )
+    attention: str = setting(
+        "auto", "of hf and peft: auto, eager, sdpa, flash_attention_2, or what else transformers has"
+    )
+    compile: bool = setting(False, "torch.compile for each block of the model, or for all of one without")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     task_folder: str = setting(
         "",

@@ -15,6 +15,8 @@ from lowcomm.types import Digest, Json, SharedSettings
 LATER: dict[str, Json] = {
     "shared.task.kind": "gpt",
     "shared.task.model": "",
+    "shared.task.adapter": "",
+    "shared.task.dtype": "fp32",
     "shared.data.same": True,
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,

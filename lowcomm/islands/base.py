@@ -125,13 +125,16 @@ class Island(Parameters, Protocol):
         """Every rank's `state`, by rank, on the lead; empty elsewhere. Collective."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, frozen: bool = True) -> dict[str, Any]:
         """Model, buffers and inner optimizers, on the lead; loads with `torch.load(weights_only=True)`.
 
         Collective. What the other ranks get is of no use.
+
+        Args:
+            frozen: with the parameters that are not trained.
         """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave. Collective."""
+        """Restore what `state_dict` gave; what it left out stays as it is. Collective."""
         ...

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowcomm.errors import CheckpointError, ConfigError, ModelError
-from lowcomm.islands.parameters import BUILD_OPTIMIZER, bare_name, check_groups
+from lowcomm.islands.parameters import BUILD_OPTIMIZER, bare_name, check_groups, frozen_names
 from lowcomm.islands.ranks import RanksIsland
 from lowcomm.types import Json, TensorSpec
 
@@ -214,8 +214,8 @@ class DeepSpeedIsland(RanksIsland):
         """Over this rank's shards of the masters."""
         return all(bool(master.isfinite().all()) for master in self._masters())
 
-    def state_dict(self) -> dict[str, Any]:
-        """The masters whole, buffers and frozen parameters, each rank's optimizer state. Collective."""
+    def state_dict(self, *, frozen: bool = True) -> dict[str, Any]:
+        """The masters whole, buffers, what is `frozen`, each rank's optimizer state. Collective."""
         flat = self.read(range(len(self.layout)))
         base = self.optimizers[0]
         mine = {"shards": [dict(base.state.get(master, {})) for master in self._masters()]}
@@ -224,7 +224,7 @@ class DeepSpeedIsland(RanksIsland):
         ]
         return {
             "masters": {spec.name: part.clone() for part, spec in self._named(flat)} if self.is_lead else {},
-            "others": self._read_others(),
+            "others": self._read_others(frozen),
             "ranks": self.gather(mine),
             "groups": groups,
             "stage": self._stage,
@@ -256,7 +256,8 @@ class DeepSpeedIsland(RanksIsland):
         whole = torch.cat([state["masters"][spec.name].flatten() for spec in self.layout])
         self.write(range(len(self.layout)), whole if self.is_lead else None)
         with torch.no_grad():
-            for name, tensor in self._others():
+            left_out = frozen_names(self.bare_model) - state["others"].keys()
+            for name, tensor in self._others(frozen=not left_out):
                 with self._gathered(tensor, writes=True):
                     tensor.copy_(state["others"][name])
         base = self.optimizers[0]
@@ -314,15 +315,15 @@ class DeepSpeedIsland(RanksIsland):
         )
         return list(next(getattr(zero, name) for name in names if hasattr(zero, name)))
 
-    def _others(self) -> list[tuple[str, Tensor]]:
+    def _others(self, frozen: bool) -> list[tuple[str, Tensor]]:
         """Buffers and frozen parameters; the latter are sharded by ZeRO-3, without a master."""
         module = self.bare_model
-        frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad]
-        return [(bare_name(name), tensor) for name, tensor in (*module.named_buffers(), *frozen)]
+        others = [(name, p) for name, p in module.named_parameters() if frozen and not p.requires_grad]
+        return [(bare_name(name), tensor) for name, tensor in (*module.named_buffers(), *others)]
 
-    def _read_others(self) -> dict[str, Tensor]:
+    def _read_others(self, frozen: bool) -> dict[str, Tensor]:
         values = {}
-        for name, tensor in self._others():
+        for name, tensor in self._others(frozen):
             with self._gathered(tensor):
                 values[name] = tensor.detach().cpu().clone()
         return values

@@ -1,18 +1,22 @@
-"""A digest of what is not trained: islands that freeze other weights train other functions."""
+"""A digest of what is not trained: islands that freeze other weights train other functions.
+
+And of what is, as it was read from a folder, since islands that begin otherwise begin another run.
+"""
 
 from __future__ import annotations
 
 import torch
 from blake3 import blake3
-from torch import Tensor
+from torch import Tensor, nn
 
+from lowcomm.islands.parameters import trainable
 from lowcomm.islands.vectors import bytes_of, spans
 
 CHUNK_BYTES = 1 << 26
 """What is on the host at a time of a tensor that lies elsewhere."""
 
 
-class FrozenDigest:
+class WeightsDigest:
     """Taken tensor by tensor, whole ones, so that it does not depend on how they are sharded.
 
     Over the names, types, shapes and bits: the same weights in another type are others, since the model
@@ -49,3 +53,12 @@ class FrozenDigest:
         flat = tensor.reshape(-1).view(torch.uint8)
         for start, stop in spans(flat.numel(), CHUNK_BYTES):
             self._hasher.update(bytes_of(flat[start:stop].cpu()))
+
+
+@torch.no_grad()
+def digest_of_trained(model: nn.Module) -> str:
+    """The same of the parameters that are trained, whole ones, as they are now."""
+    digest = WeightsDigest()
+    for name, parameter in sorted(trainable(model).items()):
+        digest.add(name, parameter)
+    return str(digest)

@@ -143,10 +143,10 @@ class FSDP2Island(RanksIsland):
         self._reshard()
         return super().frozen_digest()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, frozen: bool = True) -> dict[str, Any]:
         """As that of a plain island, so that any sharding can load it. Collective."""
         self._reshard()
-        state = super().state_dict()
+        state = super().state_dict(frozen=frozen)
         return {
             "model": {name: self._full(value) for name, value in state["model"].items()},
             "optimizers": [

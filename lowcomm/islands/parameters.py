@@ -41,6 +41,12 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {bare_name(name): p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def frozen_names(model: nn.Module) -> set[str]:
+    """The bare names of what is not trained; of tied ones all."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {bare_name(name) for name, parameter in named if not parameter.requires_grad}
+
+
 def check_groups(
     exchanged: Sequence[Tensor], optimizers: Sequence[torch.optim.Optimizer], advice: str
 ) -> None:

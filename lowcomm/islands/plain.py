@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lowcomm.algorithms.outer_optimizers import CACHED_ELEMENTS
 from lowcomm.errors import CheckpointError, ModelError
-from lowcomm.islands.frozen import FrozenDigest
-from lowcomm.islands.parameters import BUILD_OPTIMIZER, Exchanged, bare_name
+from lowcomm.islands.frozen import WeightsDigest
+from lowcomm.islands.parameters import BUILD_OPTIMIZER, Exchanged, bare_name, frozen_names
 from lowcomm.islands.recycled import RecycledMemory
 from lowcomm.islands.vectors import HostVectors, Vector, Vectors, spans
 from lowcomm.types import Layout
@@ -181,7 +181,7 @@ class PlainIsland:
     @torch.no_grad()
     def frozen_digest(self) -> str:
         """Over the whole tensors, one at a time, in the order of their names. Collective."""
-        digest = FrozenDigest()
+        digest = WeightsDigest()
         frozen = {bare_name(n): p for n, p in self.bare_model.named_parameters() if not p.requires_grad}
         for name in sorted(frozen):
             with self._whole_frozen(frozen[name]) as tensor:
@@ -201,10 +201,12 @@ class PlainIsland:
         """One rank's state."""
         return [state]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Model, buffers and inner optimizers."""
+    def state_dict(self, *, frozen: bool = True) -> dict[str, Any]:
+        """Model, buffers and inner optimizers; without what is not trained, where that is made anew."""
+        left_out = set() if frozen else frozen_names(self.bare_model)
+        state = {bare_name(name): value for name, value in self.bare_model.state_dict().items()}
         return {
-            "model": {bare_name(name): value for name, value in self.bare_model.state_dict().items()},
+            "model": {name: value for name, value in state.items() if name not in left_out},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
         }
 
@@ -216,7 +218,8 @@ class PlainIsland:
         """
         mine, saved = self.bare_model.state_dict(), state["model"]
         names = {bare_name(name): name for name in mine}
-        for name in sorted(names.keys() | saved.keys()):
+        left_out = frozen_names(self.bare_model) - saved.keys()
+        for name in sorted((names.keys() | saved.keys()) - left_out):
             expected = tuple(mine[names[name]].shape) if name in names else "not at all"
             found = tuple(saved[name].shape) if name in saved else "not at all"
             if expected != found:
@@ -231,7 +234,8 @@ class PlainIsland:
                 f"{expected_groups} tensors, it has {found_groups}"
             )
         self.bare_model.load_state_dict(
-            {names[name]: self._part(value, mine[names[name]]) for name, value in saved.items()}
+            {names[name]: self._part(value, mine[names[name]]) for name, value in saved.items()},
+            strict=not left_out,
         )
         for optimizer, saved_optimizer in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(

@@ -10,12 +10,14 @@ from lowcomm.types import Json
 
 DATA_DIGEST = "data.digest"
 FROZEN_DIGEST = "model.frozen"
+WEIGHTS_DIGEST = "model.weights"
 SAME_DATA = "shared.data.same"
 
 ADVICE = {
     DATA_DIGEST: "the islands have read other texts: give all of them the same files (with data.source = "
     "stdlib the same Python), or set shared.data.same = false on all if each is to train on its own",
     FROZEN_DIGEST: "the weights that are not trained differ: load the same ones, in the same dtype, on all",
+    WEIGHTS_DIGEST: "training begins with other weights: give all islands the same shared.task.model",
 }
 """What to do, islands that meet."""
 _RESUMED = {

@@ -11,6 +11,7 @@ METHODS: Methods[Task] = Methods(
     {
         "gpt": "gpt",
         "hf": "hf",
+        "peft": "peft",
         "given": "given",
     },
     key="kind",

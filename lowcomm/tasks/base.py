@@ -8,7 +8,7 @@ name a function of its own instead (own.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -32,6 +32,8 @@ class Facts:
         token_flops: FLOPs of forward and backward pass per token, for `mfu`; None = not known.
         blank_loss: of a model that knows nothing; None = not known. It tells divergence from a bad start.
         loss_unit: "nats per token", for example.
+        agreed: what has to be equal on all islands beside their settings, by name: compared when they meet.
+        loaded: the weights that training begins with were read from somewhere, so islands compare them, too.
     """
 
     sample: str = "sample"
@@ -40,6 +42,8 @@ class Facts:
     token_flops: float | None = None
     blank_loss: float | None = None
     loss_unit: str = ""
+    agreed: Mapping[str, Json] = field(default_factory=dict)
+    loaded: bool = False
 
     def samples(self, count: int) -> str:
         """So many of them in words."""
@@ -84,7 +88,7 @@ class Task(Protocol):
     def facts(self) -> Facts: ...
 
     def make_model(self) -> nn.Module:
-        """The model in fp32 on the host, with the same bits on every island.
+        """The model on the host, with the same bits on every island; in fp32, if nothing asks for less.
 
         torch's random numbers are those of `shared.seed` while this runs.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,14 @@ from lowcomm.exchanges.base import Exchange
 from lowcomm.exchanges.swarm.access import Gate, read_token
 from lowcomm.islands import require_ranks, wrap_island
 from lowcomm.islands.base import Island
-from lowcomm.islands.checkpointing import checkpoint_blocks
+from lowcomm.islands.checkpointing import checkpoint_blocks, compile_blocks
 from lowcomm.ledger.state import OuterState
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.tasks.base import Task
 from lowcomm.tasks.own import make_own
+from lowcomm.types import Json
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,15 @@ def build_task(config: Config) -> Task:
     if task.kind not in methods.names:
         settings = {} if isinstance(model, str) else model
         return make_own(task.kind, config.train.task_folder, offered, settings)
-    offered |= {"sizes": _fields(config.shared.model), "model": model, "folder": config.train.task_folder}
+    adapter = read_table(task.adapter) if is_table(task.adapter) else {}
+    offered |= {
+        "sizes": _fields(config.shared.model),
+        "model": model,
+        "adapter": adapter,
+        "dtype": task.dtype,
+        "attention": config.train.attention,
+        "folder": config.train.task_folder,
+    }
     wanted = methods.spec(task.kind).parameters
     return methods.make(task.kind, {name: offered[name] for name in wanted if name in offered})
 
@@ -206,11 +215,13 @@ def build_outer_loop(
     folder: Path | None,
     clock: Clock,
     data_digest: str = "",
+    agreed: Mapping[str, Json] | None = None,
 ) -> OuterLoop:
     """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead.
 
     Args:
         data_digest: of the text; not compared where islands have their own.
+        agreed: what is compared beside it and the settings, by name.
     """
     settings, policy = config.exchange, config.shared.round
     return OuterLoop(
@@ -221,7 +232,7 @@ def build_outer_loop(
         outer_optimizer=build_outer_optimizer(config),
         aggregation=build_aggregation(config),
         round_policy=RoundPolicy(**_fields(policy), limits=build_limits(config)),
-        shared=run_settings(config),
+        shared={**run_settings(config), **(agreed or {})},
         data_digest=data_digest if config.shared.data.same else "",
         expected_peers=settings.expected_peers,
         gather_timeout_s=settings.gather_timeout_s,
@@ -283,6 +294,8 @@ def build_island(
             replicas=settings.replicas,
             cpu_offload=settings.offload == "all",
         )
+    if config.train.compile:
+        compile_blocks(model)
     optimizers = make_optimizers(model) if make_optimizers else build_optimizers(config, model)
     if engine == "deepspeed":
         require_ranks(engine)

@@ -10,19 +10,20 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lowcomm.config.load import load_config
-from lowcomm.errors import CheckpointError, StorageError
+from lowcomm.errors import CheckpointError, ConfigError, StorageError
 from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.storage.files import io_reason, sync_folder
 from lowcomm.training.build import build_task
 
 
-def export(run_dir: Path, out_dir: Path, *, step: int | None = None) -> int:
+def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool = False) -> int:
     """Write the anchor of one checkpoint to `out_dir`.
 
     Args:
         run_dir: an island's run folder.
         out_dir: made if it isn't there; an export in it is replaced, other files stay.
         step: inner step of the checkpoint; None = the newest.
+        merge: adapters into the weights of their model.
 
     Returns:
         The inner step that was exported.
@@ -46,13 +47,19 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None) -> int:
         for saved in saved_fragments(checkpoints, step, config.shared.schedule.num_fragments):
             anchor.update(saved["tensors"])
     task = build_task(config)
+    write = getattr(task, "export_merged", None) if merge else task.export
+    if write is None:
+        raise ConfigError(
+            f"export --merge: expected a run of shared.task.kind = peft, whose adapters can be merged, got "
+            f"{config.shared.task.kind}"
+        )
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
         partial = out_dir / f".export.{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            task.export(anchor, partial, run_id=config.shared.run_id, step=step)
+            write(anchor, partial, run_id=config.shared.run_id, step=step)
             for path in sorted(partial.iterdir()):
                 path.replace(out_dir / path.name)
             sync_folder(out_dir)

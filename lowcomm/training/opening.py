@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from lowcomm.config.schema import Config
 from lowcomm.data.loader import Batches
 from lowcomm.errors import DataError
 from lowcomm.islands.base import Island
-from lowcomm.tasks.base import Data
+from lowcomm.islands.frozen import digest_of_trained
+from lowcomm.peers.agreement import WEIGHTS_DIGEST
+from lowcomm.tasks.base import Data, Facts
 from lowcomm.training.build import autocast
 from lowcomm.types import Json
 
@@ -36,6 +39,17 @@ def opening(config: Config, island: Island, data: Data, loader: Batches) -> dict
         "ranks": island.world_size,
         "step_tokens": loader.batch_tokens * config.train.grad_accumulation,
     }
+
+
+def agreement(facts: Facts, model: nn.Module) -> dict[str, Json]:
+    """What islands compare when they meet, beside settings, data and what is frozen.
+
+    Args:
+        facts: of the task.
+        model: as its training begins, whole.
+    """
+    weights = {WEIGHTS_DIGEST: digest_of_trained(model)} if facts.loaded else {}
+    return {**facts.agreed, **weights}
 
 
 def require_same_data(island: Island, data: Data) -> None:

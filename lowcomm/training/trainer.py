@@ -60,10 +60,10 @@ from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.training.given import Given, make_optimizers, recipe_of
 from lowcomm.training.inner_step import inner_step
 from lowcomm.training.journal import Journal, divergence
-from lowcomm.training.opening import opening, require_same_data
+from lowcomm.training.opening import agreement, opening, require_same_data
 from lowcomm.training.phases import JOINING, Phases
 from lowcomm.training.summary import SUMMARY_FILE, Counts, Summary
-from lowcomm.types import RoundReport
+from lowcomm.types import Json, RoundReport
 
 logger = logging.getLogger(__name__)
 
@@ -185,11 +185,13 @@ class Trainer:
         self._phases.begin("building the model")
         path = folder.path if folder else None
         self._config = config = fit_to_memory(self._asked, self._task, data, self._device, path)
-        island = build_island(config, build_model(config, self._task), self._device, self._optimizers)
+        model = build_model(config, self._task)
+        agreed = agreement(self._task.facts, model) if folder is not None else {}
+        island = build_island(config, model, self._device, self._optimizers)
         require_same_data(island, data)
         if (diverged := self._diverged_before(island, folder)) is not None:
             return diverged
-        outer = self._open(island, data, folder)
+        outer = self._open(island, data, folder, agreed)
         stack.callback(outer.close)
         journal = Journal(
             config,
@@ -232,7 +234,9 @@ class Trainer:
         self._phases.now = "training"
         return self._work(run, folder)
 
-    def _open(self, island: Island, data: Data, folder: RunFolder | None) -> OuterLoop:
+    def _open(
+        self, island: Island, data: Data, folder: RunFolder | None, agreed: Mapping[str, Json]
+    ) -> OuterLoop:
         """The outer loop, not started; with an exchange on the lead."""
         config, exchange = self._config, None
         if folder is not None:
@@ -245,6 +249,7 @@ class Trainer:
             folder=folder.path if folder else None,
             clock=self._clock,
             data_digest=data.digest,
+            agreed=agreed,
         )
 
     def _load(
@@ -460,7 +465,7 @@ class Trainer:
     def _save(self, run: _Run) -> None:
         """Write a checkpoint; a full disk is said and survived, the older checkpoints stay."""
         parts: dict[str, Any] = {
-            "island": run.island.state_dict(),
+            "island": run.island.state_dict(frozen=False),  # it is compared, by its digest, with what is made
             "outer": run.outer.state_dict(fragments=False),
             "counts": asdict(run.journal.counts()),
             "ranks": run.island.gather({"loader": run.loader.state_dict(), "rng": rng_state()}),
