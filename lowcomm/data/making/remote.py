@@ -21,7 +21,12 @@ logger = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 4.0, 16.0)
 """Before a file is asked for again: servers answer 429 and 503, and connections break."""
-_FINAL = ("400", "401", "403", "404", "410")
+_BUSY = (408, 429)
+"""Of the answers that say that the asker is wrong, those that pass."""
+
+
+class RefusedError(DataError):
+    """It is not there, or not for us: asking again changes nothing."""
 
 
 def is_remote(url: str) -> bool:
@@ -46,7 +51,12 @@ def list_files(url: str) -> list[tuple[str, int]]:
             names = fs.find(path) if fs.isdir(path) else [path]
         found = []
         for name in sorted(names):
-            size = fs.info(name).get("size")
+            try:
+                size = fs.info(name).get("size")
+            except (
+                FileNotFoundError
+            ):  # so fsspec says of any answer of an HTTP server; `fetch` tells them apart
+                size = None
             found.append((fs.unstrip_protocol(name), -1 if size is None else int(size)))
     if not found:
         raise DataError(f"{url}: expected files, but nothing there matches")
@@ -75,7 +85,7 @@ def fetch(url: str, size_bytes: int, to: Path, pauses_s: tuple[float, ...] = PAU
                 raise DataError(f"{url}: expected {size_bytes:,} bytes, got {found:,}; the connection broke")
             return
         except DataError as error:
-            if pause_s is None or any(f": {code}" in str(error) for code in _FINAL):
+            if pause_s is None or isinstance(error, RefusedError):
                 raise
             logger.warning("%s; again in %g s", error, pause_s)
             time.sleep(pause_s)
@@ -133,13 +143,14 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise DataError(
+        raise RefusedError(
             f"{url}: expected a library that reads it: {error}; pip install 'lowcomm[data]'"
         ) from error
     except FileNotFoundError as error:
-        raise DataError(f"{url}: expected a file, got nothing of that name: 404 or a misspelling") from error
+        raise RefusedError(f"{url}: expected a file, got nothing of that name (404)") from error
     except Exception as error:  # each file system raises errors of its own library, most of them no OSError
         status = getattr(error, "status", None)
         words = " ".join(str(getattr(error, "message", None) or error).split())[:200]
         said = f"{status} {words}" if status is not None else f"{type(error).__name__}: {words}"
-        raise DataError(f"{url}: can't be read: {said}") from error
+        final = isinstance(status, int) and 400 <= status < 500 and status not in _BUSY
+        raise (RefusedError if final else DataError)(f"{url}: can't be read: {said}") from error

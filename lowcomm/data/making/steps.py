@@ -89,10 +89,11 @@ def _filter(name: str) -> Callable[[Mapping[str, Any]], Clean]:
         made = _of_datatrove("datatrove.pipeline.filters", name, settings)
         with _told():
             from datatrove.data import Document
+        model = _where_to_put(made.model) if name == "LanguageFilter" else ""
 
         def clean(text: str) -> Cleaned:
             document = Document(text=text, id="")
-            with _told():
+            with _told(model):
                 try:
                     found = made.filter(document)
                 except ZeroDivisionError:  # some divide by the number of words, and there may be none
@@ -142,15 +143,14 @@ def _minhash(settings: Mapping[str, Any]) -> tuple[int, Bands]:
     numbers = {
         key: arguments.whole(key, settings[key], least=1, most=1000) for key in counts if key in settings
     }
-    config = MinhashConfig(**numbers, hash_config=HashConfig(precision=64, hash_fc="xxhash"))
+    config = MinhashConfig(**numbers, hash_config=HashConfig(hash_fc="sha1"))
     language = {"language": settings["language"]} if "language" in settings else {}
     with _told():
         made = MinhashDedupSignature(".", config, **language)
-        made.get_shingles("some words of a text that has enough of them")
+        made.get_shingles("what is missing is said before the first document")
 
     def bands(text: str) -> list[bytes] | None:
-        with _told():
-            shingles = made.get_shingles(text)
+        shingles = made.get_shingles(text)
         if not shingles.size:
             return None
         return [
@@ -163,6 +163,9 @@ def _minhash(settings: Mapping[str, Any]) -> tuple[int, Bands]:
 
 def _of_datatrove(module: str, name: str, settings: Mapping[str, Any]) -> Any:
     with _told():
+        from loguru import logger
+
+        logger.disable("datatrove")
         cls = getattr(importlib.import_module(module), name)
         known = [key for key in inspect.signature(cls).parameters if key != "exclusion_writer"]
         _check_settings(settings, known)
@@ -179,8 +182,12 @@ def _check_settings(settings: Mapping[str, Any], known: Any) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What datatrove misses, in one line: a library, or a model that it fetches when it is first used."""
+def _told(model: str = "") -> Iterator[None]:
+    """What datatrove misses, in one line: a library, or a model that it fetches when it is first used.
+
+    Args:
+        model: what to do where there is no network.
+    """
     try:
         yield
     except ImportError as error:
@@ -189,6 +196,14 @@ def _told() -> Iterator[None]:
         ) from error
     except OSError as error:
         raise ConfigError(
-            f"expected datatrove to find or fetch its model, got: {error}; fetch it where there is "
-            "a network, and put it into huggingface_hub's folder of assets ($HF_HOME/assets/datatrove)"
+            f"expected datatrove to find or fetch its model, got: {' '.join(str(error).split())}{model}"
         ) from error
+
+
+def _where_to_put(model: Any) -> str:
+    """What to fetch for a language filter, and to where."""
+    from huggingface_hub import cached_assets_path
+
+    url = str(model.MODEL_URL)
+    folder = cached_assets_path("datatrove", namespace="lid", subfolder=model.MODEL_SUBFOLDER)
+    return f"; where there is no network put {url} into {folder / url.replace('/', '_')}"
