@@ -74,6 +74,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
             ("streaming.jsonl", learning.streaming),
             ("overhead_*.json", _overhead),
             ("speeds_*.json", _speeds),
+            ("checkpoint.json", _checkpoint),
         ],
         "What happens when islands die, come and go?": [
             ("deaths.json", _deaths),
@@ -188,6 +189,34 @@ def _overhead(*paths: Path) -> Part:
         "Between rounds the loop costs a fraction of a percent of a step.",
         f"{size} (`lowcomm bench overhead`)",
         table(headings, rows),
+    )
+
+
+def _checkpoint(path: Path) -> Part:
+    run = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+    headings = (
+        "checkpoint",
+        "inner step",
+        "training stands still (longest)",
+        "whole after",
+        "inner step meanwhile (longest)",
+        "where training waits for the disk",
+    )
+    row = (
+        f"{run['checkpoint_bytes'] / 1e6:.0f} MB",
+        f"{run['step_s']:.2f} s",
+        f"{run['stall_s']:.2f} s ({run['stall_longest_s']:.2f} s)",
+        f"{run['written_s']:.2f} s",
+        f"{run['beside_s']:.2f} s ({run['beside_longest_s']:.2f} s)",
+        f"{run['waiting_s']:.2f} s",
+    )
+    threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+    return Part(
+        "Checkpoints",
+        "A checkpoint is copied and written beside the next steps.",
+        f"{run['parameters']:,} parameters, AdamW, {threads}, {run['saves']} saves each way "
+        "(`lowcomm bench checkpoint`)",
+        table(headings, [row]),
     )
 
 

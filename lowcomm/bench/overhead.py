@@ -145,7 +145,7 @@ def measure_overhead(config: Config, bench: OverheadBench, clock: Clock | None =
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        step = _Step(config, clock)
+        step = Step(config, clock)
         for _ in range(steps):
             step(None)
         bare, around, calls, differences = [], [], [], []
@@ -219,11 +219,11 @@ class _Block:
     threads_s: float
 
 
-def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
+def _block(step: Step, exchange: str | None, steps: int) -> _Block:
     """One block, around an `OuterLoop` over `exchange`, or bare where that is None."""
     others = threads_cpu_s().keys()
     with contextlib.ExitStack() as stack:
-        outer = stack.enter_context(_outer_loop(step.island, exchange)) if exchange else None
+        outer = stack.enter_context(outer_loop(step.island, exchange)) if exchange else None
         for _ in range(SETTLING):
             step(outer)
         idle, began_s = threads_cpu_s(), process_cpu_s()
@@ -234,10 +234,10 @@ def _block(step: _Step, exchange: str | None, steps: int) -> _Block:
     return _Block([total for total, _ in timed], [call for _, call in timed], cpu_s, threads_s)
 
 
-def _neighbours(step: _Step, exchange: str, pairs: int) -> list[float]:
+def _neighbours(step: Step, exchange: str, pairs: int) -> list[float]:
     """Percent by which a step with the call is longer than the one before or after it without."""
     differences = []
-    with _outer_loop(step.island, exchange) as outer:
+    with outer_loop(step.island, exchange) as outer:
         for _ in range(SETTLING):
             step(outer)
         for pair in range(pairs):
@@ -248,7 +248,7 @@ def _neighbours(step: _Step, exchange: str, pairs: int) -> list[float]:
     return differences
 
 
-class _Step:
+class Step:
     """One inner step on a fixed batch: forward, backward, clip, optimizer."""
 
     def __init__(self, config: Config, clock: Clock) -> None:
@@ -276,7 +276,8 @@ class _Step:
 
 
 @contextlib.contextmanager
-def _outer_loop(island: Island, name: str) -> Iterator[OuterLoop]:
+def outer_loop(island: Island, name: str) -> Iterator[OuterLoop]:
+    """Around an island that is alone and has no round; over `loopback` or `swarm`."""
     exchange: Exchange | None = None
     if island.is_lead and name == "swarm":
         exchange = exchanges.swarm(run_id="overhead", relay=False)

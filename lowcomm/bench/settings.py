@@ -272,6 +272,20 @@ class OverheadBench(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointBench(Settings):
+    """For how long training stands still for a checkpoint."""
+
+    NAME, MODULE = "checkpoint", "lowcomm.bench.checkpoint"
+    ABOUT = "time for how long training stands still while a checkpoint is saved"
+    EXAMPLE = "lowcomm bench checkpoint --mb 200 --json checkpoint.json"
+
+    mb: float = option(200.0, "size of a checkpoint", metavar="MB", above=0)
+    saves: int = count(5, "checkpoints, written beside training and with it waiting")
+    steps: int = count(5, "inner steps between two")
+    batch_size: int = count(8, "windows of an inner step")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedBench(Settings):
     """Islands of unlike speed.
 
@@ -513,7 +527,7 @@ class LearningBench(Settings):
 BENCHES: dict[str, type[Settings]] = {
     bench.NAME: bench
     for bench in (
-        CodecBench, RoundBench, UtilisationBench, OverheadBench, SpeedBench, EngineBench, SnapshotBench,
-        DonorBench, DeathBench, ChurnBench, SoakBench, ScaleBench, LearningBench,
+        CodecBench, RoundBench, UtilisationBench, OverheadBench, CheckpointBench, SpeedBench, EngineBench,
+        SnapshotBench, DonorBench, DeathBench, ChurnBench, SoakBench, ScaleBench, LearningBench,
     )
 }  # fmt: skip

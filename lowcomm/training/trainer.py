@@ -37,6 +37,7 @@ from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragmen
 from lowcomm.storage.files import require_temporary_folder
 from lowcomm.storage.rng import rng_state, seed_rng, set_rng_state
 from lowcomm.storage.run_folder import RunFolder
+from lowcomm.storage.saving import Saver
 from lowcomm.tasks.base import Data, Task
 from lowcomm.training.build import (
     autocast,
@@ -218,7 +219,9 @@ class Trainer:
         if resumed_from is None:  # a model may draw random numbers, such as dropout's
             seed_rng(config.shared.seed, join.inner_step, self._rank, max(0, join.shard))
         loader = self._make_loader(data, join, loader_state)
-        run = _Run(island, outer, loader, checkpoints, data, journal)
+        saver = Saver(checkpoints)
+        stack.callback(saver.close)
+        run = _Run(island, outer, loader, saver, data, journal)
         if folder is not None:
             folder.note_data(data.digest)
             journal.sinks = open_sinks(
@@ -312,6 +315,7 @@ class Trainer:
             if last_rounds or self._saved_step != outer.swarm_step:
                 self._save(run)
             self._evaluate(run)
+            self._saved(run)
         except BaseException as error:
             journal.log(kind="end", reason="failed", error=f"{type(error).__name__}: {error}", summary={})
             raise
@@ -476,9 +480,16 @@ class Trainer:
         for index in range(run.outer.num_fragments):
             parts[fragment_part(index)] = partial(run.outer.fragment_state, index)
         try:
-            run.checkpoints.save(run.outer.swarm_step, parts)
+            run.saver.save(run.outer.swarm_step, parts)
         except StorageError as error:
-            logger.error("no checkpoint at inner step %d: %s; training goes on", run.outer.inner_step, error)
+            logger.error("no checkpoint: %s; training goes on", error)
+
+    def _saved(self, run: _Run) -> None:
+        """Wait for the last checkpoint."""
+        try:
+            run.saver.wait()
+        except StorageError as error:
+            logger.error("no checkpoint: %s", error)
 
     def _tell_address(self, folder: RunFolder, address: str) -> None:
         folder.write("address", f"{address}\n")
@@ -493,6 +504,6 @@ class _Run:
     island: Island
     outer: OuterLoop
     loader: Batches
-    checkpoints: Checkpoints
+    saver: Saver
     data: Data
     journal: Journal

@@ -167,7 +167,7 @@ def test_training_outlives_checkpoints_that_cannot_be_written(tmp_path, caplog):
     (summary,) = finished(train_islands(config, tmp_path, islands=1))
     assert summary.inner_steps == 20
     failures = [record.message for record in caplog.records if "no checkpoint" in record.message]
-    assert [int(message.split("inner step ")[1].split(":")[0]) for message in failures] == [10, 20]
+    assert [int(message.split("/step-")[1].split(":")[0]) for message in failures] == [10, 20]
 
 
 def test_the_callers_random_state_decides_nothing(tmp_path):
