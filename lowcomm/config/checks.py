@@ -15,6 +15,7 @@ from lowcomm.names import NAME_RULE, is_name
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,4})?")
 _PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HOST_PORT = re.compile(r"\S+:\d{1,5}")
 
 
@@ -36,6 +37,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _texts(config)
     yield from _task(config)
     yield from _model(config)
+    yield from _corpus(config)
     yield from _shares(config)
     yield from _outer(config.shared.outer)
     yield from _aggregation(config)
@@ -134,6 +136,19 @@ def _model(config: Config) -> Iterator[tuple[str, str]]:
         )
     if model.heads % model.kv_heads:
         yield "shared.model.kv_heads", f"expected a divisor of heads = {model.heads}, got {model.kv_heads}"
+
+
+def _corpus(config: Config) -> Iterator[tuple[str, str]]:
+    data, kind = config.shared.data, config.shared.task.kind
+    if data.manifest and not _DIGEST.fullmatch(data.manifest):
+        yield (
+            "shared.data.manifest",
+            f"expected 64 digits of 0-9 a-f, as `lowcomm data build` prints them, got {show(data.manifest)}",
+        )
+    if data.packing == "apart" and not data.manifest:
+        yield "shared.data.packing", "expected across without shared.data.manifest, got apart"
+    if data.manifest and kind == "given":
+        yield "shared.data.manifest", "expected nothing with kind = given, whose data a Python program has"
 
 
 def _shares(config: Config) -> Iterator[tuple[str, str]]:

@@ -261,6 +261,16 @@ class SharedDataConfig:
         8, "parts the documents are dealt into; at most this many islands", low=1, high=1_000_000
     )
     holdout_fraction: float = setting(0.05, "part of the documents kept for evaluation", low=0.0, high=0.9)
+    manifest: str = setting(
+        "",
+        "digest of a corpus's manifest, as `lowcomm data build` prints it: then gpt and hf train on its "
+        "tokens, and what it holds out is evaluated; empty = bytes of files",
+    )
+    packing: Literal["across", "apart"] = setting(
+        "across",
+        "attention in a window of a corpus: across the borders of documents, or within each",
+        choices=("across", "apart"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,9 +375,15 @@ class DataConfig:
 
     source: str = setting(
         "stdlib",
-        "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines, compressed or not",
+        "stdlib = Python's own sources; or a folder, file or glob of text or JSON lines, compressed or not; "
+        "with shared.data.manifest the corpus, a folder or a URL (https, s3, gs, ...)",
     )
     text_key: str = setting("text", "the key that holds the text in JSON lines")
+    cache_gb: float = setting(
+        20.0,
+        "10^9 bytes kept of a corpus behind a URL, in ~/.cache/lowcomm, for all ranks of a host",
+        low=0.0,
+    )
     shard: int = setting(-1, "this island's part of the documents; -1 = one that no live peer has", low=-1)
 
 

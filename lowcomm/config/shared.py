@@ -18,6 +18,8 @@ LATER: dict[str, Json] = {
     "shared.task.adapter": "",
     "shared.task.dtype": "fp32",
     "shared.data.same": True,
+    "shared.data.manifest": "",
+    "shared.data.packing": "across",
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,
     "shared.round.operator": "",

@@ -6,6 +6,7 @@ machine; so a stream is resumed by a number, and ranks draw in step without a wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -31,12 +32,12 @@ class HeldOut:
 
     Attributes:
         source: all of it is of this one; empty = sources are not told apart.
-        bytes_per_token: of text, on average; 0 = nobody knows.
+        bytes_per_token: of text, on average; NaN = nobody knows.
     """
 
     batch: Batch
     source: str = ""
-    bytes_per_token: float = 0.0
+    bytes_per_token: float = math.nan
 
 
 class Samples(Protocol):

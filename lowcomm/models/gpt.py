@@ -82,14 +82,16 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.dim, self.kv_heads * self.head_dim, bias=False, **place)
         self.o_proj = nn.Linear(self.heads * self.head_dim, shape.dim, bias=False, **place)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         batch, time, _ = x.shape
         q = self.q_proj(x).view(batch, time, self.heads, self.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(batch, time, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(batch, time, self.kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         grouped = self.kv_heads != self.heads
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, time, -1))
         return out
 
@@ -118,8 +120,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.dim, eps=RMS_EPSILON, **place)
         self.mlp = FeedForward(shape, place)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -139,14 +141,17 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor | None = None) -> Tensor:
         time = ids.shape[1]
         if time > self.cos.shape[0]:
             raise ModelError(f"expected at most context = {self.cos.shape[0]} tokens, got {time}")
         x: Tensor = self.embed_tokens(ids)
-        cos, sin = self.cos[:time], self.sin[:time]
+        cos, sin, mask = self.cos[:time], self.sin[:time], None
+        if positions is not None:
+            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+            mask = within_documents(positions)
         for block in self.layers:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, mask)
         out: Tensor = self.norm(x)
         return out
 
@@ -170,12 +175,14 @@ class GPT(nn.Module):
             self.lm_head.weight = self.model.embed_tokens.weight
         self._init_weights(seed)
 
-    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits, or the mean loss where `targets` is given.
 
         Args:
             ids: (batch, time) int64 token ids, time <= context.
             targets: (batch, time) int64 ids that should follow each position.
+            positions: (batch, time) int64 of each token in its document, 0 where one begins; attention stays
+                within documents then. None = all of a row is one.
 
         Returns:
             (batch, time, vocab_size) logits, or the scalar cross-entropy in nats per token (fp32).
@@ -183,7 +190,7 @@ class GPT(nn.Module):
         Raises:
             ModelError: more tokens than the context.
         """
-        logits: Tensor = self.lm_head(self.model(ids))
+        logits: Tensor = self.lm_head(self.model(ids, positions))
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
@@ -222,6 +229,17 @@ def rope_table(context: int, head_dim: int, theta: float, device: str = "cpu") -
     angle = torch.outer(torch.arange(context, dtype=torch.float32, device=device), frequency)
     angle = torch.cat((angle, angle), dim=-1)
     return angle.cos(), angle.sin()
+
+
+def within_documents(positions: Tensor) -> Tensor:
+    """(batch, 1, time, time) which token looks at which: those of its document up to itself.
+
+    Args:
+        positions: (batch, time), 0 where a document begins.
+    """
+    document = (positions == 0).cumsum(dim=1)
+    same = document[:, None, :, None] == document[:, None, None, :]
+    return same.tril()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lowcomm.data.items import Stream
-    from lowcomm.data.samples import Batch, Samples
+    from lowcomm.data.samples import Batch, HeldOut, Samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,11 @@ class Data(Protocol):
         """
         ...
 
-    def evaluation(self, samples: int, batch_size: int) -> Iterable[Batch]:
-        """Batches of at most `samples` fixed samples that no island trains on; nothing if none are kept."""
+    def evaluation(self, samples: int, batch_size: int) -> Iterable[Batch | HeldOut]:
+        """Batches of about `samples` fixed samples that no island trains on; nothing if none are kept.
+
+        A `HeldOut` says of its batch which source it is of, and how many bytes of text a token stands for.
+        """
         ...
 
 

@@ -1,4 +1,4 @@
-"""Our GPT on the bytes of text: a token is one byte, 0 stands between documents.
+"""Our GPT on text: on bytes, with 0 between documents, or on the tokens of a corpus.
 
 The export is a Llama in Hugging Face's layout. `model.safetensors` holds the fp32 anchor under the names that
 the model has anyway, `config.json` makes `transformers.AutoModelForCausalLM.from_pretrained` build a
@@ -10,59 +10,28 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lowcomm.data.samples import Batch, Windows, eval_batches
-from lowcomm.data.shards import SEPARATOR, VOCAB_SIZE, ShardedText, load_text
+from lowcomm.data.samples import Batch
+from lowcomm.data.shards import SEPARATOR
 from lowcomm.methods import Spec
 from lowcomm.models.gpt import GPT, INIT_STD, RMS_EPSILON, GPTShape, flops_per_token
-from lowcomm.tasks.base import Facts
+from lowcomm.tasks.base import Data, Facts
+from lowcomm.tasks.text import TextSource
 from lowcomm.tasks.weights import check_shapes, save_weights
 from lowcomm.types import Json
 
 CONFIG, README = "config.json", "README.md"
 
 
-class TextData:
-    """Divided text in windows of one length, as the `Data` of a task that reads bytes.
-
-    Args:
-        context: tokens in a window.
-        divided: False where an island trains on all that it has read, so that the one shard is all.
-    """
-
-    def __init__(self, text: ShardedText, *, context: int, seed: int) -> None:
-        self._text, self._context, self._seed = text, context, seed
-        self.source, self.digest, self.num_shards = text.source, text.digest, text.num_shards
-
-    @property
-    def facts(self) -> Mapping[str, Json]:
-        return {
-            "documents": self._text.documents,
-            "text_bytes": self._text.total_bytes,
-            "left_out_files": self._text.left_out,
-            "all_epoch_tokens": self._text.training_tokens,
-        }
-
-    def training(self, shard: int) -> Windows:
-        name = f"shard {shard}" if self.num_shards > 1 else "the island's text"
-        return Windows(self._text.shard(shard), context=self._context, seed=self._seed, name=name)
-
-    def evaluation(self, samples: int, batch_size: int) -> Iterable[tuple[Tensor, Tensor]]:
-        text = self._text.holdout()
-        if len(text) <= self._context:
-            return ()
-        return eval_batches(text, context=self._context, num_windows=samples, batch_size=batch_size)
-
-
 class GPTTask:
     """A `Task`; `gpt` below makes it."""
 
-    def __init__(self, shape: GPTShape, *, seed: int, **text: Any) -> None:
+    def __init__(self, shape: GPTShape, *, seed: int, text: TextSource) -> None:
         self._shape, self._seed, self._text = shape, seed, text
 
     @functools.cached_property
@@ -87,9 +56,8 @@ class GPTTask:
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": model(*batch)}
 
-    def data(self, *, say: bool = True) -> TextData:
-        text = load_text(seed=self._seed, say=say, **self._text)
-        return TextData(text, context=self._shape.context, seed=self._seed)
+    def data(self, *, say: bool = True) -> Data:
+        return self._text.open(context=self._shape.context, seed=self._seed, say=say)
 
     def export(self, anchor: Mapping[str, Tensor], folder: Path, *, run_id: str, step: int) -> None:
         shape = self._shape
@@ -147,30 +115,21 @@ print(bytes(model.generate(ids, max_new_tokens=64)[0].tolist()).decode(errors="r
 """
 
 
-def gpt(
-    sizes: Mapping[str, Any],
-    seed: int,
-    source: str,
-    text_key: str = "text",
-    shards: int = 1,
-    holdout_fraction: float = 0.0,
-) -> GPTTask:
-    """Our GPT on text.
+def gpt(sizes: Mapping[str, Any], seed: int, text: TextSource) -> GPTTask:
+    """Our GPT on text, with the vocabulary that its tokens have.
 
     Args:
         sizes: those of `[shared.model]`.
 
     Raises:
+        DataError: there is no such corpus.
         ModelError: a size does not divide another that it must.
     """
-    shape = GPTShape(vocab_size=VOCAB_SIZE, **sizes)
-    text = {
-        "source": source,
-        "text_key": text_key,
-        "shards": shards,
-        "holdout_fraction": holdout_fraction,
-    }
-    return GPTTask(shape, seed=seed, **text)
+    return GPTTask(GPTShape(vocab_size=text.vocabulary.size, **sizes), seed=seed, text=text)
 
 
-SPEC = Spec(name="gpt", make=gpt, about="our GPT of the sizes in `[shared.model]`, on bytes of text")
+SPEC = Spec(
+    name="gpt",
+    make=gpt,
+    about="our GPT of the sizes in `[shared.model]`, on bytes of text or the tokens of a corpus",
+)

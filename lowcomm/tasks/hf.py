@@ -1,4 +1,4 @@
-"""Any causal language model of transformers, on the bytes of text: a token is one byte, 0 between documents.
+"""Any causal language model of transformers, on bytes of text or on the tokens of a corpus.
 
 `shared.task.model` is a table of what the model's configuration has, `model_type` among it; or a
 `config.json`, or a folder of one with or without weights, named as seen from the recipe's folder; or the
@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from lowcomm.arguments import show
 from lowcomm.data.samples import Batch
-from lowcomm.data.shards import VOCAB_SIZE, load_text
 from lowcomm.errors import ConfigError
 from lowcomm.methods import Spec
-from lowcomm.tasks.base import Facts
-from lowcomm.tasks.gpt import TextData, readme
+from lowcomm.tasks.base import Data, Facts
+from lowcomm.tasks.gpt import readme
+from lowcomm.tasks.text import TextSource
 from lowcomm.tasks.weights import check_shapes
 from lowcomm.types import Json
 
@@ -161,7 +161,7 @@ class HFTask:
         context: tokens in a window.
     """
 
-    def __init__(self, origin: Origin, *, context: int, seed: int, **text: Any) -> None:
+    def __init__(self, origin: Origin, *, context: int, seed: int, text: TextSource) -> None:
         self.origin, self.context, self._seed, self._text = origin, context, seed, text
 
     @functools.cached_property
@@ -174,16 +174,17 @@ class HFTask:
         return cast(nn.Module, self.origin.make())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs, targets = batch
-        logits: Tensor = model(input_ids=inputs, use_cache=False).logits
+        inputs, targets, *positions = batch
+        # positions that begin anew are what tells transformers where attention ends
+        apart = {"position_ids": positions[0]} if positions else {}
+        logits: Tensor = model(input_ids=inputs, use_cache=False, **apart).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"loss": self.loss(model, batch)}
 
-    def data(self, *, say: bool = True) -> TextData:
-        text = load_text(seed=self._seed, say=say, **self._text)
-        return TextData(text, context=self.context, seed=self._seed)
+    def data(self, *, say: bool = True) -> Data:
+        return self._text.open(context=self.context, seed=self._seed, say=say)
 
     def export(self, anchor: Mapping[str, Tensor], folder: Path, *, run_id: str, step: int) -> None:
         model = self.origin.drawn(torch.float32)
@@ -211,13 +212,10 @@ def hf(
     model: str | Mapping[str, Any],
     sizes: Mapping[str, Any],
     seed: int,
+    text: TextSource,
     dtype: str = "fp32",
     attention: str = "auto",
     folder: str = "",
-    source: str = "stdlib",
-    text_key: str = "text",
-    shards: int = 1,
-    holdout_fraction: float = 0.0,
 ) -> HFTask:
     """A causal language model of transformers.
 
@@ -231,15 +229,10 @@ def hf(
     Raises:
         ConfigError: there is no such model, transformers is not installed, or tokens or windows don't fit.
     """
-    text = {
-        "source": source,
-        "text_key": text_key,
-        "shards": shards,
-        "holdout_fraction": holdout_fraction,
-    }
     context = sizes["context"]
     found = _find(model, folder, dtype, attention, context)
-    return HFTask(found, context=context, seed=seed, **text)
+    text.require_room(found.config.get_text_config().vocab_size, f"{SETTING}.vocab_size")
+    return HFTask(found, context=context, seed=seed, text=text)
 
 
 def _find(model: str | Mapping[str, Any], folder: str, dtype: str, attention: str, context: int) -> Origin:
@@ -258,13 +251,7 @@ def _find(model: str | Mapping[str, Any], folder: str, dtype: str, attention: st
     config, found = _of_table(model) if isinstance(model, Mapping) else _read(model, folder)
     if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
         raise ConfigError(f"{SETTING}: expected a causal language model, got a {config.model_type}")
-    text = config.get_text_config()
-    if text.vocab_size < VOCAB_SIZE:
-        raise ConfigError(
-            f"{SETTING}.vocab_size: expected at least {VOCAB_SIZE}, as tokens are bytes, got "
-            f"{text.vocab_size}"
-        )
-    longest = getattr(text, "max_position_embeddings", None)
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and context > longest:
         raise ConfigError(
             f"shared.model.context: expected at most the model's max_position_embeddings = {longest}, "
@@ -338,7 +325,7 @@ def first_line(error: BaseException) -> str:
 SPEC = Spec(
     name="hf",
     make=hf,
-    about="any causal language model of transformers (`lowcomm[hf]`), on bytes of text: `model` is a table "
+    about="any causal language model of transformers (`lowcomm[hf]`), on bytes or tokens: `model` is a table "
     "with `model_type`, a `config.json`, a folder with or without weights, as seen from the recipe, or a "
     "name on the hub",
 )

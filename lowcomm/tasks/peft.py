@@ -24,6 +24,7 @@ from lowcomm.errors import ConfigError
 from lowcomm.methods import Spec
 from lowcomm.tasks.base import Facts
 from lowcomm.tasks.hf import HFTask, copy_into, first_line, hf
+from lowcomm.tasks.text import TextSource
 from lowcomm.tasks.weights import check_shapes
 
 SETTING = "shared.task.adapter"
@@ -135,13 +136,10 @@ def peft(
     adapter: Mapping[str, Any],
     sizes: Mapping[str, Any],
     seed: int,
+    text: TextSource,
     dtype: str = "fp32",
     attention: str = "auto",
     folder: str = "",
-    source: str = "stdlib",
-    text_key: str = "text",
-    shards: int = 1,
-    holdout_fraction: float = 0.0,
 ) -> PeftTask:
     """LoRA on a causal language model of transformers.
 
@@ -152,7 +150,7 @@ def peft(
         raise ConfigError(
             "shared.task.kind = peft: expected peft, which is not installed; pip install 'lowcomm[peft]'"
         )
-    base = hf(model, sizes, seed, dtype, attention, folder, source, text_key, shards, holdout_fraction)
+    base = hf(model, sizes, seed, text, dtype, attention, folder)
     return PeftTask(base, adapter)
 
 

@@ -37,6 +37,7 @@ from lowcomm.rounds.claims import Limits
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.tasks.base import Task
 from lowcomm.tasks.own import make_own
+from lowcomm.tasks.text import TextSource
 from lowcomm.types import Json
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ def build_task(config: Config) -> Task:
     if task.kind not in methods.names:
         settings = {} if isinstance(model, str) else model
         return make_own(task.kind, config.train.task_folder, offered, settings)
+    text = TextSource(
+        **{name: offered[name] for name in ("source", "text_key", "shards", "holdout_fraction")},
+        manifest=config.shared.data.manifest,
+        apart=config.shared.data.packing == "apart",
+        cache_gb=config.data.cache_gb,
+    )
     adapter = read_table(task.adapter) if is_table(task.adapter) else {}
     offered |= {
         "sizes": _fields(config.shared.model),
@@ -68,6 +75,7 @@ def build_task(config: Config) -> Task:
         "adapter": adapter,
         "dtype": task.dtype,
         "attention": config.train.attention,
+        "text": text,
         "folder": config.train.task_folder,
     }
     wanted = methods.spec(task.kind).parameters

@@ -444,7 +444,7 @@ class Trainer:
             return
         with run.outer.anchor_weights():
             batches = itertools.chain([first], batches)
-            found = evaluate(self._task, run.island.bare_model, batches, self._device)
+            found = evaluate(self._task, run.island.bare_model, batches, self._device, run.island)
         run.journal.evaluated(found)
 
     # -- saving and telling --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -150,5 +151,5 @@ def held_out(
             yield HeldOut(
                 cutter.cut([manifest.holdout[chunks[row]] for row in rows[part]], starts[part].tolist()),
                 source=source.name if len(manifest.sources) > 1 else "",
-                bytes_per_token=source.holdout_text_bytes / max(1, source.holdout_tokens),
+                bytes_per_token=(source.holdout_text_bytes or math.nan) / source.holdout_tokens,
             )
