@@ -82,9 +82,17 @@ def check(folders):
     assert len({(folder / "export" / WEIGHTS).read_bytes() for folder in folders}) == 1
 
 
+LLAMA = (
+    "shared.task.kind=hf",
+    "shared.task.model={model_type='llama', vocab_size=256, hidden_size=32, intermediate_size=64, "
+    "num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32}",
+)
+
+
 @pytest.mark.processes
-def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path) -> None:
-    check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed")))
+@pytest.mark.parametrize("overrides", [(), LLAMA], ids=["gpt", "llama of transformers"])
+def test_plain_fsdp2_and_zero3_train_one_model(island, tmp_path, overrides) -> None:
+    check(train(island, tmp_path, ("plain", "fsdp2", "deepspeed"), *overrides))
     assert "is deprecated" not in (tmp_path / "2-deepspeed.log").read_text()  # else several times a step
 
 

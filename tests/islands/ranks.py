@@ -165,21 +165,25 @@ def task_collectives(rank: int, folder: Path, engine: str) -> dict[str, Any]:
 
 
 def task_resume(rank: int, folder: Path, engine: str) -> dict[str, Any]:
-    """A restart from the lead's state equals going on, on every rank."""
+    """A restart from the lead's state equals going on, on every rank; also with what is frozen made anew."""
     island = make_island(engine=engine)
     train(island, range(3))
-    path, state = folder / "state.pt", island.state_dict()
-    if island.is_lead:
-        torch.save(state, path)
-    island.any_rank(False)  # the file is there when all have come here
+    paths = {frozen: folder / f"state-{frozen}.pt" for frozen in (True, False)}
+    for frozen, path in paths.items():
+        state = island.state_dict(frozen=frozen)
+        if island.is_lead:
+            torch.save(state, path)
+    island.any_rank(False)  # the files are there when all have come here
     train(island, range(3, 6))
-    again = make_island(seed=7, engine=engine)
-    again.load_state_dict(torch.load(path, weights_only=True))
-    train(again, range(3, 6))
+    again, remade = make_island(seed=7, engine=engine), make_island(engine=engine)
+    for other, path in ((again, paths[True]), (remade, paths[False])):
+        other.load_state_dict(torch.load(path, weights_only=True))
+        train(other, range(3, 6))
     return {
         "went on": everything(island),
         "restarted": everything(again),
-        "outputs": [outputs(island), outputs(again)],
+        "remade": everything(remade),
+        "outputs": [outputs(island), outputs(again), outputs(remade)],
     }
 
 

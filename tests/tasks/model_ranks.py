@@ -26,7 +26,7 @@ from lowcomm.training.evaluation import evaluate
 from lowcomm.training.inner_step import inner_step
 from lowcomm.types import PeerId
 from tests.islands.rank import main
-from tests.tasks.models import MODELS, recipe
+from tests.tasks.models import MODELS_AND_LORA, recipe
 
 WAIT_S = 100.0
 ROUNDS, INNER_STEPS = 2, 2
@@ -36,12 +36,16 @@ POOL = ThreadPoolExecutor(1)
 
 
 def settings(folder: Path, model: str, engine: str) -> Config:
-    name, _, stage = engine.partition("-zero")
-    overrides = [f"island.engine={name}", *([f"island.zero_stage={stage}"] if stage else [])]
+    name, _, option = engine.partition("-")
+    overrides = [f"island.engine={name}"]
+    if name == "deepspeed":
+        overrides.append(f"island.zero_stage={option[-1]}")
     if engine != "plain":
         overrides.append("island.activation_checkpointing=true")
+    if option == "compiled":
+        overrides.append("train.compile=true")
     return recipe(
-        folder, MODELS[model], *overrides, "exchange.expected_peers=2",
+        folder, *MODELS_AND_LORA[model], *overrides, "exchange.expected_peers=2",
         f"data.shard={int(engine == 'plain')}",
         f"shared.schedule.inner_steps={INNER_STEPS}", "shared.round.min_participants=2",
     )  # fmt: skip
@@ -98,9 +102,10 @@ def beside_a_plain_one(model: str, rank: int, folder: Path, engine: str) -> dict
 
 TASKS = {
     model: lambda rank, folder, engine, model=model: beside_a_plain_one(model, rank, folder, engine)
-    for model in MODELS
+    for model in MODELS_AND_LORA
 }
 
 if __name__ == "__main__":
     (Path(sys.argv[3]) / f"rank-{sys.argv[1]}").mkdir()
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], TASKS)
+    chosen = {"llama": TASKS["llama"]} if sys.argv[4].endswith("compiled") else TASKS
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], chosen)

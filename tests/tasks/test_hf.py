@@ -17,7 +17,7 @@ from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
 from lowcomm.training.build import build_island, build_model, build_task
 from lowcomm.training.export import export
-from tests.tasks.models import GPT2, LLAMA, MODELS, anchor_of, recipe, refusal
+from tests.tasks.models import GPT2, LLAMA, MODELS, anchor_of, made, recipe, refusal
 from tests.training.islands import finished, lines, losses, make_config, train_islands
 
 transformers = pytest.importorskip("transformers")
@@ -193,6 +193,14 @@ def test_recomputed_activations_change_nothing(tmp_path: Path, model: str) -> No
     assert digests[0] == digests[1]
     island = build_island(config, build_model(config, build_task(config)), torch.device("cpu"))
     assert island.model.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_blocks_are_compiled_in_place(tmp_path: Path, recompute: str) -> None:
+    config = recipe(tmp_path, LLAMA, "train.compile=true", f"island.activation_checkpointing={recompute}")
+    island = build_island(config, made(config), torch.device("cpu"))
+    assert [spec.name for spec in island.layout] == [name for name, _ in made(config).named_parameters()]
+    assert [block._compiled_call_impl is not None for block in island.model.model.layers] == [True, True]
 
 
 def fork(folder: Path, name: str, *overrides: str, **settings: object) -> None:
