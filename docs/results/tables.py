@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 
+import corpus_tables
 import front_page
 import learning_tables
 import long_tables
@@ -87,6 +88,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
         "What does a large swarm cost?": [("scale_*.json", long_tables.scales)],
         "May islands be unlike?": [("engines.json", _engines)],
         "How fast are codecs?": [("codecs.json", _codecs)],
+        "How fast is a corpus made?": [("corpus_making.json", corpus_tables.making)],
         "How does it begin?": [("first_hour.json", _first_hour)],
         "How well is it tested?": [
             ("model_checker.json", _model_checker),

@@ -524,10 +524,26 @@ class LearningBench(Settings):
     jobs: int = count(1, "runs at a time, each a process")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorpusBench(Settings):
+    """A corpus that is built, and one whose build is killed."""
+
+    NAME, MODULE = "corpus", "lowcomm.bench.corpus"
+    ABOUT = "build a corpus beside datasets.map, then kill a build again and again (needs lowcomm[data,hub])"
+    EXAMPLE = "lowcomm bench corpus --text-mib 32 --json corpus.json"
+
+    text_mib: float = mib(32.0, "of text")
+    vocabulary: int = count(32_000, "tokens of the BPE", least=257)
+    processes: int = option(0, "that work at a time", metavar="N", least=0, shown="one for each processor")
+    repeats: int = count(3, "of each; the median counts")
+    kills: int = option(5, "of a further build", metavar="N", least=0)
+
+
 BENCHES: dict[str, type[Settings]] = {
     bench.NAME: bench
     for bench in (
         CodecBench, RoundBench, UtilisationBench, OverheadBench, CheckpointBench, SpeedBench, EngineBench,
         SnapshotBench, DonorBench, DeathBench, ChurnBench, SoakBench, ScaleBench, LearningBench,
+        CorpusBench,
     )
 }  # fmt: skip

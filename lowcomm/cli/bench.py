@@ -31,7 +31,7 @@ def add_parser(commands: Subparsers) -> None:
     parser = add_command(
         commands,
         "bench",
-        about="measure codecs, rounds, overhead, speeds, engines, snapshots, deaths, churn, soaks, learning",
+        about="measure codecs, rounds, overhead, speeds, engines, snapshots, churn, soaks, learning, corpora",
         example="lowcomm bench round --peers 2,4 --payload-mb 0,100 --stock",
     )
     parts = parser.add_subparsers(dest="bench", metavar="PART", required=True)

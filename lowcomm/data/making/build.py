@@ -25,7 +25,7 @@ from lowcomm.data.files import STDLIB
 from lowcomm.data.left_out import LeftOut, Reason
 from lowcomm.data.making.chunks import ChunkJob, plan_chunks, write_chunk
 from lowcomm.data.making.cleaning import EXACT, CleanJob, StepCount, band_name, clean_item
-from lowcomm.data.making.duplicates import DuplicateJob, find_later
+from lowcomm.data.making.duplicates import SORTED_BYTES, DuplicateJob, find_later
 from lowcomm.data.making.items import Item, holds_tokens, items_of
 from lowcomm.data.making.jobs import Pool
 from lowcomm.data.making.spec import SourceSpec, Spec
@@ -287,7 +287,11 @@ class _Build:
     def _find_duplicates(self, cleaned: Sequence[Path]) -> list[Path]:
         """The second stage: a file of bits for equal documents, and one for each band."""
         jobs = [
-            DuplicateJob(files=[folder / name for folder in cleaned], result=self._work / f"{name}.bits")
+            DuplicateJob(
+                files=[folder / name for folder in cleaned],
+                result=self._work / f"{name}.bits",
+                sorted_bytes=max(SORTED_BYTES // self._pool.processes, 1 << 22),
+            )
             for name in (EXACT, *map(band_name, range(self._bands)))
         ]
         self._do(STAGES[1], find_later, jobs, [job.result.is_file() for job in jobs])

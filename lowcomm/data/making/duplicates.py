@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lowcomm.data.making.work import whole_file
 
 SORTED_BYTES = 64 << 20
-"""Of keys that are sorted in memory at a time."""
+"""Of keys that are sorted in memory at a time, by all processes together."""
 BATCH_ROWS = 1 << 19
 ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("at", "<u8")])
 """A key, and the number of its document in the order of all of them."""

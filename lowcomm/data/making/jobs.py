@@ -29,7 +29,7 @@ class Pool:
     """
 
     def __init__(self, processes: int) -> None:
-        self._processes = processes
+        self.processes = processes
         self._workers: dict[Any, SpawnProcess] = {}
         self._peaks: dict[Any, int] = {}
 
@@ -56,12 +56,12 @@ class Pool:
             LowcommError: as a job raised it.
             DataError: a process was killed.
         """
-        if self._processes == 1 or len(jobs) < 2:
+        if self.processes == 1 or len(jobs) < 2:
             for number, job in enumerate(jobs):
                 function(job)
                 yield number
             return
-        while len(self._workers) < min(self._processes, len(jobs)):
+        while len(self._workers) < min(self.processes, len(jobs)):
             self._start()
         waiting, busy = list(enumerate(jobs))[::-1], dict[Any, int]()
         idle = list(self._workers)
