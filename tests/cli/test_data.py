@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import pytest
 from lowcomm.cli.main import main
 from lowcomm.data.corpus.manifest import MANIFEST, Manifest
 from lowcomm.data.corpus.tokenizer import CONFIG, TOKENIZER
+from lowcomm.data.making.build import STAGES
+from lowcomm.data.making.spec import read_spec
+from lowcomm.data.making.steps import MINHASH, STEPS
 from tests.data.making.making import documents, texts, write_lines
 
 SPEC = """
@@ -70,6 +74,52 @@ def test_build_writes_what_scripts_read(tmp_path: Path, capsys: pytest.CaptureFi
     text = documents(tmp_path / "out")[0]
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert loaded.eos_token_id == manifest.vocabulary.separator
+
+
+def test_a_terminal_gets_a_bar_for_each_stage(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "a.jsonl", texts(30))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    command = ["data", "build", str(write_spec(tmp_path, source)), "--out", str(tmp_path / "out")]
+    assert main([*command, "--processes", "1"]) == 0
+    shown = capsys.readouterr().err
+    for stage in STAGES[:3]:
+        assert re.search(rf"{stage} +.*1/1", shown)
+    assert "lowcomm: read and clean" not in shown
+
+
+def test_the_specification_of_the_page_can_be_made(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "corpus.toml").write_text(block)
+    spec = read_spec(tmp_path / "corpus.toml")
+    assert {step.name for step in spec.steps} <= {*STEPS, MINHASH}
+    assert spec.sources[0].name == "web"
+
+
+@pytest.mark.processes
+def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
+    peaks_mb = []
+    for files in (2, 14):
+        folder = tmp_path / str(files)
+        for number in range(files):
+            write_lines(
+                folder / f"{number}.jsonl", (f"{number} {line} " + "words " * 200 for line in range(6_000))
+            )
+        command = ["data", "build", str(write_spec(tmp_path, folder)), "--out", str(tmp_path / f"out{files}")]
+        (tmp_path / "corpus.toml").write_text(
+            (tmp_path / "corpus.toml").read_text().replace("2000", "4_000_000")
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "lowcomm", *command, "--processes", "1", "--json", "-"],
+            cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+        found = json.loads(done.stdout)
+        assert found["documents"] + found["holdout_documents"] == 6_000 * files
+        peaks_mb.append(found["peak_mb"])
+    assert peaks_mb[1] < peaks_mb[0] + 16  # with 87 MB of text more
 
 
 def test_inspect_shows_sources_steps_and_documents(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
