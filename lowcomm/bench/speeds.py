@@ -37,7 +37,7 @@ from lowcomm.errors import ExchangeError
 from lowcomm.islands.base import Island
 from lowcomm.launching.children import Children
 from lowcomm.outer.loop import OuterLoop
-from lowcomm.tasks.base import Data, Task
+from lowcomm.tasks.base import LOSS, Data, Task
 from lowcomm.training.build import (
     build_exchange,
     build_island,
@@ -46,7 +46,7 @@ from lowcomm.training.build import (
     build_outer_loop,
     build_task,
 )
-from lowcomm.training.evaluation import LOSS, evaluate
+from lowcomm.training.evaluation import evaluate
 from lowcomm.types import Json, RoundReport
 
 CPU = torch.device("cpu")

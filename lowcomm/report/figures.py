@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from lowcomm.metrics.summary import data_parallel_bytes, mean_islands
 from lowcomm.reasons import called_by, count_failed
 from lowcomm.report.runs import IslandRun, Line, Run
-from lowcomm.training.summary import data_parallel_bytes, mean_islands
 from lowcomm.types import Json, PeerId
 
 
@@ -25,7 +25,7 @@ class RunFigures:
         baseline_eval_loss: of data-parallel training at equal tokens, where it is known.
         islands: that took part in the run, with a folder here or not.
         names: of those with a folder; the tuples below have their figures, in this order.
-        mean_islands: how many shared the work in the mean, see `lowcomm.training.summary.mean_islands`.
+        mean_islands: how many shared the work in the mean, see `lowcomm.metrics.summary.mean_islands`.
         tokens: of all islands together.
         tokens_from: where that comes from: the islands' own counts; where not all have a folder here, the
             ledger's credits; where these aren't known either, the islands that are here.

@@ -13,8 +13,8 @@ from typing import Any
 from lowcomm.errors import StorageError
 from lowcomm.metrics import METRICS_FILE
 from lowcomm.metrics.jsonl import read_lines
+from lowcomm.metrics.summary import IN_SUMMARY, SUMMARY_FILE
 from lowcomm.reasons import why_of
-from lowcomm.training.summary import IN_SUMMARY, SUMMARY_FILE
 
 BASELINE_FILE = "baseline.json"
 COUNTERS = ("bytes_sent", "bytes_received", "compute_s", "wait_s", "transfer_s")

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from lowcomm.data.samples import Batch, HeldOut, Samples
 
 
+LOSS = "loss"
+"""What `Task.evaluate` tells at least."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What a task knows of itself before anything is made or read.

@@ -29,10 +29,10 @@ from lowcomm.config.shared import LATER
 from lowcomm.data.loader import Batches, open_loader
 from lowcomm.data.samples import joined, map_batch
 from lowcomm.errors import ConfigError, LossError
-from lowcomm.tasks.base import Task
+from lowcomm.tasks.base import LOSS, Task
 from lowcomm.training.build import build_lr_schedule, build_model, build_optimizers, build_task
 from lowcomm.training.device import choose_device
-from lowcomm.training.evaluation import LOSS, evaluate
+from lowcomm.training.evaluation import evaluate
 from lowcomm.training.inner_step import checked_loss
 from lowcomm.training.trainer import EVAL_BATCH
 from lowcomm.types import Json

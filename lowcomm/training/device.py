@@ -1,10 +1,8 @@
-"""Which device a rank computes on, what it can do, and what memory is in use."""
+"""Which device a rank computes on, and what it can do."""
 
 from __future__ import annotations
 
 import os
-import resource
-import sys
 
 import torch
 
@@ -60,14 +58,3 @@ def peak_flops(device_name: str) -> float | None:
 def device_peak_flops(device: torch.device) -> float | None:
     """`peak_flops` of a device; None for processors."""
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def host_memory_bytes() -> int:
-    """The most memory of the host that this process has had at once."""
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def device_memory_bytes(device: torch.device) -> int | None:
-    """The most memory that this process's tensors have had on a GPU at once; None for processors."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None

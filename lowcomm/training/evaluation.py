@@ -13,10 +13,7 @@ from lowcomm.arguments import show
 from lowcomm.data.samples import Batch, HeldOut, count_samples, map_batch
 from lowcomm.errors import ModelError
 from lowcomm.islands.base import Island
-from lowcomm.tasks.base import Task
-
-LOSS = "loss"
-
+from lowcomm.tasks.base import LOSS, Task
 
 BITS, _BYTES = "bits_per_byte", "/bytes"
 

@@ -31,6 +31,8 @@ from lowcomm.interrupts import Interrupts
 from lowcomm.islands.base import Island
 from lowcomm.islands.group import process_group
 from lowcomm.metrics.factory import METRICS_FILE, open_sinks
+from lowcomm.metrics.journal import Described, Journal, divergence
+from lowcomm.metrics.summary import SUMMARY_FILE, Counts, Summary
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.recovery.joining import JoinReport
 from lowcomm.storage.checkpoint import Checkpoints, fragment_part, saved_fragments
@@ -48,7 +50,7 @@ from lowcomm.training.build import (
     build_outer_loop,
     build_task,
 )
-from lowcomm.training.device import choose_device
+from lowcomm.training.device import choose_device, device_peak_flops
 from lowcomm.training.evaluation import evaluate
 from lowcomm.training.fitting import (
     check_host_memory,
@@ -60,10 +62,8 @@ from lowcomm.training.fitting import (
 from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.training.given import Given, make_optimizers, recipe_of
 from lowcomm.training.inner_step import inner_step
-from lowcomm.training.journal import Journal, divergence
 from lowcomm.training.opening import agreement, opening, require_same_data
 from lowcomm.training.phases import JOINING, Phases
-from lowcomm.training.summary import SUMMARY_FILE, Counts, Summary
 from lowcomm.types import Json, RoundReport
 
 logger = logging.getLogger(__name__)
@@ -195,8 +195,7 @@ class Trainer:
         outer = self._open(island, data, folder, agreed)
         stack.callback(outer.close)
         journal = Journal(
-            config,
-            self._task.facts,
+            self._described(island),
             island,
             outer,
             clock=self._clock,
@@ -236,6 +235,19 @@ class Trainer:
             self._log_start(run, join, resumed_from)
         self._phases.now = "training"
         return self._work(run, folder)
+
+    def _described(self, island: Island) -> Described:
+        config, facts = self._config, self._task.facts
+        peak = device_peak_flops(island.device) if autocast(config, island.device) else None
+        samples = config.train.batch_size * config.train.grad_accumulation * island.world_size
+        fixed = config.shared.schedule.mode == "fixed"
+        return Described(
+            run_id=config.shared.run_id,
+            facts=facts,
+            expected_peers=config.exchange.expected_peers,
+            step_tokens=0 if fixed else samples * facts.sample_tokens,
+            peak_flops=None if peak is None else peak * island.world_size,
+        )
 
     def _open(
         self, island: Island, data: Data, folder: RunFolder | None, agreed: Mapping[str, Json]
@@ -386,7 +398,11 @@ class Trainer:
             if log_now:
                 now_s = self._clock.monotonic_s()
                 speed = since_tokens / max(1e-9, now_s - since_s)
-                run.journal.train(losses, norms, speed)
+                lr = run.island.optimizers[0].param_groups[0]["lr"]
+                told, grad_norms = (torch.stack(found).tolist() for found in (losses, norms))
+                loss_of_all = run.journal.train(told, lr=lr, grad_norms=grad_norms, tokens_per_s=speed)
+                if loss_of_all is not None:
+                    outer.show_loss(loss_of_all)
                 losses, norms, since_s, since_tokens = [], [], now_s, 0
             self._after_rounds(run, reports)
             if save_now:

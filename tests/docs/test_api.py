@@ -16,10 +16,10 @@ from lowcomm import codecs, errors, exchanges
 from lowcomm.algorithms.outer_optimizers import METHODS, OuterOptimizer
 from lowcomm.exchanges.base import Exchange
 from lowcomm.islands.base import Island
+from lowcomm.metrics.summary import Summary
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.recovery.joining import JoinReport
 from lowcomm.training.given import Given
-from lowcomm.training.summary import Summary
 from lowcomm.types import RoundReport
 from tests.docs.pages import PAGES, ROOT, blocks, page_id, prose
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lowcomm.metrics.jsonl import JsonLinesSink, read_lines
-from lowcomm.training.summary import Counts, Summary, data_parallel_bytes
+from lowcomm.metrics.summary import Counts, Summary, data_parallel_bytes
 from lowcomm.types import Digest, PeerId, RoundReport
 
 PARAMETERS = 500_000

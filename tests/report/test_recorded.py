@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lowcomm.metrics.summary import data_parallel_bytes
 from lowcomm.report import find_runs, load_run, run_figures
-from lowcomm.training.summary import data_parallel_bytes
 from tests.report.make_runs import write_island
 
 RECORDED = Path(__file__).parent / "recorded"

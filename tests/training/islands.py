@@ -15,7 +15,7 @@ from lowcomm import exchanges
 from lowcomm.config.load import load_config
 from lowcomm.config.schema import Config
 from lowcomm.exchanges.base import Exchange
-from lowcomm.training.summary import Summary
+from lowcomm.metrics.summary import Summary
 from lowcomm.training.trainer import Trainer
 
 TIMEOUT_S = 100.0

@@ -11,8 +11,8 @@ import pytest
 from lowcomm import exchanges
 from lowcomm.config.schema import Config
 from lowcomm.errors import ConfigError
+from lowcomm.metrics.summary import Summary
 from lowcomm.training.build import build_lr_schedule
-from lowcomm.training.summary import Summary
 from lowcomm.training.trainer import Trainer
 from tests.training.islands import TIMEOUT_S, cut_back, finished, lines, losses, make_config, train_islands
 

@@ -10,9 +10,9 @@ import torch
 
 import lowcomm.training.trainer
 from lowcomm.errors import LossError, StorageError
+from lowcomm.metrics.summary import Summary
 from lowcomm.models.gpt import GPT
 from lowcomm.training.build import build_model
-from lowcomm.training.summary import Summary
 from tests.training.islands import cut_back, finished, lines, losses, make_config, train_islands
 
 

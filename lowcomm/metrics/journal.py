@@ -7,23 +7,18 @@ import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from lowcomm.clock import Clock
-from lowcomm.config.schema import Config
-from lowcomm.islands.base import Island
+from lowcomm.exchanges.base import Traffic
 from lowcomm.metrics.base import Fanout
 from lowcomm.metrics.jsonl import read_lines
-from lowcomm.outer.loop import OuterLoop
-from lowcomm.tasks.base import Facts
-from lowcomm.training.build import autocast
-from lowcomm.training.device import device_memory_bytes, device_peak_flops, host_memory_bytes
-from lowcomm.training.evaluation import LOSS
-from lowcomm.training.summary import (
+from lowcomm.metrics.memory import device_memory_bytes, host_memory_bytes
+from lowcomm.metrics.summary import (
     Counts,
     Summary,
     data_parallel_bytes,
@@ -32,7 +27,8 @@ from lowcomm.training.summary import (
     resumed,
     spent,
 )
-from lowcomm.types import Json, RoundReport
+from lowcomm.tasks.base import LOSS, Facts
+from lowcomm.types import Digest, Json, PeerId, RoundReport
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +36,89 @@ LAST_STEPS = 20
 """Inner steps whose mean is the training loss at the end."""
 
 
+class Group(Protocol):
+    """The ranks of an island."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def gather(self, value: dict[str, Any]) -> list[dict[str, Any]]:
+        """What each rank has; collective."""
+        ...
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether it holds on any of them; collective."""
+        ...
+
+
+class Loop(Protocol):
+    """What is told of an `OuterLoop`; see there."""
+
+    @property
+    def is_lead(self) -> bool: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def names(self) -> Mapping[PeerId, str]: ...
+    @property
+    def peer_id(self) -> PeerId: ...
+    @property
+    def digest(self) -> Digest: ...
+    @property
+    def head(self) -> Digest: ...
+    @property
+    def num_peers(self) -> int: ...
+    @property
+    def traffic(self) -> Traffic: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def inner_step(self) -> int: ...
+    @property
+    def outer_step(self) -> int: ...
+    @property
+    def outer_steps(self) -> tuple[int, ...]: ...
+    @property
+    def tokens_trained(self) -> int: ...
+    @property
+    def tokens_credited(self) -> int: ...
+    @property
+    def tokens_dropped(self) -> int: ...
+    @property
+    def tokens_uncommitted(self) -> int: ...
+    @property
+    def swarm_tokens(self) -> int: ...
+    @property
+    def swarm_committed(self) -> int: ...
+    @property
+    def wait_s(self) -> float: ...
+    @property
+    def transfer_s(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """A run, as far as its figures depend on it.
+
+    Attributes:
+        facts: of what is trained.
+        expected_peers: islands at the start.
+        step_tokens: of an inner step of this island, where islands take unlike numbers of them; 0 = all count
+            the same steps.
+        peak_flops: of all devices of the island, at their best; None = not known.
+    """
+
+    run_id: str
+    facts: Facts
+    expected_peers: int = 1
+    step_tokens: int = 0
+    peak_flops: float | None = None
+
+
 class Journal:
     """Keeps the counts of one island and gives its records to the sinks; every rank has one.
 
     Args:
-        facts: of the task.
         began_s: when this process began, on `clock`.
         metrics: metrics.jsonl of earlier sessions, which may not exist; None on ranks that don't lead.
 
@@ -55,16 +129,15 @@ class Journal:
 
     def __init__(
         self,
-        config: Config,
-        facts: Facts,
-        island: Island,
-        outer: OuterLoop,
+        run: Described,
+        island: Group,
+        outer: Loop,
         *,
         clock: Clock,
         began_s: float,
         metrics: Path | None,
     ) -> None:
-        self._config, self._island, self._outer = config, island, outer
+        self._run, self._island, self._outer = run, island, outer
         self._clock, self._began_s = clock, began_s
         self.sinks = Fanout([])
         self.eval_loss: float | None = None
@@ -74,9 +147,6 @@ class Journal:
         self._last_losses: collections.deque[float] = collections.deque(maxlen=LAST_STEPS)
         self._logged = spent(read_lines(metrics)) if metrics is not None and metrics.exists() else Counts()
         self._earlier = resumed(self._earlier, self._logged)
-        self._facts = facts
-        peak = device_peak_flops(island.device) if autocast(config, island.device) else None
-        self._peak_flops = None if peak is None else peak * island.world_size
 
     def resume(self, checkpoint: Counts) -> None:
         """Go on from the counts of a checkpoint."""
@@ -97,32 +167,37 @@ class Journal:
         """Count the time of an inner step."""
         self._counts.compute_s += seconds
 
-    def train(self, losses: Sequence[Tensor], norms: Sequence[Tensor], tokens_per_s: float) -> None:
+    def train(
+        self, losses: Sequence[float], *, lr: float, tokens_per_s: float, grad_norms: Sequence[float] = ()
+    ) -> float | None:
         """Log the inner steps since the last such line. Collective.
 
         Args:
-            losses, norms: one scalar of each per step; they are read from the device here.
+            losses, grad_norms: of these steps, as far as they are known.
             tokens_per_s: of the island.
+
+        Returns:
+            On the lead the mean loss of all ranks.
         """
-        outer, own = self._outer, torch.stack(list(losses)).tolist()
-        grad_norms = torch.stack(list(norms)).tolist()
-        if self._counts.first_loss is None:
-            self._counts.first_loss = own[0]
-        self._last_losses.extend(own)
-        self._counts.last_loss = statistics.fmean(self._last_losses)
+        outer = self._outer
+        if losses:
+            if self._counts.first_loss is None:
+                self._counts.first_loss = losses[0]
+            self._last_losses.extend(losses)
+            self._counts.last_loss = statistics.fmean(self._last_losses)
         by_rank = self._island.gather(
             {
-                "loss": statistics.fmean(own),
+                "loss": statistics.fmean(losses) if losses else None,
                 "host": host_memory_bytes(),
                 "device": device_memory_bytes(self._island.device),
             }
         )
         if not outer.is_lead:
-            return
-        counts, loss = self.counts(), statistics.fmean(rank["loss"] for rank in by_rank)
-        outer.show_loss(loss)
+            return None
+        counts, known = self.counts(), [rank["loss"] for rank in by_rank if rank["loss"] is not None]
+        loss = statistics.fmean(known) if known else None
         used = [rank["device"] for rank in by_rank if rank["device"] is not None]
-        flops, peak = self._facts.token_flops, self._peak_flops
+        flops, peak = self._run.facts.token_flops, self._run.peak_flops
         self.log(
             kind="train",
             inner_step=outer.inner_step,
@@ -130,9 +205,9 @@ class Journal:
             tokens=outer.tokens_trained,
             swarm_tokens=outer.swarm_tokens,
             loss=loss,
-            lr=self._island.optimizers[0].param_groups[0]["lr"],
-            grad_norm=statistics.fmean(grad_norms),
-            grad_norm_max=max(grad_norms),
+            lr=lr,
+            grad_norm=statistics.fmean(grad_norms) if grad_norms else None,
+            grad_norm_max=max(grad_norms, default=None),
             tokens_per_s=tokens_per_s,
             mfu=None if peak is None or flops is None else tokens_per_s * flops / peak,
             host_memory_bytes=max(rank["host"] for rank in by_rank),
@@ -145,6 +220,7 @@ class Journal:
             bytes_received=counts.bytes_received,
             wall_s=counts.wall_s,
         )
+        return loss
 
     def round(self, report: RoundReport) -> None:
         """Count and log a round, with the names of the peers that it speaks of."""
@@ -175,7 +251,7 @@ class Journal:
                 outer_step=outer.outer_step,
                 tokens=outer.tokens_trained,
                 swarm_tokens=outer.swarm_committed,
-                unit=self._facts.loss_unit,
+                unit=self._run.facts.loss_unit,
                 **told,
                 bytes_sent=self.counts().bytes_sent,
             )
@@ -193,18 +269,18 @@ class Journal:
     def summarize(self, *, interrupted: bool) -> Summary:
         """The figures of the run, and a warning where its loss has risen. Collective."""
         outer, counts = self._outer, self.counts()
-        expected = self._config.exchange.expected_peers
+        expected = self._run.expected_peers
         islands = mean_islands(counts.round_tokens, counts.even_tokens, expected)
         first, last = self._over_ranks(counts.first_loss), self._over_ranks(counts.last_loss)
         diverged = has_diverged(
             first=first,
             last=last,
             evaluated=self.eval_loss,
-            blank=self._facts.blank_loss,
+            blank=self._run.facts.blank_loss,
             inner_steps=outer.inner_step,
         )
         summary = Summary(
-            run_id=self._config.shared.run_id,
+            run_id=self._run.run_id,
             name=outer.name if outer.is_lead else "",
             peer=outer.peer_id if outer.is_lead else "",
             islands=counts.most_islands or expected,
@@ -237,11 +313,10 @@ class Journal:
 
     def _even_steps(self, islands: float) -> int:
         """Inner steps in which all islands, at equal steps, would have trained on as many tokens."""
-        config, outer = self._config, self._outer
-        if config.shared.schedule.mode == "fixed":
+        run, outer = self._run, self._outer
+        if not run.step_tokens:
             return outer.inner_step
-        samples = config.train.batch_size * config.train.grad_accumulation * self._island.world_size
-        return round(outer.swarm_committed / (islands * samples * self._facts.sample_tokens))
+        return round(outer.swarm_committed / (islands * run.step_tokens))
 
     def _over_ranks(self, loss: float | None) -> float | None:
         """The mean of all ranks, which the lead knows; the own one elsewhere. Collective."""

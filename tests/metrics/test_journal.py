@@ -11,9 +11,9 @@ from torch import nn
 
 from lowcomm.cli.main import main
 from lowcomm.islands import wrap_island
+from lowcomm.metrics.summary import Counts, has_diverged, mean_islands, resumed, spent
 from lowcomm.models.gpt import GPT, GPTShape, flops_per_token
 from lowcomm.training.device import peak_flops
-from lowcomm.training.summary import Counts, has_diverged, mean_islands, resumed, spent
 from tests.training.islands import finished, lines, make_config, train_islands
 
 DIVERGING = ("shared.inner.name=adamw", "shared.inner.lr=5")
