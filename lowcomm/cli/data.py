@@ -53,7 +53,7 @@ def add_parser(commands: Subparsers) -> None:
     )
     part.add_argument("--out", metavar="DIR", type=Path, required=True, help="the corpus's folder")
     part.add_argument(
-        "--processes", metavar="N", type=positive, default=len(os.sched_getaffinity(0)),
+        "--processes", metavar="N", type=positive,
         help="that work at a time (default: one for each processor); what comes out is the same for any",
     )  # fmt: skip
     add_json(part)
@@ -108,8 +108,9 @@ def _build(args: argparse.Namespace) -> int:
     from lowcomm.data.making.spec import read_spec
 
     spec = read_spec(args.spec)
+    processes = args.processes or len(os.sched_getaffinity(0))
     with _progress() as tell:
-        built = build(spec, args.out, args.processes, tell)
+        built = build(spec, args.out, processes, tell)
     print(
         f"lowcomm: {args.out}: {built.documents:,} documents, {built.tokens:,} tokens to train on, "
         f"{built.holdout_tokens:,} held out, in {built.chunks:,} chunks; {sum(built.dropped.values()):,} "

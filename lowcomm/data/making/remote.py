@@ -143,9 +143,8 @@ def _told(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise RefusedError(
-            f"{url}: expected a library that reads it: {error}; pip install 'lowcomm[data]'"
-        ) from error
+        missing = "pip install 'lowcomm[data,hub]', and what it names"
+        raise RefusedError(f"{url}: expected a library that reads it, got: {error}; {missing}") from error
     except FileNotFoundError as error:
         raise RefusedError(f"{url}: expected a file, got nothing of that name (404)") from error
     except Exception as error:  # each file system raises errors of its own library, most of them no OSError

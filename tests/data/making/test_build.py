@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
 import pytest
 
 from lowcomm.data.corpus.manifest import MANIFEST, Manifest
-from lowcomm.data.making import items
+from lowcomm.data.making import items, work
 from lowcomm.data.making.build import BUILDING, build
 from lowcomm.data.making.spec import spec_of
 from lowcomm.errors import LowcommError, StorageError
@@ -173,3 +174,28 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
             build(spec, tmp_path / "out")
 
     build(spec, tmp_path / "out", tell=again)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    tmp_path: Path, many: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    spec = spec_of({"source": [{"url": str(many)}], "chunk_tokens": 4_000})
+    written: list[Path] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "to_disk", written.append)
+        whole = build(spec, tmp_path / "whole")
+        room = int(share * len(written))
+
+        def fill(file: Path) -> None:
+            nonlocal room
+            room -= 1
+            if room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+        patched.setattr(work, "to_disk", fill)
+        with pytest.raises(
+            StorageError, match="No space left on device; the same command goes on where it was"
+        ):
+            build(spec, tmp_path / "out")
+    assert build(spec, tmp_path / "out").manifest == whole.manifest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -206,6 +207,49 @@ def test_nothing_there_is_said_with_the_source(tmp_path: Path) -> None:
         DataError, match=r'source x: source .*/x: expected "stdlib", a folder, a file or a glob'
     ):
         made(tmp_path / "out", tmp_path / "x")
+
+
+def test_a_glob_behind_a_url_is_read_in_order(tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name, content in (("b.jsonl", LINES), ("a.txt", b"first"), ("c.md", b"other")):
+        memory.pipe(f"/corpus/{name}", content)
+    try:
+        for url, expected in (
+            ("memory://corpus/*.jsonl", texts(10)),
+            ("memory://corpus", ["first", *texts(10), "other"]),
+            (f"file://{tmp_path}/here", ["here"]),
+        ):
+            (tmp_path / "here").write_text("here")
+            out = tmp_path / str(len(expected))
+            made(out, url, holdout_fraction=0)
+            assert documents(out) == expected
+        with pytest.raises(
+            DataError, match=r"memory://corpus/\*.xml: expected files, but nothing there matches"
+        ):
+            made(tmp_path / "out", "memory://corpus/*.xml")
+    finally:
+        memory.rm("/corpus", recursive=True)
+
+
+def test_what_no_library_reads_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="what://x: can't be read: ValueError: Protocol not known: what"):
+        made(tmp_path / "out", "what://x")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(
+        DataError, match=r"s3://b/x: expected a library that reads it, got: .*s3fs.*pip install"
+    ):
+        made(tmp_path / "out", "s3://b/x")
+
+
+def test_equal_text_gives_an_equal_tokenizer(tmp_path: Path, tokenizer: Path) -> None:
+    source = write_lines(tmp_path / "again.jsonl", texts(300))
+    train_bpe(SourceSpec(url=str(source)), 300, tmp_path / "bpe", 10**6)
+    for path in tokenizer.iterdir():
+        assert path.read_bytes() == (tmp_path / "bpe" / path.name).read_bytes()
+    trained = train_bpe(SourceSpec(url=str(source)), 270, tmp_path / "less", 2_000)  # of some documents only
+    assert trained.size == 270
 
 
 def test_text_and_tokens_in_one_source_are_refused(tmp_path: Path) -> None:
