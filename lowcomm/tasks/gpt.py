@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowcomm.data.corpus.manifest import BYTES, Vocabulary
 from lowcomm.data.samples import Batch
-from lowcomm.data.shards import SEPARATOR
 from lowcomm.methods import Spec
 from lowcomm.models.gpt import GPT, INIT_STD, RMS_EPSILON, GPTShape, flops_per_token
 from lowcomm.tasks.base import Data, Facts
@@ -63,12 +63,15 @@ class GPTTask:
         shape = self._shape
         check_shapes(anchor, GPT(shape, device="meta").named_parameters())
         save_weights(anchor, folder)
-        (folder / CONFIG).write_text(json.dumps(hf_config(shape), indent=2) + "\n", encoding="utf-8")
-        (folder / README).write_text(readme("Llama", shape.context, run_id, step), encoding="utf-8")
+        config = hf_config(shape, self._text.vocabulary.separator)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        self._text.write_tokenizer(folder)
+        words = readme("Llama", self._text.vocabulary, shape.context, run_id, step)
+        (folder / README).write_text(words, encoding="utf-8")
 
 
-def hf_config(shape: GPTShape) -> dict[str, Json]:
-    """The `config.json` with which transformers builds the same model."""
+def hf_config(shape: GPTShape, separator: int) -> dict[str, Json]:
+    """The `config.json` with which transformers builds the same model; `separator` ends a document."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -88,21 +91,34 @@ def hf_config(shape: GPTShape) -> dict[str, Json]:
         "mlp_bias": False,
         "tie_word_embeddings": shape.tie_embeddings,
         "initializer_range": INIT_STD,
-        "bos_token_id": SEPARATOR,
-        "eos_token_id": SEPARATOR,
-        "pad_token_id": SEPARATOR,
+        "bos_token_id": separator,
+        "eos_token_id": separator,
+        "pad_token_id": separator,
         "torch_dtype": "float32",
     }
 
 
-def readme(kind: str, context: int, run_id: str, step: int) -> str:
-    """What a folder with a model of bytes says to people."""
-    return f"""# {run_id}
+def readme(kind: str, vocabulary: Vocabulary, context: int, run_id: str, step: int) -> str:
+    """What a folder with a model says to people."""
+    begin = f"""# {run_id}
 
-The anchor of run `{run_id}` after {step} inner steps, trained with lowcomm. A {kind}
-that reads bytes: a token is one byte of UTF-8 text; {SEPARATOR} stands between documents, and is the first,
-last and padding token, too. There is no tokenizer to load. It was trained on windows of
-{context} tokens.
+The anchor of run `{run_id}` after {step} inner steps, trained with lowcomm on windows of {context} tokens. A
+{kind}"""
+    if vocabulary.kind != BYTES:
+        return f"""{begin} with the tokenizer of its corpus beside it, {vocabulary.size} tokens; token
+{vocabulary.separator} ends a document.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+ids = tokenizer("def main(", return_tensors="pt").input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens=64)[0]))
+```
+"""
+    return f"""{begin} that reads bytes: a token is one byte of UTF-8 text; {vocabulary.separator} stands
+between documents, and is the first, last and padding token, too. There is no tokenizer to load.
 
 ```python
 import torch

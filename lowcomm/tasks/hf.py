@@ -14,6 +14,7 @@ import json
 import math
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
+from blake3 import blake3
 from torch import Tensor, nn
 
 from lowcomm.arguments import show
+from lowcomm.data.corpus.manifest import BYTES, Vocabulary
 from lowcomm.data.samples import Batch
 from lowcomm.errors import ConfigError
 from lowcomm.methods import Spec
@@ -43,6 +46,8 @@ SHARD_BYTES = 5 * 10**9
 BESIDE = ("generation_config.json",)
 """What a model's folder has beside weights and architecture, and an export takes along."""
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_MAKING = threading.Lock()
+"""Meanwhile transformers changes what is the whole process's: the default dtype, methods of its classes."""
 LOCAL = ("transformers_version", "architectures", "dtype", "torch_dtype", "use_cache", "_name_or_path")
 """Of a configuration, what is not the architecture."""
 
@@ -74,9 +79,10 @@ class Origin:
         from transformers import AutoModelForCausalLM
 
         try:
-            return AutoModelForCausalLM.from_config(
-                self.config, dtype=dtype or self.dtype, attn_implementation=self.attention
-            )
+            with _MAKING:
+                return AutoModelForCausalLM.from_config(
+                    self.config, dtype=dtype or self.dtype, attn_implementation=self.attention
+                )
         except (ImportError, ValueError) as error:
             if self.attention is None:
                 raise
@@ -91,14 +97,15 @@ class Origin:
         from transformers import AutoModelForCausalLM
 
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(
-                self.folder,
-                config=self.config,
-                dtype=self.dtype,
-                attn_implementation=self.attention,
-                local_files_only=True,
-                output_loading_info=True,
-            )
+            with _MAKING:
+                model, report = AutoModelForCausalLM.from_pretrained(
+                    self.folder,
+                    config=self.config,
+                    dtype=self.dtype,
+                    attn_implementation=self.attention,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
         except Exception as error:  # of many classes, safetensors' own among them
             raise ConfigError(f"{SETTING}: {self.folder}: {first_line(error)}") from error
         if report["missing_keys"]:
@@ -147,6 +154,22 @@ class Origin:
             loaded=self.weights and not frozen,
         )
 
+    def require_tokenizer(self, vocabulary: Vocabulary) -> None:
+        """Let no weights be trained on tokens that mean something else to them.
+
+        Raises:
+            ConfigError: the folder has another tokenizer than the corpus.
+        """
+        if not self.weights or self.folder is None or vocabulary.kind == BYTES:
+            return
+        path = self.folder / vocabulary.kind
+        if path.is_file() and (found := blake3(path.read_bytes()).hexdigest()) != vocabulary.blake3:
+            raise ConfigError(
+                f"shared.data.manifest: expected a corpus of the model's tokenizer, {path} of blake3 "
+                f"{found[:16]}, got one of blake3 {vocabulary.blake3[:16]}; build it with tokenizer.path = "
+                f"{self.folder}"
+            )
+
     def write_beside(self, folder: Path) -> None:
         """What the model's folder has for those who use it."""
         for name in BESIDE:
@@ -162,7 +185,7 @@ class HFTask:
     """
 
     def __init__(self, origin: Origin, *, context: int, seed: int, text: TextSource) -> None:
-        self.origin, self.context, self._seed, self._text = origin, context, seed, text
+        self.origin, self.context, self._seed, self.text = origin, context, seed, text
 
     @functools.cached_property
     def facts(self) -> Facts:
@@ -184,7 +207,7 @@ class HFTask:
         return {"loss": self.loss(model, batch)}
 
     def data(self, *, say: bool = True) -> Data:
-        return self._text.open(context=self.context, seed=self._seed, say=say)
+        return self.text.open(context=self.context, seed=self._seed, say=say)
 
     def export(self, anchor: Mapping[str, Tensor], folder: Path, *, run_id: str, step: int) -> None:
         model = self.origin.drawn(torch.float32)
@@ -194,9 +217,14 @@ class HFTask:
 
     def write(self, model: Any, folder: Path, *, run_id: str, step: int) -> None:
         """A folder that `from_pretrained` reads."""
+        vocabulary = self.text.vocabulary
+        if not self.origin.weights:  # drawn ones know no tokens but those of the text
+            for settings in (model.config, model.generation_config):
+                settings.bos_token_id = settings.eos_token_id = vocabulary.separator
         model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
         self.origin.write_beside(folder)
-        words = readme(type(model).__name__, self.context, run_id, step)
+        self.text.write_tokenizer(folder)
+        words = readme(type(model).__name__, vocabulary, self.context, run_id, step)
         (folder / "README.md").write_text(words, encoding="utf-8")
 
 
@@ -231,6 +259,7 @@ def hf(
     """
     context = sizes["context"]
     found = _find(model, folder, dtype, attention, context)
+    found.require_tokenizer(text.vocabulary)
     text.require_room(found.config.get_text_config().vocab_size, f"{SETTING}.vocab_size")
     return HFTask(found, context=context, seed=seed, text=text)
 

@@ -54,6 +54,7 @@ class PeftTask:
         model = self._on_meta()
         _check(model, anchor)
         model.save_pretrained(folder, state_dict=dict(anchor), save_embedding_layers=False)
+        self._base.text.write_tokenizer(folder)
         (folder / "README.md").write_text(self._readme(run_id, step), encoding="utf-8")
 
     def export_merged(self, anchor: Mapping[str, Tensor], folder: Path, *, run_id: str, step: int) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from lowcomm.data.corpus.manifest import Vocabulary
-from lowcomm.data.reading.files import Opened, open_corpus
+from lowcomm.data.reading.files import Opened, open_corpus, tokenizer_files
 from lowcomm.data.reading.windows import CorpusWindows, held_out
 from lowcomm.data.samples import Dealt, HeldOut, Windows, eval_batches
 from lowcomm.data.shards import SEPARATOR, VOCAB_SIZE, ShardedText, load_text
@@ -50,6 +51,16 @@ class TextSource:
             if self.manifest
             else Vocabulary(size=VOCAB_SIZE, separator=SEPARATOR)
         )
+
+    def write_tokenizer(self, folder: Path) -> None:
+        """What makes tokens of text, into an export; nothing where tokens are bytes.
+
+        Raises:
+            DataError: the corpus has another one, or none.
+        """
+        if self.manifest:
+            for name, content in tokenizer_files(self._corpus).items():
+                (folder / name).write_bytes(content)
 
     def require_room(self, size: int, setting: str) -> None:
         """Let no model have fewer tokens than the text.

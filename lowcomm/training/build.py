@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ from lowcomm.tasks.text import TextSource
 from lowcomm.types import Json
 
 logger = logging.getLogger(__name__)
+
+_DRAWING = threading.Lock()
+"""torch's random numbers are the process's, and islands may be threads of one."""
 
 
 def build_task(config: Config) -> Task:
@@ -93,7 +97,7 @@ def build_model(config: Config, task: Task) -> nn.Module:
     Raises:
         ModelError: it is no model, or has nothing to train.
     """
-    with torch.random.fork_rng(devices=[]):
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.shared.seed)
         model = task.make_model()
     kind = f"shared.task.kind = {config.shared.task.kind}"

@@ -15,6 +15,7 @@ HF = "tests/docs/test_examples.py::test_two_processes_train_one_hugging_face_mod
 TRAINER = "tests/docs/test_examples.py::test_two_processes_train_one_model_with_the_trainer"
 FRONT = "tests/docs/test_examples.py::test_the_python_of_the_front_page_runs_as_it_stands"
 
+WORDS = "tests/e2e/test_words.py::test_a_tokenizer_a_corpus_two_islands_and_a_folder_for_transformers"
 TASK = "tests/e2e/test_own_task.py::test_two_islands_learn_digits_and_the_export_knows_them"
 INSTALL = "tests/docs/test_install.py::test_the_wheel_works_without_a_checkout"
 MACHINES = "tests/docs/test_two_machines.py::test_the_commands_of_the_front_page_join_two_machines"
@@ -25,6 +26,7 @@ RUN_BY = {
     "lowcomm launch": f"{E2E}::test_interrupted_launch_saves_and_is_resumed",
     "lowcomm train": SITES,
     "lowcomm launch recipes/digits.toml": TASK,
+    "lowcomm launch recipes/words.toml": WORDS,
     "lowcomm seed": SITES,
     "lowcomm status": SITES,
     "lowcomm export": SITES,

@@ -174,8 +174,7 @@ def test_attention_is_computed_as_asked_for(tmp_path: Path) -> None:
 def test_weights_in_bf16_are_trained_and_exported_as_the_anchor(tmp_path: Path) -> None:
     config = recipe(tmp_path, LLAMA, "shared.task.dtype=bf16")
     assert {p.dtype for p in build_model(config, build_task(config)).parameters()} == {torch.bfloat16}
-    summaries = finished(train_islands(config, tmp_path))
-    assert len({summary.digest for summary in summaries}) == 1
+    finished(train_islands(config, tmp_path, islands=1))
     export(tmp_path / "island-0", tmp_path / "out")
     exported = load_file(tmp_path / "out" / "model.safetensors")
     anchor = anchor_of(tmp_path / "island-0")

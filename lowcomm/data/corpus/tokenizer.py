@@ -21,8 +21,8 @@ from lowcomm.errors import ConfigError, DataError
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
-_BESIDE = (CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-"""Of a Hugging Face folder, what belongs to its tokenizer."""
+BESIDE = (CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+"""Of a Hugging Face folder, what belongs to its tokenizer beside tokenizer.json."""
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 PIECE_BYTES = 1 << 20
 """A longer document is encoded in pieces that end after a line, so that memory has a bound."""
@@ -73,7 +73,7 @@ def load_tokenizer(path: str = "", separator: str = "") -> Tokenizer:
     file = file / TOKENIZER if file.is_dir() else file
     files = {TOKENIZER: _read(file)}
     if file.name == TOKENIZER:
-        files |= {name: _read(file.parent / name) for name in _BESIDE if (file.parent / name).is_file()}
+        files |= {name: _read(file.parent / name) for name in BESIDE if (file.parent / name).is_file()}
     return FileTokenizer(files, separator, str(file))
 
 

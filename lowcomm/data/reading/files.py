@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from lowcomm.data.corpus.manifest import CHUNKS, MANIFEST, Chunk, Manifest
+from blake3 import blake3
+
+from lowcomm.data.corpus.manifest import BYTES, CHUNKS, MANIFEST, Chunk, Manifest
+from lowcomm.data.corpus.tokenizer import BESIDE, TOKENIZER
 from lowcomm.data.reading.cache import Cache, CachedFiles
 from lowcomm.data.reading.order import BLOCK
 from lowcomm.data.reading.remote import CutError, open_remote
@@ -96,6 +99,38 @@ def open_corpus(source: str, digest: str, *, cache_gb: float, setting: str = "da
         )
     cache = Cache(cache_folder(), int(cache_gb * GB), wait=threading.Event().wait)
     return Opened(source, manifest, CachedFiles(open_remote(source), cache, manifest.vocabulary))
+
+
+def tokenizer_files(corpus: Opened) -> dict[str, bytes]:
+    """What lies in a corpus of its tokenizer, by name; nothing where tokens are bytes.
+
+    Raises:
+        DataError: it is missing, or is not the one that the manifest names.
+    """
+    vocabulary = corpus.manifest.vocabulary
+    if vocabulary.kind == BYTES:
+        return {}
+    found = {name: content for name in BESIDE if (content := _read_file(corpus.source, name)) is not None}
+    whole = _read_file(corpus.source, TOKENIZER) or b""
+    if blake3(whole).hexdigest() != vocabulary.blake3:
+        raise DataError(
+            f"{corpus.source}/{TOKENIZER}: expected the tokenizer of blake3 {vocabulary.blake3[:16]}, got "
+            f"{'another' if whole else 'none'}; copy it there again"
+        )
+    return {TOKENIZER: whole, **found}
+
+
+def _read_file(source: str, name: str) -> bytes | None:
+    """A small file of a corpus; None if it has none."""
+    if "://" not in source:
+        path = Path(source).expanduser() / name
+        return path.read_bytes() if path.is_file() else None
+    try:
+        return b"".join(open_remote(source).read(name))
+    except DataError:
+        return None
+    except CutError as error:
+        raise DataError(f"data.source {source}: {error}") from error
 
 
 def cache_folder() -> Path:
