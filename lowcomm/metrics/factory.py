@@ -46,10 +46,11 @@ def open_sinks(
         ConfigError: TensorBoard is wanted and not installed.
     """
     sinks: list[tuple[str, Sink]] = [(METRICS_FILE, JsonLinesSink(run_dir / METRICS_FILE))]
-    total, key = goal(config)
-    console = console_sink(settings.console, total, key=key)
-    if console is not None:
-        sinks.append(("console", console))
+    if settings.console != "off":
+        total, key = goal(config)
+        console = console_sink(settings.console, total, key=key)
+        if console is not None:
+            sinks.append(("console", console))
     if settings.tensorboard:
         sinks.append(("tensorboard", TensorBoardSink(run_dir, recipe)))
     if choose_mode(settings.wandb, os.environ) != "off":

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -59,6 +59,8 @@ class Arguments:
     name: str
     clock: Clock
     found: bool
+    metrics: bool
+    wandb: WandbMode
 
     @property
     def settings(self) -> dict[str, Json]:
@@ -117,12 +119,16 @@ class Arguments:
             name=_name(given["name"]),
             clock=_clock(given["clock"]),
             found=flag("OuterLoop: found", given["found"]),
+            metrics=flag("OuterLoop: metrics", given["metrics"]),
+            wandb=_wandb(given["wandb"], given["folder"]),
             exchange=_exchange(given["exchange"], island),  # last, as it is taken from now on
         )
 
 
 SLOTS = "OuterLoop: outer_optimizer: expected init(anchor) to give fp32 tensors of the anchor's shape by name"
 ALONE = "this island counts, so 1 waits for nobody"
+WandbMode = Literal["off", "auto", "online", "offline"]
+WANDB_MODES = ("off", "auto", "online", "offline")
 MAX_SHARDS = 1_000_000
 """As in recipes; an island that picks one looks at all of them."""
 
@@ -165,6 +171,16 @@ def steps_saved(given: object) -> tuple[int, ...]:
     if not isinstance(given, Iterable) or isinstance(given, str | bytes):
         raise ArgumentError(f"{name}: expected inner steps, e.g. [100, 200], got {show(given)}")
     return tuple(whole(name, step, least=0) for step in given)
+
+
+def _wandb(given: object, folder: object) -> WandbMode:
+    if not isinstance(given, str) or given not in WANDB_MODES:
+        raise ArgumentError(f"OuterLoop: wandb: expected one of {', '.join(WANDB_MODES)}, got {show(given)}")
+    if given != "off" and folder is None:
+        raise ConfigError(
+            f"OuterLoop: wandb: expected off without a folder for its files, got {given}; pass folder="
+        )
+    return given  # type: ignore[return-value]
 
 
 def _clock(given: object) -> Clock:

@@ -33,9 +33,11 @@ from lowcomm.outer.island_side import IslandSide
 from lowcomm.outer.life import Life
 from lowcomm.outer.network import Network, lead_node
 from lowcomm.outer.node import Node
+from lowcomm.outer.records import Records
 from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.recovery.joining import JoinReport
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.storage.files import make_folder
 from lowcomm.types import Digest, Json, PeerId, PeerStatus, RoundReport, SharedSettings
 
 COUNT_TOKENS = "pass what this inner step was trained on, e.g. batch.numel() or int(mask.sum())"
@@ -60,8 +62,12 @@ class OuterLoop:
         heartbeat_s, lease_s: signs of life, and the silence after which a peer counts as gone.
         chunk_bytes: fp32 bytes of one separately encoded piece.
         shard, num_shards: the part of the data this island uses (-1 = any free one), of how many.
-        folder: the run folder: `ledger.jsonl` gets a line per committed entry; snapshots under way and what
-            others may still ask for are kept there. None = no ledger, and temporary files.
+        folder: the run folder, made if it isn't there: `ledger.jsonl` gets a line per committed entry;
+            snapshots under way and what others may still ask for are kept there. None = no ledger, and
+            temporary files.
+        metrics: write what `lowcomm report` and `lowcomm export` read into `folder`: metrics.jsonl, with the
+            losses that `show_loss` is given, and at the end summary.json and the anchor.
+        wandb: with them, also to Weights & Biases: "online", "offline", "auto" or "off".
         keep_updates: encoded means per fragment that are kept beside the ledger, for audits.
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
         on_address: called on the lead with the shared string that others join with, as soon as it is known:
@@ -102,6 +108,8 @@ class OuterLoop:
         name: str = "",
         clock: Clock | None = None,
         found: bool = False,
+        metrics: bool = True,
+        wandb: str = "off",
     ) -> None:
         given = Arguments.of(**{name: value for name, value in locals().items() if name != "self"})
         self._island, self._given, self._life = island, given, Life()
@@ -110,11 +118,24 @@ class OuterLoop:
         digests = {FROZEN_DIGEST: island.frozen_digest(), DATA_DIGEST: given.data_digest}
         self._digests: dict[str, Json] = {key: digest for key, digest in digests.items() if digest}
         self._vectors = island.open_vectors()
+        if exchange is not None and given.folder is not None:
+            make_folder(given.folder)
         node = lead_node(given, fragments, self._digests, self._vectors)
         self._node, self._network, self._fragments = node, Network(node), fragments
         standing = [node.state.position(fragment.index) for fragment in fragments] if node else []
         self._side = IslandSide(island, fragments, schedule, given.outer_optimizer, given.clock, standing)
         self._progress = self._side.progress
+        self._records: Records | None = None
+        if node is not None and given.folder is not None and given.metrics:
+            self._records = Records(
+                given.folder,
+                node.signer.run_id,
+                {**given.settings, **given.shared},
+                expected_peers=given.expected_peers,
+                island=island,
+                clock=given.clock,
+                wandb=given.wandb,
+            )
 
     # -- coming and going --------------------------------------------------------------------------
 
@@ -125,6 +146,8 @@ class OuterLoop:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._records is not None:
+            self._records.close(error)
         self.close()
 
     def start(self) -> JoinReport:
@@ -197,10 +220,15 @@ class OuterLoop:
                     over=over,
                 )
                 joined = self._network.call(joining)
-            return self._network.run(self._side.joined(joined))
+            report = self._network.run(self._side.joined(joined))
+        if self._records is not None:
+            self._records.start(self, report)
+        return report
 
     def close(self) -> None:
         """Leave the swarm and end the network thread. Idempotent."""
+        if self._records is not None:
+            self._records.close()
         self._life.phase = "closed"
         self._network.close()
         if self._vectors is not None:
@@ -209,7 +237,7 @@ class OuterLoop:
     # -- training ----------------------------------------------------------------------------------
 
     def show_loss(self, loss: float) -> None:
-        """Show the others this island's training loss, in nats per token, e.g. in their `lowcomm status`.
+        """Show the others this island's training loss, e.g. in their `lowcomm status`, and record it.
 
         Raises:
             ArgumentError: it is no number.
@@ -217,7 +245,10 @@ class OuterLoop:
         value = arguments.plain(loss)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ArgumentError(f"outer.show_loss: loss: expected a number, got {show(loss)}")
-        self._network.run(self._side.show_loss(float(value) if arguments.is_finite(value) else None))
+        known = float(value) if arguments.is_finite(value) else None
+        if self._records is not None and known is not None:
+            self._records.show_loss(known)
+        self._network.run(self._side.show_loss(known))
 
     def step(self, tokens: int) -> tuple[RoundReport, ...]:
         """Count an inner step; start and finish the rounds that are due. Collective in the island.
@@ -240,7 +271,10 @@ class OuterLoop:
             self._vectors.tidy()
         if self._node is not None:
             self._node.raise_fatal()
-        return self._network.run(self._side.step(count))
+        reports = self._network.run(self._side.step(count))
+        if self._records is not None:
+            self._records.stepped(self, reports)
+        return reports
 
     def finish(self) -> tuple[RoundReport, ...]:
         """The last rounds: every fragment with progress that is not committed. Collective.
@@ -249,7 +283,11 @@ class OuterLoop:
             UsageError: before `start`, or after `close`.
         """
         self._life.require("finish", "joined")
-        return self._network.run(self._side.finish())
+        reports = self._network.run(self._side.finish())
+        if self._records is not None:
+            self._records.stepped(self, reports)
+            self._records.finished(self, self.anchor())
+        return reports
 
     @contextmanager
     def anchor_weights(self) -> Iterator[None]:

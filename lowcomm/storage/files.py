@@ -48,6 +48,18 @@ def sync_folder(path: Path) -> None:
             os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those around it.
+
+    Raises:
+        StorageError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: the folder can't be made: {io_reason(error)}") from error
+
+
 def require_temporary_folder() -> None:
     """See that there is a temporary folder: torch's compiler, among others, wants one.
 

@@ -259,6 +259,7 @@ def build_outer_loop(
         name=config.island.name,
         clock=clock,
         found=settings.found,
+        metrics=False,  # the trainer's journal has more in it
     )
 
 

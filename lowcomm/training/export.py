@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lowcomm.config.load import load_config
 from lowcomm.errors import CheckpointError, ConfigError, StorageError
+from lowcomm.outer.records import ANCHOR_FILE
 from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.storage.files import io_reason, sync_folder
+from lowcomm.tasks.given import GivenTask
 from lowcomm.training.build import build_task
 
 
@@ -34,6 +37,8 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
         ConfigError: config.toml in the run folder is damaged, or its task can't be made here.
     """
     recipe = run_dir / "config.toml"
+    if not recipe.is_file() and (run_dir / ANCHOR_FILE).is_file() and step is None and not merge:
+        return _export_kept(run_dir / ANCHOR_FILE, out_dir)
     if not recipe.is_file():
         raise StorageError(f"{run_dir}: expected the run folder of an island, found no config.toml in it")
     config = load_config(recipe)
@@ -54,19 +59,37 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
             f"{config.shared.task.kind}"
         )
     try:
+        _write(out_dir, lambda partial: write(anchor, partial, run_id=config.shared.run_id, step=step))
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoints.folder(step)}: {error}") from error
+    return step
+
+
+def _export_kept(file: Path, out_dir: Path) -> int:
+    """The anchor that a loop of somebody's own has kept at its end."""
+    try:
+        with safe_open(file, framework="pt") as kept:
+            about = kept.metadata()
+            anchor = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118  # no mapping
+        run_id, step = about["run_id"], int(about["inner_step"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: expected the anchor of a run, got a damaged file: {error}") from error
+    _write(out_dir, lambda partial: GivenTask(None).export(anchor, partial, run_id=run_id, step=step))
+    return step
+
+
+def _write(out_dir: Path, write: Callable[[Path], None]) -> None:
+    try:
         out_dir.mkdir(parents=True, exist_ok=True)
         partial = out_dir / f".export.{os.getpid()}"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            write(anchor, partial, run_id=config.shared.run_id, step=step)
+            write(partial)
             for path in sorted(partial.iterdir()):
                 path.replace(out_dir / path.name)
             sync_folder(out_dir)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoints.folder(step)}: {error}") from error
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{out_dir}: the export could not be written: {io_reason(error)}") from error
-    return step
