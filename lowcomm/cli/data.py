@@ -199,23 +199,24 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _documents(folder: Path, manifest: Manifest, count: int) -> dict[str, list[Json]]:
     """The first documents of each source."""
-    import numpy as np
-
-    from lowcomm.data.corpus.tokenizer import corpus_tokenizer, token_type
-    from lowcomm.data.making.chunks import chunk_files
+    from lowcomm.data.corpus.chunks import ENDS, TOKENS, chunk_file, map_ends, map_tokens
+    from lowcomm.data.corpus.tokenizer import corpus_tokenizer
     from lowcomm.errors import DataError
 
     tokenizer = corpus_tokenizer(folder, manifest.vocabulary)
     shown: dict[str, list[Json]] = {source.name: [] for source in manifest.sources}
     for number, source in enumerate(manifest.sources):
         chunk = next((chunk for chunk in manifest.training if chunk.source == number), None)
-        if chunk is None or count < 1:
+        if chunk is None:
             continue
-        tokens_file, ends_file = chunk_files(folder, chunk.name)
         try:
-            ends = np.fromfile(ends_file, "<u4", count=count).tolist()
-            tokens = np.fromfile(tokens_file, token_type(manifest.vocabulary), count=ends[-1])
-        except (OSError, IndexError) as error:
+            with (
+                chunk_file(folder, chunk.name, TOKENS).open("rb") as tokens_file,
+                chunk_file(folder, chunk.name, ENDS).open("rb") as ends_file,
+            ):
+                tokens = map_tokens(tokens_file, chunk, manifest.vocabulary)
+                ends = map_ends(ends_file, chunk)[: max(0, count)].tolist()
+        except OSError as error:
             raise DataError(f"chunk {chunk.name}: can't be read: {error}; fetch it again") from error
         for start, end in zip([0, *ends], ends, strict=False):
             shown[source.name].append(tokenizer.decode(tokens[start:end]).decode("utf-8", "replace"))

@@ -90,13 +90,15 @@ def test_a_terminal_gets_a_bar_for_each_stage(
     assert "lowcomm: read and clean" not in shown
 
 
-def test_the_specification_of_the_page_can_be_made(tmp_path: Path) -> None:
+def test_the_specifications_of_the_page_are_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "corpus.toml").write_text(block)
-    spec = read_spec(tmp_path / "corpus.toml")
-    assert {step.name for step in spec.steps} <= {*STEPS, MINHASH}
-    assert spec.sources[0].name == "web"
+    names = []
+    for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+        (tmp_path / "corpus.toml").write_text(block)
+        spec = read_spec(tmp_path / "corpus.toml")
+        assert {step.name for step in spec.steps} <= {*STEPS, MINHASH}
+        names += [source.name for source in spec.sources]
+    assert names == ["web", "fineweb-edu"]
 
 
 @pytest.mark.processes
@@ -271,8 +273,8 @@ def test_a_build_that_is_killed_five_times_ends_with_the_same_manifest(tmp_path:
         ("cleaning", "clean_item", 2),
         ("duplicates", "find_later", 0),
         ("tokens", "make_tokens", 2),
-        ("chunks", "write_chunk", 0),
-        ("chunks", "write_chunk", 5),
+        ("chunks", "make_chunk", 0),
+        ("chunks", "make_chunk", 5),
     ]
     for module, name, after in kills:
         script = tmp_path / f"{name}.py"

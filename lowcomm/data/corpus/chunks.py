@@ -24,6 +24,11 @@ Tokens = NDArray[np.unsignedinteger]
 """(tokens,) little-endian, of 1, 2 or 4 bytes."""
 
 
+def chunk_file(folder: Path, name: str, suffix: str) -> Path:
+    """Where a corpus has the tokens or the ends of a chunk."""
+    return folder / CHUNKS / f"{name}{suffix}"
+
+
 def write_chunk(
     folder: Path, name: str, tokens: Tokens, ends: NDArray[np.integer], *, source: int, vocabulary: Vocabulary
 ) -> Chunk:
@@ -43,9 +48,13 @@ def write_chunk(
     ):
         content = np.ascontiguousarray(values, dtype=kind).view(np.uint8).data
         hashes[suffix] = blake3(content).hexdigest()
-        path = folder / CHUNKS / f"{name}{suffix}"
-        path.with_suffix(f"{suffix}.part").write_bytes(content)
-        path.with_suffix(f"{suffix}.part").replace(path)
+        path = chunk_file(folder, name, suffix)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # its name must not stand for less
+        unfinished.replace(path)
     return Chunk(
         name=name,
         source=source,

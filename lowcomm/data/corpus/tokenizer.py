@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
 
+from lowcomm.data.corpus.chunks import Tokens
 from lowcomm.data.corpus.manifest import BYTES, Vocabulary
 from lowcomm.errors import ConfigError, DataError
 
@@ -26,8 +26,6 @@ BESIDE = (CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template
 _SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 PIECE_BYTES = 1 << 20
 """A longer document is encoded in pieces that end after a line, so that memory has a bound."""
-
-Tokens = NDArray[np.unsignedinteger[Any]]
 
 
 class Tokenizer(Protocol):

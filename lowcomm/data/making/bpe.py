@@ -77,7 +77,7 @@ def _texts(source: SourceSpec, text_bytes: int, out: Path) -> Iterator[str]:
     for item in items:
         for piece in item.pieces:
             try:
-                for document in piece_documents(piece, source, Vocabulary(), out / ".fetched"):
+                for document in piece_documents(piece, source, Vocabulary(), out / "fetched"):
                     if int.from_bytes(blake3(document).digest()[:8], "little") < bound:
                         yield document.decode("utf-8")
             except LeftOutError:  # the same files are no text in the build, which names them

@@ -23,7 +23,7 @@ from lowcomm.data.corpus.manifest import CHUNKS, MANIFEST, Chunk, Manifest, Sour
 from lowcomm.data.corpus.tokenizer import load_tokenizer
 from lowcomm.data.files import STDLIB
 from lowcomm.data.left_out import LeftOut, Reason
-from lowcomm.data.making.chunks import ChunkJob, plan_chunks, write_chunk
+from lowcomm.data.making.chunks import ChunkJob, make_chunk, plan_chunks
 from lowcomm.data.making.cleaning import EXACT, CleanJob, StepCount, band_name, clean_item
 from lowcomm.data.making.duplicates import SORTED_BYTES, DuplicateJob, find_later
 from lowcomm.data.making.items import Item, holds_tokens, items_of
@@ -192,19 +192,15 @@ class _Build:
         for name, content in self._tokenizer.files.items():
             with whole_file(self._out / name) as path:
                 path.write_bytes(content)
-        for folder in (
-            self._work / "cleaned",
-            self._work / "tokens",
-            self._work / "chunks",
-            self._out / CHUNKS,
-        ):
+        results = (self._work / name for name in ("cleaned", "tokens", "chunks"))
+        for folder in (self._work, *results, self._out / CHUNKS):
             folder.mkdir(exist_ok=True)
             for torn in folder.glob(".*"):  # what a killed build was writing
                 shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
         cleaned = self._clean()
         later = self._find_duplicates(cleaned)
         tokens = self._make_tokens(cleaned, later)
-        training, holdout = (self._write_chunks(tokens, part) for part in (TRAINING, HOLDOUT))
+        training, holdout = (self._make_chunks(tokens, part) for part in (TRAINING, HOLDOUT))
         manifest = self._manifest(cleaned, tokens, training, holdout)
         with whole_file(self._out / MANIFEST) as path:
             path.write_bytes(manifest.encode())
@@ -228,7 +224,7 @@ class _Build:
             path.write_text(
                 json.dumps({"plan": self._plan(), "built": asdict(built)}) + "\n", encoding="utf-8"
             )
-        shutil.rmtree(self._work)
+        shutil.rmtree(self._work, ignore_errors=True)
         return built
 
     def _do(
@@ -317,7 +313,7 @@ class _Build:
         self._do(STAGES[2], make_tokens, jobs, [(job.folder / COUNTS).is_file() for job in jobs])
         return [job.folder for job in jobs]
 
-    def _write_chunks(self, tokens: Sequence[Path], part: str) -> tuple[Chunk, ...]:
+    def _make_chunks(self, tokens: Sequence[Path], part: str) -> tuple[Chunk, ...]:
         """The fourth stage, for one part: names go on after those of the part before."""
         first = 0 if part == TRAINING else len(list((self._work / "chunks").glob(f"{TRAINING}-*")))
         jobs: list[ChunkJob] = []
@@ -334,12 +330,12 @@ class _Build:
                         name=name,
                         source=number,
                         part=part,
-                        token_bytes=self._vocabulary.token_bytes,
+                        vocabulary=self._vocabulary,
                         segments=segments,
                     )
                 )
-        self._do(f"{STAGES[3]} ({part})", write_chunk, jobs, [job.result.is_file() for job in jobs])
-        return tuple(write_chunk(job) for job in jobs)
+        self._do(f"{STAGES[3]} ({part})", make_chunk, jobs, [job.result.is_file() for job in jobs])
+        return tuple(make_chunk(job) for job in jobs)
 
     def _manifest(
         self,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from lowcomm.data.corpus.chunks import END_BYTES, ENDS, TOKENS, chunk_file
 from lowcomm.data.corpus.manifest import BYTES, Manifest
 from lowcomm.data.corpus.tokenizer import TOKENIZER
-from lowcomm.data.making.chunks import chunk_files
 
 
 def wrong_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -23,10 +23,12 @@ def wrong_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, str]]:
     if vocabulary.kind != BYTES:
         yield from _compare(folder / TOKENIZER, TOKENIZER, None, vocabulary.blake3)
     for chunk in manifest.chunks:
-        tokens, ends = chunk_files(folder, chunk.name)
-        name = f"chunk {chunk.name}"
-        yield from _compare(tokens, name, chunk.tokens * vocabulary.token_bytes, chunk.tokens_blake3)
-        yield from _compare(ends, name, 4 * chunk.documents, chunk.ends_blake3)
+        for suffix, size_bytes, expected in (
+            (TOKENS, chunk.tokens * vocabulary.token_bytes, chunk.tokens_blake3),
+            (ENDS, chunk.documents * END_BYTES, chunk.ends_blake3),
+        ):
+            path = chunk_file(folder, chunk.name, suffix)
+            yield from _compare(path, f"chunk {chunk.name}", size_bytes, expected)
 
 
 def _compare(path: Path, name: str, size_bytes: int | None, expected: str) -> Iterator[tuple[str, str]]:

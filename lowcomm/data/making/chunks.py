@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from blake3 import blake3
+from numpy.typing import NDArray
 
-from lowcomm.data.corpus.manifest import CHUNKS, Chunk
+from lowcomm.data.corpus.chunks import write_chunk
+from lowcomm.data.corpus.manifest import Chunk, Vocabulary
+from lowcomm.data.corpus.tokenizer import token_type
 from lowcomm.data.making.tokens import count_file, token_file
 from lowcomm.data.making.work import whole_file
-
-COPIED_BYTES = 4 << 20
-TOKENS_SUFFIX, ENDS_SUFFIX = ".bin", ".ends"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,6 @@ class ChunkJob:
         corpus: where its files go.
         result: where it is written down when they are there.
         part: `training` or `holdout`.
-        token_bytes: of a token.
     """
 
     corpus: Path
@@ -56,7 +54,7 @@ class ChunkJob:
     name: str
     source: int
     part: str
-    token_bytes: int
+    vocabulary: Vocabulary
     segments: Sequence[Segment]
 
 
@@ -95,53 +93,27 @@ def plan_chunks(folders: Sequence[Path], part: str, chunk_tokens: int) -> Iterat
         yield held
 
 
-def write_chunk(job: ChunkJob) -> Chunk:
+def make_chunk(job: ChunkJob) -> Chunk:
     """Write the two files of a chunk; one that is written down already is taken as it is."""
     if job.result.is_file():
         return Chunk(**json.loads(job.result.read_text(encoding="utf-8")))
-    tokens, ends = chunk_files(job.corpus, job.name)
-    tokens_hash = blake3()
-    documents: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
-    held = 0
-    with whole_file(tokens) as path, path.open("wb") as file:
-        for segment in job.segments:
-            with token_file(segment.folder, job.part).open("rb") as source:
-                source.seek(segment.start * job.token_bytes)
-                left = segment.tokens * job.token_bytes
-                while left:
-                    content = source.read(min(left, COPIED_BYTES))
-                    assert content, "an item's tokens are as many as its counts say"
-                    tokens_hash.update(content)
-                    file.write(content)
-                    left -= len(content)
-            if segment.documents:
-                counts = np.fromfile(
-                    count_file(segment.folder, job.part),
-                    "<u4",
-                    count=segment.documents,
-                    offset=4 * segment.first,
-                )
-            else:
-                counts = np.array([segment.tokens])
-            documents.append(held + np.cumsum(counts, dtype=np.int64))
-            held += segment.tokens
-    all_ends = np.concatenate(documents).astype("<u4")
-    with whole_file(ends) as path:
-        all_ends.tofile(path)
-    made = Chunk(
-        name=job.name,
-        source=job.source,
-        tokens=held,
-        documents=len(all_ends),
-        tokens_blake3=tokens_hash.hexdigest(),
-        ends_blake3=blake3(all_ends.tobytes()).hexdigest(),
+    kind = token_type(job.vocabulary)
+    tokens = np.empty(sum(segment.tokens for segment in job.segments), kind)
+    ends: list[NDArray[np.int64]] = []
+    at = 0
+    for segment in job.segments:
+        path = token_file(segment.folder, job.part)
+        offset = segment.start * kind.itemsize
+        tokens[at : at + segment.tokens] = np.fromfile(path, kind, count=segment.tokens, offset=offset)
+        counts = np.array([segment.tokens])
+        if segment.documents:
+            path = count_file(segment.folder, job.part)
+            counts = np.fromfile(path, "<u4", count=segment.documents, offset=4 * segment.first)
+        ends.append(at + np.cumsum(counts, dtype=np.int64))
+        at += segment.tokens
+    made = write_chunk(
+        job.corpus, job.name, tokens, np.concatenate(ends), source=job.source, vocabulary=job.vocabulary
     )
     with whole_file(job.result) as path:
         path.write_text(json.dumps(asdict(made)), encoding="utf-8")
     return made
-
-
-def chunk_files(corpus: Path, name: str) -> tuple[Path, Path]:
-    """Where a chunk's tokens and ends are."""
-    folder = corpus / CHUNKS
-    return folder / f"{name}{TOKENS_SUFFIX}", folder / f"{name}{ENDS_SUFFIX}"

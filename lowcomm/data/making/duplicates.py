@@ -9,6 +9,7 @@ which it finds in memory).
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ def find_later(job: DuplicateJob) -> None:
     if buckets == 1:
         _mark(np.concatenate([np.zeros(0, ROW), *_batches(job.files)]), later)
     else:
-        folder = job.result.with_name(f".{job.result.name}.dealt")
+        folder = job.result.with_name(f".{job.result.name}.dealt.{os.getpid()}")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         for batch in _batches(job.files):

@@ -6,6 +6,7 @@ a row.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,8 @@ def piece_documents(
         return
     path = Path(piece.name)
     if is_remote(piece.name):
-        path = fetched.with_name(fetched.name + "".join(Path(piece.name.partition("?")[0]).suffixes[-2:]))
+        suffixes = "".join(Path(piece.name.partition("?")[0]).suffixes[-2:])
+        path = fetched.with_name(f".{fetched.name}.{os.getpid()}{suffixes}")
         fetch(piece.name, piece.size_bytes, path)
     try:
         with told(source, str(path), piece.name):

@@ -95,7 +95,7 @@ class Spec:
 
     Attributes:
         holdout_fraction: of documents that nobody trains on.
-        chunk_tokens: the most that a chunk has.
+        chunk_tokens: the most that a chunk has; it is in memory when it is written.
     """
 
     tokenizer: TokenizerSpec = TokenizerSpec()
@@ -107,7 +107,7 @@ class Spec:
     def check(self) -> None:
         """Refuse what can't be."""
         arguments.number("holdout_fraction", self.holdout_fraction, least=0, below=1)
-        arguments.whole("chunk_tokens", self.chunk_tokens, least=16, most=(1 << 31))
+        arguments.whole("chunk_tokens", self.chunk_tokens, least=16, most=1 << 26)
         names = [source.name for source in self.sources]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"source: expected names that differ, got {twice[0]!r} twice; set name")

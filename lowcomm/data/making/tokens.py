@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lowcomm.data.corpus.chunks import Tokens
 from lowcomm.data.corpus.manifest import Vocabulary
-from lowcomm.data.corpus.tokenizer import Tokenizer, Tokens, corpus_tokenizer, token_type
+from lowcomm.data.corpus.tokenizer import Tokenizer, corpus_tokenizer, token_type
 from lowcomm.data.making.cleaning import EXACT, SIZES, TEXT, StepCount
 from lowcomm.data.making.duplicates import read_bits
 from lowcomm.data.making.work import whole_folder, write_counts

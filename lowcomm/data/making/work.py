@@ -1,4 +1,8 @@
-"""What a build leaves behind on its way: results that are there as a whole, or not at all."""
+"""What a build leaves behind on its way: results that are there as a whole, or not at all.
+
+A worker may outlive a build that was killed until its job is done, beside one of the next build with the same
+job. What both write has their process's number in its name, and a point before it, until it is whole.
+"""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from lowcomm.data.corpus.chunks import ENDS, TOKENS, chunk_file
 from lowcomm.data.corpus.manifest import Chunk, Manifest
 from lowcomm.data.corpus.tokenizer import corpus_tokenizer, token_type
 from lowcomm.data.making.build import Built, build
-from lowcomm.data.making.chunks import chunk_files
 from lowcomm.data.making.spec import spec_of
 
 
@@ -35,11 +35,8 @@ def documents(out: Path, chunks: Iterable[Chunk] | None = None) -> list[str]:
     tokenizer = corpus_tokenizer(out, manifest.vocabulary)
     found = []
     for chunk in manifest.training if chunks is None else chunks:
-        tokens_file, ends_file = chunk_files(out, chunk.name)
-        tokens, ends = (
-            np.fromfile(tokens_file, token_type(manifest.vocabulary)),
-            np.fromfile(ends_file, "<u4"),
-        )
+        tokens = np.fromfile(chunk_file(out, chunk.name, TOKENS), token_type(manifest.vocabulary))
+        ends = np.fromfile(chunk_file(out, chunk.name, ENDS), "<u4")
         assert (len(tokens), len(ends)) == (chunk.tokens, chunk.documents)
         for start, end in zip([0, *ends], ends, strict=False):
             found.append(tokenizer.decode(tokens[start:end]).decode())
