@@ -29,7 +29,7 @@ from lowcomm.data.files import STDLIB, find_files
 from lowcomm.data.left_out import LeftOutError
 from lowcomm.data.making.bpe import train_bpe
 from lowcomm.data.making.build import BUILDING
-from lowcomm.data.making.items import ITEM_BYTES
+from lowcomm.data.making.items import items_of
 from lowcomm.data.making.spec import SourceSpec
 from lowcomm.data.text import read_text
 from lowcomm.errors import DataError
@@ -202,7 +202,8 @@ def _done(out: Path) -> int:
 
 def _count_results(folder: Path) -> int:
     """How many results a build has before it writes chunks, which goes too fast to be killed in time."""
-    return 2 * sum(-(-path.stat().st_size // ITEM_BYTES) for path in (folder / "texts").iterdir())
+    items, _ = items_of(0, SourceSpec(url=str(folder / "texts")))
+    return 2 * len(items)
 
 
 def _kill(folder: Path, processes: int, kills: int, results: int, tell: Tell) -> int:

@@ -168,7 +168,11 @@ REFUSED = {
     "zero byte in the folder": ("folder", "a\0b", "expected a path"),
     "number as a switch of metrics": ("metrics", 1, "metrics: expected True or False, got 1"),
     "unknown mode of wandb": ("wandb", "on", "wandb: expected one of off, auto, online, offline, got "),
-    "wandb without a folder": ("wandb", "offline", "expected off without a folder for its files, got offline"),
+    "wandb without a folder": (
+        "wandb",
+        "offline",
+        "expected off without a folder for its files, got offline",
+    ),
     "list as settings": ("shared", [1], r"expected names and plain values, .*, got \[1\]"),
     "tensor as a setting": ("shared", {"lr": torch.tensor(0.1)}, r"got lr = tensor\(0.1000\) .*float\("),
     "number as a setting's name": ("shared", {1: 2}, "got the name 1"),

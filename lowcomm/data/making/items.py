@@ -20,7 +20,10 @@ from lowcomm.data.making.remote import fetch, hub_documents, hub_parts, is_remot
 from lowcomm.data.making.spec import SourceSpec
 from lowcomm.errors import DataError
 
-ITEM_BYTES = 8 << 20
+LEAST_BYTES, MOST_BYTES = 2 << 20, 64 << 20
+"""Of an item: small enough that processes end together, and not so small that there are millions."""
+ITEMS = 512
+"""Of a source, between these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,13 @@ class Item:
     pieces: tuple[Piece, ...]
 
 
-def items_of(number: int, source: SourceSpec, item_bytes: int = ITEM_BYTES) -> tuple[list[Item], LeftOut]:
+def items_of(number: int, source: SourceSpec, item_bytes: int = 0) -> tuple[list[Item], LeftOut]:
     """The items of a source, in order, and which of its files are none.
+
+    Args:
+        number: of the source.
+        source: as specified.
+        item_bytes: about so many has each; 0 = as many as give a good number of items.
 
     Raises:
         DataError: nothing is there, or it can't be read.
@@ -83,9 +91,11 @@ def items_of(number: int, source: SourceSpec, item_bytes: int = ITEM_BYTES) -> t
 def _grouped(
     paths: Sequence[Path], source: SourceSpec, item_bytes: int, alone: bool
 ) -> Iterator[tuple[Piece, ...]]:
+    found = [path.stat() for path in paths]
+    total = sum(about.st_size for about in found)
+    item_bytes = item_bytes or min(MOST_BYTES, max(LEAST_BYTES, total // ITEMS))
     held: list[Piece] = []
-    for path in paths:
-        about = path.stat()
+    for path, about in zip(paths, found, strict=True):
         size, stamp = about.st_size, about.st_mtime_ns
         parts = parts_of(path, source.format, item_bytes) if size > item_bytes else []
         if held and (parts or sum(piece.size_bytes for piece in held) + size > item_bytes):
