@@ -1,10 +1,11 @@
-"""Tables of corpora: how fast they are made."""
+"""Tables of corpora: how fast they are made and read."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from lowcomm.bench.reading import HEADINGS, row
 from parts import Part, table
 
 
@@ -42,4 +43,26 @@ def making(path: Path) -> Part:
         f"{size / 1e6:.0f} MB of JSON lines, a BPE of {log['settings']['vocabulary']:,}, {processes} "
         "processes, both in turn; memory of all processes added up (`lowcomm bench corpus`)",
         table(("who", "median", "fastest .. slowest", "text", "memory"), rows),
+    )
+
+
+def reading(path: Path) -> Part:
+    """Of `lowcomm bench reading`."""
+    log = json.loads(path.read_text(encoding="utf-8"))["reading"]
+    lines = {line["what"]: line for line in log["readers"]}
+    speed = {name: line["tokens_per_s"] for name, line in lines.items()}
+    others = [f"{speed['lowcomm'] / speed['datasets']:.1f} times `datasets`"] if "datasets" in speed else []
+    missing = f"; not installed, and so not compared: {', '.join(log['missing'])}" if log["missing"] else ""
+    small, large = (lines[f"{gb:g} GB"] for gb in (log["bench"]["gb"][0], log["bench"]["gb"][-1]))
+    return Part(
+        "Reading a corpus",
+        f"A rank reads {speed['lowcomm'] / speed['numpy']:.1f} times as fast as nanoGPT's loop over one "
+        f"mapped file{', ' if others else ''}{', '.join(others)}; it takes {small['memory_mb']:.0f} and "
+        f"{large['memory_mb']:.0f} MB at {small['what']} and {large['what']}, and has the first batch "
+        f"after {small['first_batch_s']:.1f} and {large['first_batch_s']:.1f} s.",
+        f"{log['bench']['compared_gb']:g} GB of tokens, batches of {log['bench']['batch_size']} windows of "
+        f"{log['bench']['context']:,}; HTTP at {log['bench']['mbit_s']:g} Mbit/s; the first batch counts "
+        "from the start of the process, torch's import included; waiting without the first quarter"
+        f"{missing} (`lowcomm bench reading`)",
+        table(HEADINGS, [row(line) for line in log["readers"]]),
     )

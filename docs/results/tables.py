@@ -88,7 +88,10 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
         "What does a large swarm cost?": [("scale_*.json", long_tables.scales)],
         "May islands be unlike?": [("engines.json", _engines)],
         "How fast are codecs?": [("codecs.json", _codecs)],
-        "How fast is a corpus made?": [("corpus_making.json", corpus_tables.making)],
+        "How fast is a corpus made, and read?": [
+            ("corpus_making.json", corpus_tables.making),
+            ("reading.json", corpus_tables.reading),
+        ],
         "How does it begin?": [("first_hour.json", _first_hour)],
         "How well is it tested?": [
             ("model_checker.json", _model_checker),

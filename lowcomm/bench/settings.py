@@ -539,11 +539,29 @@ class CorpusBench(Settings):
     kills: int = option(5, "of a further build", metavar="N", least=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadingBench(Settings):
+    """Readers of tokens, and what they cost."""
+
+    NAME, MODULE = "reading", "lowcomm.bench.reading"
+    ABOUT = "tokens/s of a rank beside numpy, datasets and mosaicml-streaming; memory, first batch, HTTP"
+    EXAMPLE = "lowcomm bench reading --gb 1,8 --json reading.json"
+
+    gb: tuple[float, ...] = option(
+        (1.0, 8.0), "of tokens, for memory and the first batch", metavar="GB,...", above=0
+    )
+    compared_gb: float = option(0.25, "of tokens, for speeds", metavar="GB", above=0)
+    mbit_s: float = option(100.0, "of the HTTP server", metavar="MBIT", above=0)
+    context: int = count(1024, "tokens in a window")
+    batch_size: int = count(12, "windows")
+    batches: int = count(2000, "that are timed")
+
+
 BENCHES: dict[str, type[Settings]] = {
     bench.NAME: bench
     for bench in (
         CodecBench, RoundBench, UtilisationBench, OverheadBench, CheckpointBench, SpeedBench, EngineBench,
         SnapshotBench, DonorBench, DeathBench, ChurnBench, SoakBench, ScaleBench, LearningBench,
-        CorpusBench,
+        CorpusBench, ReadingBench,
     )
 }  # fmt: skip

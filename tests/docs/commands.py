@@ -42,6 +42,7 @@ RUN_BY = {
     "lowcomm bench churn": "tests/bench/test_churn.py::test_islands_come_and_go_and_one_history_stays",
     "lowcomm bench soak": "tests/bench/test_soak.py::test_real_islands_keep_no_file_thread_or_descriptor",
     "lowcomm bench corpus": "tests/bench/test_corpus.py::test_a_killed_build_ends_like_an_undisturbed_one",
+    "lowcomm bench reading": "tests/bench/test_reading.py::test_the_command_writes_figures_of_each_reader",
     "lowcomm bench learning": "tests/bench/test_learning.py::test_what_is_logged_is_not_trained_again",
     "lowcomm data build": "tests/cli/test_data.py::test_build_writes_what_scripts_read",
     "lowcomm data tokenizer": "tests/cli/test_data.py::test_build_writes_what_scripts_read",

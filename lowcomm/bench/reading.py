@@ -1,0 +1,170 @@
+"""What it costs to read tokens: speed beside other readers, memory, the first batch, and a link's share.
+
+Corpora are synthetic and made in a temporary folder: reading does not look at what tokens mean. Each reader
+is a process of its own (readers.py); all timed ones read files that lie in the page cache.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowcomm.bench.outcome import Outcome, Tell
+from lowcomm.bench.readers import LIBRARIES, Job
+from lowcomm.bench.servers import LimitedServer
+from lowcomm.bench.settings import ReadingBench
+from lowcomm.clock import SystemClock
+from lowcomm.data.corpus.chunks import TOKENS, write_chunk
+from lowcomm.data.corpus.manifest import CHUNKS, MANIFEST, Chunk, Manifest, Source, Vocabulary
+from lowcomm.errors import DataError
+from lowcomm.types import Json
+
+VOCABULARY = Vocabulary(kind="tokenizer.json", blake3="0" * 64, size=50_257, separator=50_256)
+CHUNK_TOKENS, SMALL_CHUNK_TOKENS = 1 << 24, 1 << 20
+DOCUMENT_TOKENS = 800
+TOKEN_BYTES = 2
+USED = 0.8
+"""What training takes of the link's tokens where its waiting is measured."""
+HEADINGS = ("", "tokens/s", "first batch s", "memory MB", "share of wait", "share of link")
+
+
+def run(bench: ReadingBench, tell: Tell) -> Outcome:
+    """For `lowcomm bench reading`."""
+    lines: list[dict[str, Json]] = []
+    missing = [name for name, module in LIBRARIES.items() if importlib.util.find_spec(module) is None]
+    with tempfile.TemporaryDirectory(prefix="lowcomm-reading-") as folder:
+        root = Path(folder)
+        compared = make_corpus(root / "compared", bench.compared_gb, SMALL_CHUNK_TOKENS)
+        for reader, source in _sources(root, compared, bench, missing).items():
+            tell(f"{reader}, {bench.compared_gb:g} GB")
+            lines.append({"what": reader, **_read(bench, root, reader, source, compared)})
+        for what, used in (("HTTP", 0.0), (f"HTTP, {USED:.0%} of its tokens", USED)):
+            tell(f"{what}, {bench.mbit_s:g} Mbit/s")
+            lines.append({"what": what, **_over_http(bench, root, compared, used)})
+        for gb in bench.gb:
+            tell(f"{gb:g} GB")
+            manifest = make_corpus(root / "whole", gb, CHUNK_TOKENS)
+            lines.append({"what": f"{gb:g} GB", **_read(bench, root, "lowcomm", root / "whole", manifest)})
+            for path in (root / "whole" / CHUNKS).iterdir():
+                path.unlink()
+    log: dict[str, Json] = {"bench": bench.to_dict(), "missing": list(missing), "readers": list(lines)}
+    notes = [f"not installed, and so not compared: {', '.join(missing)}"] if missing else []
+    return Outcome(log={"reading": log}, headings=HEADINGS, rows=[row(line) for line in lines], notes=notes)
+
+
+def row(line: dict[str, Any]) -> tuple[str, ...]:
+    """Under `HEADINGS`."""
+    share = line.get("link_share")
+    return (
+        str(line["what"]),
+        f"{line['tokens_per_s'] / 1e6:.2f} M",
+        f"{line['first_batch_s']:.2f}",
+        f"{line['memory_mb']:.0f}",
+        f"{line['waited_share']:.1%}" if line["paused"] else "-",
+        "-" if share is None else f"{share:.0%}",
+    )
+
+
+def make_corpus(folder: Path, gb: float, chunk_tokens: int) -> Manifest:
+    """Random tokens, the same ones in each chunk, each time from another place on."""
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, chunk_tokens, dtype=np.uint16)
+    ends = np.append(np.arange(DOCUMENT_TOKENS, chunk_tokens, DOCUMENT_TOKENS), chunk_tokens)
+    count = max(1, round(gb * 1e9 / TOKEN_BYTES / chunk_tokens))
+    chunks: list[Chunk] = [
+        write_chunk(folder, f"{number:06d}", np.roll(tokens, number), ends, source=0, vocabulary=VOCABULARY)
+        for number in range(count)
+    ]
+    whole = count * chunk_tokens
+    source = Source(
+        name="random", url="", blake3="", documents=count * len(ends), tokens=whole, text_bytes=4 * whole
+    )
+    manifest = Manifest(vocabulary=VOCABULARY, sources=(source,), training=tuple(chunks))
+    (folder / MANIFEST).write_bytes(manifest.encode())
+    return manifest
+
+
+def _sources(root: Path, manifest: Manifest, bench: ReadingBench, missing: list[str]) -> dict[str, Path]:
+    """Reader -> the same tokens, as it wants them."""
+    found = {"lowcomm": root / "compared", "numpy": root / "tokens.bin"}
+    with found["numpy"].open("wb") as file:
+        for chunk in manifest.training:
+            file.write((root / "compared" / CHUNKS / f"{chunk.name}{TOKENS}").read_bytes())
+    tokens = np.memmap(found["numpy"], dtype=np.uint16, mode="r")
+    size = bench.context + 1
+    windows = tokens[: len(tokens) // size * size].reshape(-1, size)
+    if "datasets" not in missing:
+        found["datasets"] = root / "parquet"
+        _write_parquet(found["datasets"], windows)
+    if "mosaicml-streaming" not in missing:
+        found["mosaicml-streaming"] = root / "mds"
+        _write_mds(found["mosaicml-streaming"], windows)
+    return found
+
+
+def _write_parquet(folder: Path, windows: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
+    library: Any = importlib.import_module(LIBRARIES["datasets"])
+    library.disable_progress_bars()
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(windows, 16)):
+        features = library.Features({"tokens": library.Sequence(library.Value("uint16"), windows.shape[1])})
+        data = library.Dataset.from_dict({"tokens": list(part)}, features=features)
+        data.to_parquet(str(folder / f"{number:02d}.parquet"))
+
+
+def _write_mds(folder: Path, windows: np.ndarray[Any, np.dtype[np.uint16]]) -> None:
+    library: Any = importlib.import_module(LIBRARIES["mosaicml-streaming"])
+    with library.MDSWriter(out=str(folder), columns={"tokens": f"ndarray:uint16:{windows.shape[1]}"}) as out:
+        for window in windows:
+            out.write({"tokens": np.array(window)})
+
+
+def _read(
+    bench: ReadingBench,
+    root: Path,
+    reader: str,
+    source: Path | str,
+    manifest: Manifest,
+    *,
+    pause_s: float = 0.0,
+    batches: int = 0,
+) -> dict[str, Json]:
+    job = Job(
+        reader=reader,
+        source=str(source),
+        manifest=manifest.digest,
+        context=bench.context,
+        batch_size=bench.batch_size,
+        batches=batches or bench.batches,
+        pause_s=pause_s,
+        began_s=SystemClock().monotonic_s(),
+    )
+    ended = subprocess.run(
+        [sys.executable, "-m", "lowcomm.bench.readers", json.dumps(vars(job))],
+        env={**os.environ, "XDG_CACHE_HOME": str(root / "cache"), "HF_HOME": str(root / "hf")},
+        capture_output=True,
+        text=True,
+    )
+    if ended.returncode:
+        raise DataError(f"the reader {reader} broke: {ended.stderr.strip().splitlines()[-1:]}")
+    found: dict[str, Json] = json.loads(ended.stdout.splitlines()[-1])
+    return {**found, "paused": pause_s > 0}
+
+
+def _over_http(bench: ReadingBench, root: Path, manifest: Manifest, used: float) -> dict[str, Json]:
+    """An epoch from a server of this machine, with nothing in the cache."""
+    for path in sorted(root.glob("cache/lowcomm/chunks/*")):
+        path.unlink()
+    batch_tokens = bench.batch_size * bench.context
+    pause_s = batch_tokens * TOKEN_BYTES * 8 / (used * bench.mbit_s * 1e6) if used else 0.0
+    batches = manifest.tokens // batch_tokens - 1 - len(manifest.training)
+    with LimitedServer(root / "compared", bench.mbit_s) as server:
+        found = _read(bench, root, "lowcomm", server.url, manifest, pause_s=pause_s, batches=max(1, batches))
+        return {**found, "link_share": None if used else server.used_share()}
