@@ -69,6 +69,7 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
         for name, value in dataclasses.asdict(compared.shared.inner).items()
         if value != LATER.get(f"shared.inner.{name}")
     }
+    text = compared.shared.data
     settings = {
         "islands": islands,
         "shared": {
@@ -88,7 +89,8 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
             for name, value in dataclasses.asdict(compared.train).items()
             if name in ("steps", "batch_size", "grad_accumulation", "eval_windows")
         },
-        "data": {"source": compared.data.source, "text_key": compared.data.text_key},
+        "data": {"source": compared.data.source, "text_key": compared.data.text_key}
+        | ({"manifest": text.manifest, "packing": text.packing} if text.manifest else {}),
     }
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake3(canonical.encode("utf-8")).hexdigest()

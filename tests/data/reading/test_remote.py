@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,43 @@ def test_windows_from_elsewhere_are_those_of_the_folder(
             places = there.places(0, start, start + 8)
             assert all(map(torch.equal, here.batch(places), there.batch(places)))
         assert max(server.asked.values()) == 1
+
+
+def test_chunks_are_fetched_ahead_in_the_order_of_the_epoch(
+    built: tuple[Path, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    folder, manifest = built
+    asked: list[str] = []
+    all_there = threading.Event()
+
+    def note(name: str, start: int, before: int) -> None:
+        asked.append(name)
+        if len(asked) == 33:  # the manifest, and two blocks
+            all_there.set()
+
+    with serving(folder, note) as server:
+        windows = CorpusWindows(open_corpus(server.url, manifest.digest, cache_gb=1.0), context=8, seed=0)
+        windows.places(0, 0, 1)
+        assert all_there.wait(60)
+    numbers = [int(Path(name).stem) for name in asked[1:]]
+    starts = np.cumsum([chunk.tokens for chunk in manifest.training])
+    order = [int(np.searchsorted(starts, place, "right")) for place in windows.places(0, 0, windows.count(0))]
+    assert set(numbers[:16]) == set(order[: 16 * 10])
+    assert set(order[: 16 * 30]) >= set(numbers[16:])
+
+
+def test_a_disk_that_is_full(folder: Path, cache: Cache, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE // 2, hard))
+    try:
+        with pytest.raises(
+            StorageError, match=r"cache: chunks can't be kept: .*; make room, lower data.cache_gb"
+        ):
+            got(cache, f"file://{folder}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert got(cache, f"file://{folder}") == CONTENT, "what came is kept, and it goes on from there"
 
 
 def test_a_cache_without_room_for_what_is_read_at_a_time(built: tuple[Path, Manifest]) -> None:
