@@ -23,7 +23,7 @@ from lowcomm.interrupts import interrupted_by_any
 
 COMMANDS = (
     "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "recover", "invite",
-    "data", "plan", "simulate", "doctor", "bench", "chaos",
+    "provenance", "data", "plan", "simulate", "doctor", "bench", "chaos",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"
 GROUPS = "lowcomm.islands.group"

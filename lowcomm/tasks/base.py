@@ -62,6 +62,9 @@ class Data(Protocol):
         digest: of all of it; islands with another one don't share the division into shards.
         num_shards: parts it is divided into, one for each island.
         facts: for the start line of metrics.jsonl.
+
+    It may have a `manifest`, bytes that name all of it; they are kept in the run folder, for `lowcomm
+    provenance`.
     """
 
     source: str

@@ -144,6 +144,7 @@ class CorpusData:
         self._corpus, self._context, self._apart = corpus, context, apart
         self._seed = seed
         self.source, self.digest, self.num_shards = corpus.source, corpus.manifest.digest, shards
+        self.manifest = corpus.manifest.encode()
 
     @property
     def facts(self) -> Mapping[str, Json]:

@@ -17,6 +17,7 @@ from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.storage.files import io_reason, sync_folder
 from lowcomm.tasks.given import GivenTask
 from lowcomm.training.build import build_task
+from lowcomm.training.provenance import provenance_of
 
 
 def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool = False) -> int:
@@ -58,8 +59,15 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
             f"export --merge: expected a run of shared.task.kind = peft, whose adapters can be merged, got "
             f"{config.shared.task.kind}"
         )
+
+    def write_all(partial: Path) -> None:
+        write(anchor, partial, run_id=config.shared.run_id, step=step)
+        words = "\n".join(provenance_of(run_dir).lines())
+        with (partial / "README.md").open("a", encoding="utf-8") as card:
+            card.write(f"\n## Where it comes from\n\n{words}\n")
+
     try:
-        _write(out_dir, lambda partial: write(anchor, partial, run_id=config.shared.run_id, step=step))
+        _write(out_dir, write_all)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoints.folder(step)}: {error}") from error
     return step

@@ -24,6 +24,7 @@ from lowcomm.arguments import show
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
+from lowcomm.data.corpus.manifest import MANIFEST
 from lowcomm.data.loader import Batches, open_loader
 from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.exchanges.base import Exchange
@@ -223,6 +224,8 @@ class Trainer:
         run = _Run(island, outer, loader, saver, data, journal)
         if folder is not None:
             folder.note_data(data.digest)
+            if manifest := getattr(data, "manifest", b""):
+                folder.write(MANIFEST, manifest.decode())
             journal.sinks = open_sinks(
                 config.metrics,
                 folder.path,

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lowcomm import Trainer
+from lowcomm.cli.main import main
 from lowcomm.config.load import load_config
 from lowcomm.errors import ConfigError, DataError, LowcommError, ModelError
 from lowcomm.training.export import export
@@ -264,5 +265,6 @@ def test_such_a_run_can_not_be_had_from_its_recipe(tmp_path) -> None:
     finished(train(tmp_path, islands=1, steps=5))
     with pytest.raises(LowcommError, match="kind = given: the model and the data of this run were made"):
         Trainer(load_config(tmp_path / "island-0" / "config.toml")).fit()
+    assert main(["ledger", "verify", str(tmp_path / "island-0")]) == 0
     with pytest.raises(ConfigError, match="data: expected nothing beside a configuration"):
         Trainer(load_config(None), [1, 2])
