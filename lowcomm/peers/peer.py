@@ -260,6 +260,7 @@ class Peer:
         pulse, silent: its messages; whether it has been silent for longer than it ever is.
         explains: it was asked in what it differs.
         pages_told: pages of what this peer trains with that it has asked for.
+        protocol: another one than this peer's, as its last greeting named it.
         unfit: it and this peer don't fit together: what it still says until the link goes means nothing.
         round_trip_s: what the newest heartbeat took to it and back.
         answered_s: when the newest heartbeat was sent to it that it has answered.
@@ -286,6 +287,7 @@ class Peer:
     explains: bool = False
     pages_told: int = 0
     unfit: bool = False
+    protocol: int | None = None
     stalled: bool = False
     allowance: float = BURST_MESSAGES
     counted_at_s: float = 0.0

@@ -307,6 +307,9 @@ class Peers:
         if entry is None or entry.explains or entry.unfit:
             return
         protocol = fields.integer("protocol")
+        if protocol not in (PROTOCOL, entry.protocol):
+            entry.protocol = protocol  # it may have come damaged, and is said again
+            return
         if protocol != PROTOCOL:
             advice = "use the same version of lowcomm"
             here = f"protocol: here {PROTOCOL}, there {protocol}; {advice}"

@@ -67,6 +67,22 @@ def test_an_island_without_settings_is_refused() -> None:
     asyncio.run(scenario())
 
 
+def test_another_protocol_is_refused_when_it_is_said_twice() -> None:
+    async def scenario() -> None:
+        peers = member()
+        for said in ((PROTOCOL + 3, PROTOCOL), (PROTOCOL + 3, PROTOCOL + 3)):
+            peers.on_peer_up(STRANGER)
+            for protocol in said:
+                peers.on_hello(STRANGER, hello(protocol=protocol))
+            entry = peers.linked[STRANGER]
+            assert entry.greeted == (said[-1] == PROTOCOL)  # the first may have come damaged
+            assert entry.unfit != entry.greeted
+            peers.on_peer_down(STRANGER)
+        await peers.stop()
+
+    asyncio.run(scenario())
+
+
 def test_a_flood_of_messages_is_a_broken_protocol() -> None:
     async def scenario() -> None:
         peers = member()
