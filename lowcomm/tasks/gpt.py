@@ -100,7 +100,12 @@ def hf_config(shape: GPTShape, separator: int) -> dict[str, Json]:
 
 def readme(kind: str, vocabulary: Vocabulary, context: int, run_id: str, step: int) -> str:
     """What a folder with a model says to people."""
-    begin = f"""# {run_id}
+    begin = f"""---
+library_name: transformers
+tags: [lowcomm]
+---
+
+# {run_id}
 
 The anchor of run `{run_id}` after {step} inner steps, trained with lowcomm on windows of {context} tokens. A
 {kind}"""

@@ -98,7 +98,12 @@ class PeftTask:
     def _readme(self, run_id: str, step: int) -> str:
         base = self._base.origin.config.name_or_path
         loaded = f'"{base}"' if base else '"path/to/the/model"  # the one that the run began with'
-        return f"""# {run_id}
+        return f"""---
+library_name: peft
+tags: [lowcomm, lora]
+---
+
+# {run_id}
 
 LoRA adapters of run `{run_id}` after {step} inner steps, trained with lowcomm on windows of
 {self._base.context} tokens.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -17,6 +18,7 @@ from lowcomm.storage.checkpoint import Checkpoints, saved_fragments
 from lowcomm.storage.files import io_reason, sync_folder
 from lowcomm.tasks.given import GivenTask
 from lowcomm.training.build import build_task
+from lowcomm.training.card import card
 from lowcomm.training.provenance import provenance_of
 
 
@@ -49,9 +51,11 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
         raise StorageError(f"{run_dir}: expected a checkpoint to export, found none; train further first")
     step = steps[-1] if step is None else step
     anchor: dict[str, Tensor] = {}
+    chains: list[Mapping[str, Any]] = []
     with checkpoints.understood(step):
         for saved in saved_fragments(checkpoints, step, config.shared.schedule.num_fragments):
             anchor.update(saved["tensors"])
+            chains += [saved["chain"]] if "chain" in saved else []
     task = build_task(config)
     write = getattr(task, "export_merged", None) if merge else task.export
     if write is None:
@@ -63,8 +67,8 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
     def write_all(partial: Path) -> None:
         write(anchor, partial, run_id=config.shared.run_id, step=step)
         words = "\n".join(provenance_of(run_dir).lines())
-        with (partial / "README.md").open("a", encoding="utf-8") as card:
-            card.write(f"\n## Where it comes from\n\n{words}\n")
+        with (partial / "README.md").open("a", encoding="utf-8") as readme:
+            readme.write(f"{card(config, step, chains)}\n## Where it comes from\n\n{words}\n")
 
     try:
         _write(out_dir, write_all)

@@ -35,6 +35,13 @@ POOL = ThreadPoolExecutor(1)
 """Where the plain island trains."""
 
 
+def models_of(engine: str) -> list[str]:
+    """What an engine is tried with: DeepSpeed takes no weights in bf16, and compiling takes long."""
+    if engine.endswith("compiled"):
+        return ["llama"]
+    return [name for name in MODELS_AND_LORA if not (engine.startswith("deepspeed") and "bf16" in name)]
+
+
 def settings(folder: Path, model: str, engine: str) -> Config:
     name, _, option = engine.partition("-")
     overrides = [f"island.engine={name}"]
@@ -107,5 +114,5 @@ TASKS = {
 
 if __name__ == "__main__":
     (Path(sys.argv[3]) / f"rank-{sys.argv[1]}").mkdir()
-    chosen = {"llama": TASKS["llama"]} if sys.argv[4].endswith("compiled") else TASKS
+    chosen = {name: TASKS[name] for name in models_of(sys.argv[4])}
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], chosen)

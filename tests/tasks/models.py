@@ -30,9 +30,11 @@ QWEN2 = LLAMA.replace("'llama'", "'qwen2', num_key_value_heads=1")
 QWEN3 = LLAMA.replace("'llama'", "'qwen3', num_key_value_heads=1, head_dim=12").replace("=false", "=true")
 MODELS = {"llama": LLAMA, "gpt2": GPT2, "qwen2": QWEN2, "qwen3": QWEN3}
 
+LORA = (LLAMA, "shared.task.kind=peft", "shared.task.adapter={r=2, lora_dropout=0.1}")
 MODELS_AND_LORA = {
     **{name: (model,) for name, model in MODELS.items()},
-    "lora": (LLAMA, "shared.task.kind=peft", "shared.task.adapter={r=2, lora_dropout=0.1}"),
+    "lora": LORA,
+    "lora, bf16": (*LORA, "shared.task.dtype=bf16"),
 }
 """The overrides of a recipe."""
 

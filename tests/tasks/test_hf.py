@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lowcomm.config.schema import Config
-from lowcomm.errors import ConfigError
+from lowcomm.data.corpus.manifest import Vocabulary
+from lowcomm.data.corpus.tokenizer import TOKENIZER
+from lowcomm.errors import ConfigError, DataError
 from lowcomm.training.build import build_island, build_model, build_task
 from lowcomm.training.export import export
+from tests.data.reading.corpora import counting, make_corpus
 from tests.tasks.models import GPT2, LLAMA, MODELS, anchor_of, made, recipe, refusal
 from tests.training.islands import finished, lines, losses, make_config, train_islands
 
@@ -46,7 +50,11 @@ def test_two_islands_train_it_and_the_export_gives_the_same_logits(tmp_path: Pat
         ids = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(0))
         logits, expected = found.eval()(ids).logits, trained(ids).logits
     assert torch.equal(logits, expected)
-    assert type(found).__name__ in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert type(found).__name__ in card
+    assert "| run | `small` |\n| inner steps | 20 |\n| outer steps | 5, 4 |\n" in card
+    assert 'shared.task.kind = "hf"\n' in card
 
 
 def test_dropout_goes_on_where_it_stood(tmp_path: Path) -> None:
@@ -267,3 +275,33 @@ def test_the_export_has_what_the_hub_asks_for(tmp_path: Path, monkeypatch: pytes
     model = transformers.AutoModelForCausalLM.from_pretrained(out)
     assert all(torch.equal(parameter, anchor[name]) for name, parameter in model.named_parameters())
     assert model.generation_config.temperature == 0.25
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"], ids=["folder", "url"])
+def test_the_tokenizer_is_the_corpuss(tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of a folder are trained on tokens of the folder's, and the export has it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own, other, corpus = b'{"own": 1}', b'{"other": 1}', tmp_path / "corpus"
+    vocabulary = Vocabulary(kind=TOKENIZER, blake3=blake3(own).hexdigest(), size=256, separator=7)
+    manifest = make_corpus(corpus, {"counts": counting(4, 20)}, vocabulary=vocabulary)
+    (corpus / TOKENIZER).write_bytes(own)
+    (corpus / "tokenizer_config.json").write_text("{}")
+    text = (f"shared.data.manifest={manifest.digest}", f"data.source={scheme}{corpus}")
+    fork(tmp_path, "base")
+    (tmp_path / "base" / TOKENIZER).write_bytes(own)
+    out = tmp_path / "out"
+    out.mkdir()
+    for config in (recipe(tmp_path, "base", *text), recipe(tmp_path, LLAMA, *text)):
+        anchor = dict(made(config).named_parameters())
+        build_task(config).export(anchor, out, run_id="demo", step=1)
+        assert (out / TOKENIZER).read_bytes() == own
+        assert (out / "tokenizer_config.json").read_text() == "{}"
+    assert json.loads((out / "config.json").read_text())["eos_token_id"] == 7
+    assert "AutoTokenizer" in (out / "README.md").read_text()
+
+    (tmp_path / "base" / TOKENIZER).write_bytes(other)
+    with pytest.raises(ConfigError, match=r"data\.manifest: expected a corpus of the model's tokenizer"):
+        build_task(recipe(tmp_path, "base", *text))
+    (corpus / TOKENIZER).write_bytes(other)
+    with pytest.raises(DataError, match=r"corpus/tokenizer\.json: expected the tokenizer of .* got another"):
+        build_task(config).export(anchor, out, run_id="demo", step=1)

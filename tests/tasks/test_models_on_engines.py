@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.islands.ranks import run_ranks
-from tests.tasks.models import MODELS_AND_LORA
+from tests.tasks.model_ranks import models_of
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from tests.tasks.models import MODELS_AND_LORA
 def test_two_ranks_and_a_plain_island_hold_one_anchor(engine: str, tmp_path: Path) -> None:
     """Tied and untied weights, dropout, buffers, heads of another size than the width divides into."""
     lead, other = run_ranks(2, tmp_path, engine, module="tests.tasks.model_ranks")
-    assert list(lead) == (["llama"] if engine.endswith("compiled") else list(MODELS_AND_LORA))
+    assert list(lead) == models_of(engine)
     for model in lead:
         mine, plain = lead[model]["mine"], lead[model]["plain"]
         assert mine["digests"] == plain["digests"] == other[model]["mine"]["digests"]

@@ -113,7 +113,7 @@ def test_two_islands_train_it_and_what_it_tells_is_logged(tmp_path: Path) -> Non
     assert rows["loss on what is held out"] == f"{evals[-1]['eval_loss']:.4f}", "in a unit that nobody told"
     # the run folder knows where the file is, wherever one stands
     assert export(tmp_path / "island-0", tmp_path / "out") == 40
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["README.md", "model.safetensors"]
 
 
 def test_the_task_may_be_given(tmp_path: Path) -> None:
