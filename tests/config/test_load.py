@@ -13,7 +13,7 @@ from lowcomm.errors import ConfigError
 RECIPES = sorted(
     path
     for path in (Path(__file__).parents[2] / "recipes").rglob("*.toml")
-    if "[[runs]]" not in path.read_text() and path.parent.name != "profiles"
+    if "[[runs]]" not in path.read_text() and path.parent.name not in ("profiles", "corpora")
 )
 
 
