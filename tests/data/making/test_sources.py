@@ -181,7 +181,7 @@ def test_a_server_that_goes_on_failing_is_told(
         ("a.jsonl", b'{"text": "x"}\nno\n', {}, r"source a: .*a.jsonl:2: expected a JSON object in one line"),
         ("a.jsonl", b'{"body": "x"}\n', {}, r"expected the key 'text', got the keys body; set text_key"),
         ("a.jsonl", b"\n\n", {}, r"source a: expected text at .*, got 1 files, none with text: 1 empty"),
-        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], {}, r"a.jsonl.gz: compressed, and damaged"),
+        ("a.jsonl.gz", gzip.compress(LINES, mtime=0)[:-9], {}, r"gz: is compressed, and damaged or cut"),
         ("a.parquet", b"PAR1", {}, r"a.parquet: expected a Parquet file, got one that is cut or damaged"),
         ("a.txt", b"\xff\xfe\xfd", {}, r"none with text: 1 "),
         ("a.bin", b"\1\0\2", {}, r"a.bin: expected 1 tokens of 2 bytes after a header of 0, got 3 bytes"),
