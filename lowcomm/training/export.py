@@ -66,7 +66,7 @@ def export(run_dir: Path, out_dir: Path, *, step: int | None = None, merge: bool
 
     def write_all(partial: Path) -> None:
         write(anchor, partial, run_id=config.shared.run_id, step=step)
-        words = "\n".join(provenance_of(run_dir).lines())
+        words = "\n".join(provenance_of(run_dir, states=False).lines())
         with (partial / "README.md").open("a", encoding="utf-8") as readme:
             readme.write(f"{card(config, step, chains)}\n## Where it comes from\n\n{words}\n")
 

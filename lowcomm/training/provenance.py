@@ -90,15 +90,20 @@ class Provenance:
             yield f"- island {name} `{island.peer}`: {island.tokens:,} tokens, {share:.1f} %"
         if self.snapshots:
             yield f"- {self.snapshots} states were taken from other islands; what led to them is not told"
+        if self.problem:
+            yield f"- NOT AS IT SHOULD BE: {self.problem}"
 
 
-def provenance_of(run_dir: Path) -> Provenance:
+def provenance_of(run_dir: Path, *, states: bool = True) -> Provenance:
     """What a run folder proves; what is wrong is its `problem`.
+
+    Args:
+        states: see `verify`.
 
     Raises:
         StorageError: it is no run folder.
     """
-    audit = verify(run_dir)
+    audit = verify(run_dir, states=states)
     config, _ = law_of(run_dir)
     start, names = _told(run_dir)
     tokens = sum(audit.credited.values())

@@ -39,11 +39,15 @@ def law_of(run_dir: Path) -> tuple[Config | None, Law]:
     )
 
 
-def verify(run_dir: Path) -> Audit:
-    """Audit one run folder as far as its files go; what can't be read is a `problem`, too."""
+def verify(run_dir: Path, *, states: bool = True) -> Audit:
+    """Audit one run folder as far as its files go; what can't be read is a `problem`, too.
+
+    Args:
+        states: also recompute the genesis, and compare the states of checkpoints and kept updates.
+    """
     found = Audit()
     try:
-        _audit(run_dir, find_ledger(run_dir), found)
+        _audit(run_dir, find_ledger(run_dir), found, states=states)
     except LowcommError as error:
         found.problem = str(error)
     except OSError as error:
@@ -81,7 +85,7 @@ def find_ledger(run_dir: Path) -> Path:
     )
 
 
-def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
+def _audit(run_dir: Path, ledger: Path, found: Audit, *, states: bool) -> None:
     """Fill in what the files tell.
 
     Raises:
@@ -96,7 +100,8 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
             load_config(recipe)  # which says what is wrong with it
         return
     auditor = Auditor(found, ledger, config.shared.run_id, config.shared.schedule.num_fragments, law)
-    if not found.valid:
+    # nobody can make the model of a given task, so its genesis stays unknown
+    if not (found.valid and states) or config.shared.task.kind == "given":
         return
     checkpoints = Checkpoints(run_dir / "checkpoints", keep=config.train.keep_checkpoints)
     count, wants = config.shared.schedule.num_fragments, ("chain", "anchor", SLOTS)
@@ -104,5 +109,4 @@ def _audit(run_dir: Path, ledger: Path, found: Audit) -> None:
         (str(checkpoints.folder(step)), saved_fragments(checkpoints, step, count, wants))
         for step in checkpoints.steps()
     ]
-    if config.shared.task.kind != "given":  # else nobody can make its model, and the genesis stays unknown
-        auditor.check_states(build_outer_state(config), saved)
+    auditor.check_states(build_outer_state(config), saved)
