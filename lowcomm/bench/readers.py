@@ -99,7 +99,7 @@ def _numpy(job: Job) -> Callable[[], object]:
 
     def get_batch() -> tuple[torch.Tensor, torch.Tensor]:
         data = np.memmap(job.source, dtype=np.uint16, mode="r")
-        ix = torch.randint(len(data) - job.context, (job.batch_size,))
+        ix = torch.randint(len(data) - job.context, (job.batch_size,), dtype=torch.int64, device="cpu")
         x = torch.stack([torch.from_numpy(data[i : i + job.context].astype(np.int64)) for i in ix])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + job.context].astype(np.int64)) for i in ix])
         return x, y

@@ -104,7 +104,7 @@ class _Copy:
             key = storage.device, storage.data_ptr()
             if key not in self._storages:
                 self._storages[key] = torch.UntypedStorage(storage.nbytes()).copy_(storage)  # type: ignore[no-untyped-call]
-            empty = torch.empty(0, dtype=tensor.dtype)
+            empty = torch.empty(0, dtype=tensor.dtype, device="cpu")
             return empty.set_(self._storages[key], tensor.storage_offset(), tensor.shape, tensor.stride())
         if isinstance(part, Mapping):
             return {name: self.of(each) for name, each in part.items()}

@@ -65,7 +65,7 @@ def test_build_writes_what_scripts_read(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["chunks"] == len(list(manifest.chunks))
     assert found["dropped"] == {"length: too short": 4, "duplicates: exact": 8}
     assert found["seconds"] > 0
-    assert 10 < found["peak_mb"] < 2_000
+    assert found["peak_mb"] > 10  # that of this process, too, in which other tests have run
     assert "lowcomm: read and clean: 1" in capsys.readouterr().err
 
     from transformers import AutoTokenizer
@@ -93,7 +93,8 @@ def test_a_terminal_gets_a_bar_for_each_stage(
 def test_the_specifications_of_the_page_are_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "corpus.md").read_text(encoding="utf-8")
     names = []
-    for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL):
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    for block in [block for block in blocks if "[[source]]" in block]:  # the others are of recipes
         (tmp_path / "corpus.toml").write_text(block)
         spec = read_spec(tmp_path / "corpus.toml")
         assert {step.name for step in spec.steps} <= {*STEPS, MINHASH}
