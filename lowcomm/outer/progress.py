@@ -67,7 +67,7 @@ class Progress:
         self.began_tokens[fragment] = self.tokens_trained
         if fresh and not (self.realign[fragment] and self.interval_tokens[fragment]):
             self.interval_tokens[fragment] = fresh  # who answers as soon as it is asked may have hardly begun
-        interval = self.interval_tokens[fragment]
+        interval = max(fresh, self.interval_tokens[fragment])  # the last one may have been cut short
         return min(waiting if waiting <= WHOLE * interval else INSTALLMENT * interval, MAX_TOKENS)
 
     def credit(self, fragment: int, tokens: int) -> None:

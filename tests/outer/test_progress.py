@@ -79,6 +79,14 @@ def test_who_was_late_has_usual_intervals_still() -> None:
     assert progress.interval_tokens == [5]  # the schedule's may change
 
 
+def test_an_interval_that_was_cut_short_does_not_make_the_next_one_come_in_by_crumbs() -> None:
+    progress = Progress(1)
+    progress.credit(0, contribution(progress, 40))
+    assert contribution(progress, 1) == 1  # it stood still, and the others go on without this
+    progress.realign[0] = True
+    assert contribution(progress, 40) == 41
+
+
 def test_a_first_contribution_of_one_who_is_late_is_its_interval() -> None:
     progress = Progress(1)
     progress.realign[0] = True
