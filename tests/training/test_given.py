@@ -1,5 +1,6 @@
 """`Trainer(model, data)`: any module on any data set, with all that a recipe has."""
 
+import copy
 import shutil
 from pathlib import Path
 
@@ -36,10 +37,18 @@ def line_through(count: int, seed: int = 0) -> TensorDataset:
     return TensorDataset(x, x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.25)
 
 
-def make_model() -> nn.Module:
+def _drawn() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+MODEL = _drawn()
+"""Drawn once: islands here are threads, and random numbers are the process's."""
+
+
+def make_model() -> nn.Module:
+    return copy.deepcopy(MODEL)
 
 
 def squared(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
