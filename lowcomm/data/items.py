@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcomm.data.order import OrderOfEpoch, permutation
+from lowcomm.data.rank_stream import RankStream
 from lowcomm.data.samples import Batch, digest_of, tensors_of
 from lowcomm.errors import DataError
 
@@ -69,7 +70,7 @@ class Stream:
         self.data, self.collate, self.sample_tokens, self.name = data, collate, sample_tokens, name
 
 
-class StreamLoader:
+class StreamLoader(RankStream):
     """The batches of one rank of an iterable data set; as `Loader`, for what has no numbers.
 
     Every rank goes through the whole stream and takes its part of each batch, so that ranks need no word
@@ -80,30 +81,14 @@ class StreamLoader:
     """
 
     def __init__(self, stream: Stream, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._stream, self._batch_size = stream, batch_size
-        self._rank, self._world_size = rank, world_size
-        self._tokens = 0
+        super().__init__(stream.sample_tokens, batch_size, rank, world_size)
+        self._stream = stream
         self._enter(epoch=0, position=0)
-
-    @property
-    def epoch(self) -> int:
-        """How often the stream has ended."""
-        return self._epoch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens drawn so far by all ranks of the island, skipped ones included."""
-        return self._tokens
 
     @property
     def epoch_tokens(self) -> None:
         """Nobody knows before the stream has ended."""
         return None
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of one batch, over all ranks of the island."""
-        return self._batch_size * self._world_size * self._stream.sample_tokens
 
     def next_batch(self) -> Batch:
         """The next batch of this rank; tensors on the host."""
@@ -117,11 +102,7 @@ class StreamLoader:
         Raises:
             DataError: not a whole number of samples.
         """
-        each = self._stream.sample_tokens
-        samples, rest = divmod(tokens, each)
-        if tokens < 0 or rest:
-            raise DataError(f"skip: expected whole samples of {each} tokens, got {tokens} tokens")
-        for _ in range(samples):
+        for _ in range(self._whole(tokens)):
             self._draw(1)
 
     def state_dict(self) -> dict[str, Any]:

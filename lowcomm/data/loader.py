@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lowcomm.data.items import Stream, StreamLoader
+from lowcomm.data.rank_stream import RankStream
 from lowcomm.data.samples import Batch, Samples
 from lowcomm.errors import DataError
 
 
-class Loader:
+class Loader(RankStream):
     """The stream of one rank of one island. All ranks draw in step and take disjoint samples.
 
     Args:
@@ -26,11 +27,8 @@ class Loader:
     """
 
     def __init__(self, samples: Samples, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        if not 0 <= rank < world_size:
-            raise DataError(f"expected 0 <= rank < world size = {world_size}, got rank {rank}")
-        self._samples, self._batch_size = samples, batch_size
-        self._rank, self._world_size = rank, world_size
-        self._tokens = 0
+        super().__init__(samples.sample_tokens, batch_size, rank, world_size)
+        self._samples = samples
         self._enter(epoch=0, position=0)
         if not samples.repeats and self._count < batch_size * world_size:
             raise DataError(
@@ -40,24 +38,9 @@ class Loader:
             )
 
     @property
-    def epoch(self) -> int:
-        """How often all samples were drawn."""
-        return self._epoch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens drawn so far by all ranks of the island, skipped ones included."""
-        return self._tokens
-
-    @property
     def epoch_tokens(self) -> int:
         """Tokens of all samples."""
         return self._samples.tokens
-
-    @property
-    def batch_tokens(self) -> int:
-        """Tokens of one batch, over all ranks of the island."""
-        return self._batch_size * self._world_size * self._samples.sample_tokens
 
     def next_batch(self) -> Batch:
         """The next batch of this rank; tensors on the host."""
@@ -71,10 +54,7 @@ class Loader:
         Raises:
             DataError: not a whole number of samples.
         """
-        each = self._samples.sample_tokens
-        samples, rest = divmod(tokens, each)
-        if tokens < 0 or rest:
-            raise DataError(f"skip: expected whole samples of {each} tokens, got {tokens} tokens")
+        samples = self._whole(tokens)
         self._tokens += tokens
         while samples >= self._count - self._position:
             samples -= self._count - self._position
