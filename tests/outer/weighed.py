@@ -1,4 +1,4 @@
-"""One island in a process of its own that weighs itself: the most memory that its rounds took.
+"""One island in a process of its own that weighs itself: the most memory that its rounds took, by cycles.
 
 Run with malloc settings under which freed memory goes back at once (`MALLOC`), so that the kernel's count
 is that of what is live: tensors, byte strings and the buffers of libraries alike.
@@ -10,7 +10,9 @@ import ctypes
 import gc
 import json
 import sys
+from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ from lowcomm import OuterLoop, RoundPolicy, Schedule, codecs, exchanges, wrap_is
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 TENSOR = (1024, 1024)
 FRAGMENTS = 4
-STEPS = 4 * FRAGMENTS
+CYCLE = 2 * FRAGMENTS
+"""Inner steps in which each fragment has one round."""
+STEPS = 5 * CYCLE
 
 
 class Weights(nn.Module):
@@ -55,7 +59,7 @@ def train(islands: int, peers: list[str], model: Weights, settings: dict[str, An
     outer = OuterLoop(
         wrap_island(model, optimizer),
         exchanges.swarm(run_id="weighed", initial_peers=peers, relay=False),
-        schedule=Schedule(inner_steps=2 * FRAGMENTS, **settings["schedule"]),
+        schedule=Schedule(inner_steps=CYCLE, **settings["schedule"]),
         codec=codec,
         outer_optimizer=settings.get("optimizer", "nesterov"),
         round_policy=RoundPolicy(min_participants=islands, deadline_s=60.0),
@@ -93,11 +97,12 @@ def main() -> None:
     steps = train(2, sys.argv[2:], model, settings)
     next(steps)
     forget_peak()
-    rest = resident_bytes("VmRSS")
-    for _ in steps:
-        pass
-    peak = resident_bytes("VmHWM")
-    print(json.dumps({"rest": (rest - before) / elements, "peak": (peak - before) / elements}))
+    rest = (resident_bytes("VmRSS") - before) / elements
+    peaks = []
+    while deque(islice(steps, CYCLE), maxlen=1):
+        peaks.append((resident_bytes("VmHWM") - before) / elements)
+        forget_peak()
+    print(json.dumps({"rest": rest, "peaks": peaks}))
 
 
 if __name__ == "__main__":
