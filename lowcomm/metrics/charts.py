@@ -7,8 +7,8 @@ from lowcomm.types import Json
 
 ISLAND_KEYS = (
     "loss", "lr", "grad_norm", "grad_norm_max", "tokens", "tokens_per_s", "mfu", "host_memory_bytes",
-    "device_memory_bytes", "peers", "compute_s", "wait_s", "transfer_s", "bytes_sent", "bytes_received",
-    "wall_s",
+    "device_memory_bytes", "peers", "compute_s", "data_s", "wait_s", "transfer_s", "bytes_sent",
+    "bytes_received", "wall_s",
 )  # fmt: skip
 SWARM_KEYS = (
     "outer_step", "fragment", "committed", "bytes_sent", "bytes_received", "compression_ratio", "round_s",

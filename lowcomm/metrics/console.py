@@ -126,7 +126,7 @@ def describe(record: Record, total: int, key: str = STEPS) -> str:
         run = f"run {record.get('run_id', '?')} as {named}peer {short(record.get('peer'))}{joined}"
         return "\n".join([run, *_opening_lines(record)])
     if kind == "end":
-        return f"{record.get('reason', 'ended')} after {_number(record, 'time_s'):.1f} s"
+        return f"{record.get('reason', 'ended')} after {_number(record, 'time_s'):.1f} s{_waited(record)}"
     return ""
 
 
@@ -148,9 +148,11 @@ def human_bytes(count: float) -> str:
 def time_split(record: Record) -> str:
     """Compute / wait / transfer as percentages of their sum ("-" before anything was measured).
 
-    The transfer runs beside the training, so that it is time of the link, not of the processor.
+    The wait is that for rounds and for batches. The transfer runs beside the training, so that it is time of
+    the link, not of the processor.
     """
-    parts = [_number(record, key) for key in ("compute_s", "wait_s", "transfer_s")]
+    waited = _number(record, "data_s") + _number(record, "wait_s")
+    parts = [_number(record, "compute_s"), waited, _number(record, "transfer_s")]
     whole = sum(parts)
     if whole <= 0:
         return "-"
@@ -188,6 +190,13 @@ def _beside(record: Record) -> str:
     """What a task tells beside its loss: `, accuracy 0.9400`."""
     found = {key.removeprefix("eval_"): record[key] for key in record if key.startswith("eval_")}
     return "".join(f", {name} {value:.4f}" for name, value in found.items() if name != "loss")
+
+
+def _waited(record: Record) -> str:
+    """The share of waits for data, where the summary of an end line tells it."""
+    summary = record.get("summary")
+    share = summary.get("data_wait_share") if isinstance(summary, dict) else None
+    return f"; {share:.1%} of the time of training waited for data" if isinstance(share, float) else ""
 
 
 def _count(record: Record, key: str) -> str:

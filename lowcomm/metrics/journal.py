@@ -163,9 +163,10 @@ class Journal:
 
     # -- while it trains ---------------------------------------------------------------------------
 
-    def computed(self, seconds: float) -> None:
-        """Count the time of an inner step."""
-        self._counts.compute_s += seconds
+    def computed(self, seconds: float, data_s: float = 0.0) -> None:
+        """Count the time of an inner step, and how much of it was spent waiting for batches."""
+        self._counts.compute_s += seconds - data_s
+        self._counts.data_s += data_s
 
     def train(
         self, losses: Sequence[float], *, lr: float, tokens_per_s: float, grad_norms: Sequence[float] = ()
@@ -214,6 +215,7 @@ class Journal:
             device_memory_bytes=max(used, default=None),
             peers=outer.num_peers,
             compute_s=counts.compute_s,
+            data_s=counts.data_s,
             wait_s=counts.wait_s,
             transfer_s=counts.transfer_s,
             bytes_sent=counts.bytes_sent,
@@ -306,6 +308,7 @@ class Journal:
             parameters=outer.parameters,
             interrupted=interrupted,
             diverged=self._island.any_rank(diverged and outer.is_lead),
+            data_wait_share=counts.data_wait_share,
         )
         if summary.diverged and outer.is_lead:
             logger.warning("%s", divergence(summary))

@@ -35,6 +35,7 @@ class Summary:
         data_parallel_bytes: see `data_parallel_bytes`.
         diverged: whether the loss ended clearly above where it began.
         wall_s: seconds that its processes ran.
+        data_wait_share: part of the time of training in which inner steps waited for their batches.
     """
 
     run_id: str
@@ -63,6 +64,7 @@ class Summary:
     interrupted: bool
     diverged: bool
     eval_metrics: dict[str, float] = field(default_factory=dict)
+    data_wait_share: float = 0.0
 
     def to_dict(self) -> dict[str, Json]:
         """Plain values, for JSON; `eval_metrics` where there are any."""
@@ -82,8 +84,9 @@ class Counts:
     """What a run counts over all its sessions.
 
     Attributes:
-        compute_s, wait_s, transfer_s, bytes_sent, bytes_received, wall_s: what was spent; steps done twice,
-            after a kill, cost twice.
+        compute_s, data_s, wait_s, transfer_s, bytes_sent, bytes_received, wall_s: what was spent: inner steps
+            computed, waited for their batches, stood still for rounds, ...; steps done twice, after a kill,
+            cost twice.
         rounds_committed, rounds_failed: of the history that the run goes on from.
         first_loss, last_loss: see `Summary`.
         round_tokens: of this island in committed rounds.
@@ -92,6 +95,7 @@ class Counts:
     """
 
     compute_s: float = 0.0
+    data_s: float = 0.0
     wait_s: float = 0.0
     transfer_s: float = 0.0
     bytes_sent: int = 0
@@ -123,6 +127,11 @@ class Counts:
             most_islands=max(self.most_islands, later.most_islands),
         )
 
+    @property
+    def data_wait_share(self) -> float:
+        """See `Summary`; 0 before anything was trained."""
+        return data_wait_share(self.compute_s, self.data_s, self.wait_s)
+
     def round(self, participants: int, tokens: int, fragment: int, *, committed: bool) -> None:
         """Count a round, with this island's tokens in it; fragment 0 stands for the model."""
         self.rounds_committed += committed
@@ -134,7 +143,7 @@ class Counts:
             self.even_tokens += tokens / participants
 
 
-SPENT = ("compute_s", "wait_s", "transfer_s", "bytes_sent", "bytes_received", "wall_s")
+SPENT = ("compute_s", "data_s", "wait_s", "transfer_s", "bytes_sent", "bytes_received", "wall_s")
 """What can't be taken back: it was spent, whatever the run resumes from."""
 HELD = ("rounds_committed", "rounds_failed", "round_tokens", "even_tokens")
 IN_SUMMARY = {"bytes_sent": "wan_bytes_sent", "bytes_received": "wan_bytes_received"}
@@ -176,6 +185,12 @@ def mean_islands(round_tokens: float, even_tokens: float, otherwise: int) -> flo
         otherwise: before the first committed round.
     """
     return round_tokens / even_tokens if even_tokens > 0 else float(otherwise)
+
+
+def data_wait_share(compute_s: float, data_s: float, wait_s: float) -> float:
+    """Part of the time of training in which inner steps waited for their batches; see `Counts`."""
+    whole_s = compute_s + data_s + wait_s
+    return data_s / whole_s if whole_s > 0 else 0.0
 
 
 def data_parallel_bytes(islands: float, parameters: int, inner_steps: int) -> int:

@@ -44,7 +44,8 @@ class RunFigures:
         ballots_failed: (kind of reason, island that it names, how often), as the island with most counted;
             also those of rounds that then committed.
         last_failure: why the newest round that needed more than one ballot, or was not committed, did.
-        wait_share: part of the wall time in which training stood still for the network.
+        wait_share: part of the time of training in which it stood still for the network.
+        data_wait_share: the same for batches.
     """
 
     run_id: str
@@ -72,6 +73,7 @@ class RunFigures:
     ballots_failed: tuple[tuple[str, str, int], ...]
     last_failure: str
     wait_share: float | None
+    data_wait_share: float | None
     wall_s: float
     diverged: bool
     tokens_per_s: float | None
@@ -129,7 +131,8 @@ def run_figures(run: Run) -> RunFigures:
         round_s_median=statistics.median(committed) if committed else None,
         ballots_failed=_ballots_failed(run),
         last_failure=_last_failure(run),
-        wait_share=_wait_share(islands),
+        wait_share=_share("wait_s", islands),
+        data_wait_share=_share("data_s", islands),
         wall_s=max(island.wall_s for island in islands),
         diverged=any(bool((island.summary or {}).get("diverged")) for island in islands),
         tokens_per_s=_over_islands(run, "tokens_per_s", statistics.median, sum),
@@ -292,10 +295,9 @@ def _rounds(island: IslandRun, *, committed: bool) -> int:
     return max(logged, int(ended)) if ended is not None else logged
 
 
-def _wait_share(islands: tuple[IslandRun, ...]) -> float | None:
-    parts = [
-        island.train[-1]["wait_s"] / (island.train[-1]["wait_s"] + island.train[-1]["compute_s"])
-        for island in islands
-        if island.train and island.train[-1]["wait_s"] + island.train[-1]["compute_s"] > 0
-    ]
+def _share(key: str, islands: tuple[IslandRun, ...]) -> float | None:
+    """Of one counter in the time of training, the mean of the islands."""
+    lasts = [island.train[-1] for island in islands if island.train]
+    wholes = [sum(line[name] for name in ("compute_s", "data_s", "wait_s")) for line in lasts]
+    parts = [line[key] / whole for line, whole in zip(lasts, wholes, strict=True) if whole > 0]
     return statistics.fmean(parts) if parts else None

@@ -17,7 +17,7 @@ from lowcomm.metrics.summary import IN_SUMMARY, SUMMARY_FILE
 from lowcomm.reasons import why_of
 
 BASELINE_FILE = "baseline.json"
-COUNTERS = ("bytes_sent", "bytes_received", "compute_s", "wait_s", "transfer_s")
+COUNTERS = ("bytes_sent", "bytes_received", "compute_s", "data_s", "wait_s", "transfer_s")
 
 Line = dict[str, Any]
 

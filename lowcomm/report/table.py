@@ -47,6 +47,10 @@ def figure_rows(figures: RunFigures) -> list[Row]:
             "time waiting for the network",
             "-" if figures.wait_share is None else f"{100 * figures.wait_share:.1f} %",
         ),
+        (
+            "time waiting for data",
+            "-" if figures.data_wait_share is None else f"{100 * figures.data_wait_share:.1f} %",
+        ),
         ("wall time", duration(figures.wall_s)),
         ("tokens per second", "-" if figures.tokens_per_s is None else f"{figures.tokens_per_s:,.0f}"),
         ("gradient norm, last / highest", _norms(figures)),

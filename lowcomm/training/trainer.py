@@ -26,6 +26,7 @@ from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.data.corpus.manifest import MANIFEST
 from lowcomm.data.loader import Batches, open_loader
+from lowcomm.data.samples import Batch
 from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.interrupts import Interrupts
@@ -387,11 +388,11 @@ class Trainer:
         while not self._is_over(outer):
             if run.island.any_rank(self._interrupts.asked):
                 return True
-            began_s = self._clock.monotonic_s()
+            began_s, run.data_s = self._clock.monotonic_s(), 0.0
             loss, norm = self._inner_step(run)
             losses.append(loss)
             norms.append(norm)
-            run.journal.computed(self._clock.monotonic_s() - began_s)
+            run.journal.computed(self._clock.monotonic_s() - began_s, run.data_s)
             reports = outer.step(tokens)
             since_tokens += tokens
             log_now = outer.inner_step % config.train.log_every == 0 or self._is_over(outer)
@@ -424,7 +425,7 @@ class Trainer:
             return inner_step(
                 run.island,
                 self._task,
-                run.loader.next_batch,
+                partial(self._next_batch, run),
                 micro_steps=config.train.grad_accumulation,
                 clip_norm=inner.clip_norm,
                 autocast=autocast(config, self._device),
@@ -433,6 +434,13 @@ class Trainer:
             if is_out_of_memory(error):
                 raise out_of_memory(self._asked, config, self._task.facts, self._device, error) from error
             raise
+
+    def _next_batch(self, run: _Run) -> Batch:
+        """The next batch; how long that took is added up."""
+        began_s = self._clock.monotonic_s()
+        batch = run.loader.next_batch()
+        run.data_s += self._clock.monotonic_s() - began_s
+        return batch
 
     def _check_finite(self, run: _Run, losses: list[Tensor]) -> None:
         """Before anything is logged or saved: no NaN in the losses, nor in the parameters of any rank."""
@@ -518,7 +526,11 @@ class Trainer:
 
 @dataclass(slots=True)
 class _Run:
-    """What one call of `fit` works on."""
+    """What one call of `fit` works on.
+
+    Attributes:
+        data_s: for how long the inner step has waited for its batches.
+    """
 
     island: Island
     outer: OuterLoop
@@ -526,3 +538,4 @@ class _Run:
     saver: Saver
     data: Data
     journal: Journal
+    data_s: float = 0.0

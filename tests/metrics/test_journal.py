@@ -9,11 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+from lowcomm import exchanges
 from lowcomm.cli.main import main
+from lowcomm.clock import SystemClock
+from lowcomm.data.loader import Loader
 from lowcomm.islands import wrap_island
+from lowcomm.metrics.console import describe
 from lowcomm.metrics.summary import Counts, has_diverged, mean_islands, resumed, spent
 from lowcomm.models.gpt import GPT, GPTShape, flops_per_token
+from lowcomm.report.figures import run_figures
+from lowcomm.report.runs import find_runs
+from lowcomm.report.table import figure_rows
 from lowcomm.training.device import peak_flops
+from lowcomm.training.trainer import Trainer
 from tests.training.islands import finished, lines, make_config, train_islands
 
 DIVERGING = ("shared.inner.name=adamw", "shared.inner.lr=5")
@@ -34,6 +42,37 @@ def test_train_lines_say_what_the_steps_were_like(told):
         assert line["tokens_per_s"] > 0
         assert 10 << 20 < line["host_memory_bytes"] < 1 << 40
         assert (line["device_memory_bytes"], line["mfu"]) == (None, None)  # this device's peak is not known
+
+
+class Skewed(SystemClock):
+    """The system's clock, with time that only a test lets pass."""
+
+    ahead_s = 0.0
+
+    def monotonic_s(self) -> float:
+        return super().monotonic_s() + self.ahead_s
+
+
+def test_the_wait_for_batches_is_told(tmp_path, monkeypatch):
+    clock, next_batch = Skewed(), Loader.next_batch
+
+    def slow(loader):
+        clock.ahead_s += 2
+        return next_batch(loader)
+
+    monkeypatch.setattr(Loader, "next_batch", slow)
+    config = replace(make_config(tmp_path, "train.grad_accumulation=2"), out=str(tmp_path / "run"))
+    exchange = exchanges.loopback(exchanges.hub(), run_id="small", peer_id="alone", founder=True)
+    summary = Trainer(config, exchange=exchange, clock=clock).fit()
+    told = lines(tmp_path / "run", "train")
+    assert [line["data_s"] // 20 for line in told] == [1, 2, 3, 4]
+    assert told[-1]["compute_s"] < 80 <= told[-1]["data_s"]
+    (run,) = find_runs([tmp_path / "run"])
+    rows = dict(figure_rows(run_figures(run)))
+    assert rows["time waiting for data"] == f"{100 * summary.data_wait_share:.1f} %"
+    (end,) = lines(tmp_path / "run", "end")
+    share = f"{summary.data_wait_share:.1%}"
+    assert describe(end, 20).endswith(f"; {share} of the time of training waited for data")
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.1], ids=["off", "clipped"])

@@ -14,7 +14,7 @@ from lowcomm.metrics.jsonl import JsonLinesSink
 
 TRAIN = {
     "kind": "train", "inner_step": 20, "outer_step": 2, "tokens": 5120, "loss": 3.25, "lr": 1e-3,
-    "tokens_per_s": 1234.5, "peers": 2, "compute_s": 3.0, "wait_s": 1.0, "transfer_s": 0.0,
+    "tokens_per_s": 1234.5, "peers": 2, "compute_s": 3.0, "data_s": 0.25, "wait_s": 0.75, "transfer_s": 0.0,
     "bytes_sent": 2_500_000, "bytes_received": 2_400_000, "time_s": 4.2,
 }  # fmt: skip
 ROUND = {

@@ -114,7 +114,8 @@ def write_island(
                     "swarm_tokens": islands * step * STEP_TOKENS, "loss": loss, "lr": 1e-3,
                     "grad_norm": 0.9, "grad_norm_max": 1.3, "tokens_per_s": 5000.0, "mfu": None,
                     "host_memory_bytes": 500_000_000, "device_memory_bytes": None, "peers": islands,
-                    "compute_s": base["compute_s"] + 0.045 * (step - first), "wait_s": wait_s,
+                    "compute_s": base["compute_s"] + 0.045 * (step - first), "data_s": 0.0,
+                    "wait_s": wait_s,
                     "transfer_s": 0.04 * (step - first) / inner_steps, "bytes_sent": sent,
                     "bytes_received": sent, "wall_s": base["wall_s"] + clock, "time_s": clock,
                 }
@@ -123,7 +124,8 @@ def write_island(
             sink.log(
                 {
                     "kind": "eval", "inner_step": step, "outer_step": outer, "tokens": step * STEP_TOKENS,
-                    "swarm_tokens": total, "eval_loss": 1.62 + 4.0 * math.exp(-step / 60),
+                    "swarm_tokens": total, "unit": "nats per token",
+                    "eval_loss": 1.62 + 4.0 * math.exp(-step / 60), "eval_bits_per_byte": 2.3,
                     "bytes_sent": sent, "time_s": clock,
                 }
             )  # fmt: skip
@@ -136,10 +138,11 @@ def write_island(
             data_parallel_bytes=data_parallel_bytes(islands, PARAMETERS, last), digest=digest,
             head="ef" * 32, wall_s=base["wall_s"] + clock, rounds_committed=outer, rounds_failed=len(failed),
             tokens_credited=last * STEP_TOKENS, tokens_dropped=0, parameters=PARAMETERS, interrupted=False,
-            diverged=diverged,
+            diverged=diverged, eval_metrics={"bits_per_byte": 2.3},
         ).to_dict()  # fmt: skip
         if older:
-            for key in ("mean_islands", "swarm_tokens", "name", "diverged"):
+            newer = ("mean_islands", "swarm_tokens", "name", "diverged", "eval_metrics", "data_wait_share")
+            for key in newer:
                 summary.pop(key)
         (folder / "summary.json").write_text(json.dumps(summary))
         reason = "diverged" if diverged else "finished"
