@@ -12,7 +12,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from lowcomm.bench.settings import BENCHES, NEEDED, Option, Settings, flag
+from lowcomm.bench.options import NEEDED, Option, Settings, flag
+from lowcomm.bench.settings import BENCHES
 from lowcomm.cli.common import (
     EXIT_DONE,
     EXIT_FAILED,

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from lowcomm.bench.settings import BENCHES, Settings, flag
+from lowcomm.bench.options import Settings, flag
+from lowcomm.bench.settings import BENCHES
 from lowcomm.cli.main import main, make_parser
 
 ALL = pytest.mark.parametrize("bench", BENCHES.values(), ids=lambda bench: bench.NAME)
