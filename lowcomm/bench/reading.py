@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lowcomm.bench.fed import train_from_disk, train_over_http
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.readers import LIBRARIES, Job
 from lowcomm.bench.servers import LimitedServer
@@ -28,7 +29,9 @@ from lowcomm.errors import DataError
 from lowcomm.types import Json
 
 VOCABULARY = Vocabulary(kind="tokenizer.json", blake3="0" * 64, size=50_257, separator=50_256)
-CHUNK_TOKENS, SMALL_CHUNK_TOKENS = 1 << 24, 1 << 20
+TRAINED = Vocabulary(kind="tokenizer.json", blake3="0" * 64, size=4096, separator=0)
+"""Of the corpus that is trained on; of a size with which a step takes little."""
+CHUNK_TOKENS, SMALL_CHUNK_TOKENS, TRAINED_CHUNK_TOKENS = 1 << 24, 1 << 20, 1 << 13
 DOCUMENT_TOKENS = 800
 TOKEN_BYTES = 2
 USED = 0.8
@@ -49,6 +52,8 @@ def run(bench: ReadingBench, tell: Tell) -> Outcome:
         for what, used in (("HTTP", 0.0), (f"HTTP, {USED:.0%} of its tokens", USED)):
             tell(f"{what}, {bench.mbit_s:g} Mbit/s")
             lines.append({"what": what, **_over_http(bench, root, compared, used)})
+        tell(f"training, {bench.trained_tokens:,} tokens")
+        lines += _trained(bench, root)
         for gb in bench.gb:
             tell(f"{gb:g} GB")
             manifest = make_corpus(root / "whole", gb, CHUNK_TOKENS)
@@ -67,26 +72,26 @@ def row(line: dict[str, Any]) -> tuple[str, ...]:
         str(line["what"]),
         f"{line['tokens_per_s'] / 1e6:.2f} M",
         f"{line['first_batch_s']:.2f}",
-        f"{line['memory_mb']:.0f}",
+        f"{line['memory_mb']:.0f}" if "memory_mb" in line else "-",
         f"{line['waited_share']:.1%}" if line["paused"] else "-",
         "-" if share is None else f"{share:.0%}",
     )
 
 
-def make_corpus(folder: Path, gb: float, chunk_tokens: int) -> Manifest:
-    """Random tokens, the same ones in each chunk, each time from another place on."""
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY.size, chunk_tokens, dtype=np.uint16)
+def make_corpus(folder: Path, gb: float, chunk_tokens: int, vocabulary: Vocabulary = VOCABULARY) -> Manifest:
+    """Random tokens of two bytes, the same ones in each chunk, each time from another place on."""
+    tokens = np.random.default_rng(0).integers(0, vocabulary.size, chunk_tokens, dtype=np.uint16)
     ends = np.append(np.arange(DOCUMENT_TOKENS, chunk_tokens, DOCUMENT_TOKENS), chunk_tokens)
     count = max(1, round(gb * 1e9 / TOKEN_BYTES / chunk_tokens))
     chunks: list[Chunk] = [
-        write_chunk(folder, f"{number:06d}", np.roll(tokens, number), ends, source=0, vocabulary=VOCABULARY)
+        write_chunk(folder, f"{number:06d}", np.roll(tokens, number), ends, source=0, vocabulary=vocabulary)
         for number in range(count)
     ]
     whole = count * chunk_tokens
     source = Source(
         name="random", url="", blake3="", documents=count * len(ends), tokens=whole, text_bytes=4 * whole
     )
-    manifest = Manifest(vocabulary=VOCABULARY, sources=(source,), training=tuple(chunks))
+    manifest = Manifest(vocabulary=vocabulary, sources=(source,), training=tuple(chunks))
     (folder / MANIFEST).write_bytes(manifest.encode())
     return manifest
 
@@ -168,3 +173,15 @@ def _over_http(bench: ReadingBench, root: Path, manifest: Manifest, used: float)
     with LimitedServer(root / "compared", bench.mbit_s) as server:
         found = _read(bench, root, "lowcomm", server.url, manifest, pause_s=pause_s, batches=max(1, batches))
         return {**found, "link_share": None if used else server.used_share()}
+
+
+def _trained(bench: ReadingBench, root: Path) -> list[dict[str, Json]]:
+    """`lowcomm train`, from the disk and over a link that carries a little more than it takes."""
+    folder, gb = root / "trained", bench.trained_tokens * TOKEN_BYTES / 1e9
+    manifest = make_corpus(folder, gb, TRAINED_CHUNK_TOKENS, TRAINED)
+    disk = train_from_disk(root, folder, manifest)
+    http = train_over_http(root, folder, manifest, tokens_per_s=float(str(disk["tokens_per_s"])), used=USED)
+    return [
+        {"what": "training", "paused": True, **disk},
+        {"what": f"training over HTTP, {USED:.0%} of its tokens", "paused": True, **http},
+    ]
