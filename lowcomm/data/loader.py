@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from lowcomm.data.items import Stream, StreamLoader
 from lowcomm.data.rank_stream import RankStream
 from lowcomm.data.samples import Batch, Samples
 from lowcomm.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 class Loader(RankStream):
@@ -35,6 +38,14 @@ class Loader(RankStream):
                 f"{samples.name}: expected at least {batch_size * world_size} samples, those of one batch of "
                 f"all ranks, got {self._count}; lower train.batch_size or shared.data.shards, or give "
                 "more data"
+            )
+        if self._count < batch_size * world_size:
+            logger.warning(
+                "%s: a batch of all ranks has %d samples, an epoch %d: each has text more than once; "
+                "lower train.batch_size or shared.data.shards, or give more data",
+                samples.name,
+                batch_size * world_size,
+                self._count,
             )
 
     @property

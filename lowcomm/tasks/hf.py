@@ -14,6 +14,7 @@ import json
 import math
 import re
 import shutil
+import textwrap
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 SETTING = "shared.task.model"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHARD_BYTES = 5 * 10**9
+SAID_CHARACTERS = 200
 """Weights above it are cut into several files, as the hub asks for."""
 BESIDE = ("generation_config.json",)
 """What a model's folder has beside weights and architecture, and an export takes along."""
@@ -303,7 +305,8 @@ def _of_table(table: Mapping[str, Any]) -> tuple[PretrainedConfig, None]:
     try:
         found: PretrainedConfig = AutoConfig.for_model(kind, **values)
     except Exception as error:  # what a model's own checks raise is of many classes
-        raise ConfigError(f"{SETTING}: model_type = {show(kind)}: {first_line(error)}") from error
+        said = textwrap.shorten(first_line(error), SAID_CHARACTERS, placeholder=" ...")  # may name all models
+        raise ConfigError(f"{SETTING}: model_type = {show(kind)}: {said}") from error
     # what it doesn't know it keeps as it is; older names (rope_scaling) it takes apart
     kept = values.keys() & found.to_dict().keys()
     unknown = sorted(kept - type(found)().to_dict().keys() - found.attribute_map.keys())

@@ -76,7 +76,7 @@ def _find(kind: str, folder: str, where: str) -> Callable[..., Any]:
     try:
         found = importlib.import_module(module)
     except Exception as error:
-        looked = " or ".join(path for path in (folder, str(Path.cwd())) if path)
+        looked = " or ".join(dict.fromkeys(path for path in (folder, str(Path.cwd())) if path))
         raise ConfigError(
             f"{where}: {module} can't be imported: {_reason(error)}; it is looked for in {looked}, and where "
             "Python looks"

@@ -168,3 +168,11 @@ def test_eval_windows_are_shared_among_ranks() -> None:
     size = 20 * CONTEXT + 1
     ranks = [windows(size, num_windows=7, batch_size=2, rank=rank, world_size=3) for rank in range(3)]
     assert sorted(window for rank in ranks for window in rank) == windows(size, num_windows=7, batch_size=7)
+
+
+def test_a_batch_larger_than_an_epoch_is_said(caplog):
+    Loader(Windows(text(1_000), context=CONTEXT, seed=0), batch_size=4)
+    assert not caplog.records
+    Loader(Windows(text(50), context=CONTEXT, seed=0), batch_size=100, world_size=2)
+    (said,) = caplog.messages
+    assert "a batch of all ranks has 200 samples, an epoch 5: " in said

@@ -123,6 +123,7 @@ def test_what_is_no_model(tmp_path: Path, model: str, overrides: tuple[str, ...]
     with pytest.raises(ConfigError, match=expected) as caught:
         build_task(recipe(tmp_path, model, *overrides))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_weights_that_are_damaged_or_lack_some_are_one_line(tmp_path: Path) -> None:

@@ -150,6 +150,6 @@ def _told(url: str) -> Iterator[None]:
     except Exception as error:  # each file system raises errors of its own library, most of them no OSError
         status = getattr(error, "status", None)
         words = " ".join(str(getattr(error, "message", None) or error).split())[:200]
-        said = f"{status} {words}" if status is not None else f"{type(error).__name__}: {words}"
+        said = f"{status} {words}" if status else f"{type(error).__name__}: {words}"
         final = isinstance(status, int) and 400 <= status < 500 and status not in _BUSY
         raise (RefusedError if final else DataError)(f"{url}: can't be read: {said}") from error

@@ -132,4 +132,6 @@ def _seconds(given: str) -> float:
 
 
 def _words(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """What it says, without the brackets that urllib puts around the reason."""
+    said = error.reason if isinstance(error, urllib.error.URLError) else error
+    return " ".join(str(said).split()) or type(error).__name__
