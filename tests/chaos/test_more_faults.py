@@ -22,10 +22,11 @@ from lowcomm.sim.tapes import BULK, MORTAL, PEER_FAULTS, PeerFault, PeerFaultKin
 from lowcomm.sim.virtual_time import run_virtually
 from lowcomm.storage.files import sync_folder
 from lowcomm.types import PeerId
+from tests.chaos.seeds import fives
 from tests.chaos.test_island_side import SCHEDULES
 
 DEADLINE_S = 3.0
-SEEDS = 20
+QUICK_SEEDS, SEEDS = 10, 20
 BEGUN_S, AWAY_S = 8.0, 6.0
 
 
@@ -44,7 +45,7 @@ def forks(outcome: Outcome) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("partition", ["majority", "continue"])
-@pytest.mark.parametrize("first", range(0, SEEDS, 5))
+@pytest.mark.parametrize("first", fives(QUICK_SEEDS, SEEDS))
 def test_random_tapes_with_all_faults_break_nothing(partition: str, first: int, tmp_path: Path) -> None:
     for seed in range(first, first + 5):
         islands, folder = 3 + seed % 2, tmp_path / str(seed)

@@ -20,9 +20,10 @@ from lowcomm.sim.swarm import simulate
 from lowcomm.sim.tapes import ACTIONS, MessageFault, Tape, TapeShaper, make_tape
 from lowcomm.sim.virtual_time import HungError, run_virtually
 from lowcomm.types import PeerId
+from tests.chaos.seeds import fives
 
-SCHEDULES, MANY_SCHEDULES = 75, 500
-"""Of each kind of partition: short ones in the default run, and long ones with `-m slow`."""
+QUICK_SCHEDULES, SCHEDULES, MANY_SCHEDULES = 30, 75, 500
+"""Of each kind of partition: short ones in the default run, more and long ones with `-m slow`."""
 DEADLINE_S = 3.0
 """More than any delay takes, as users are told."""
 ROUND = ("ready", "unready", "roster", "part", "mean", "vote", "abort", "state")
@@ -54,7 +55,7 @@ def settings_of(seed: int, partition: str) -> IslandSettings:
 
 
 @pytest.mark.parametrize("partition", ["majority", "continue"])
-@pytest.mark.parametrize("first", range(0, SCHEDULES, 5))
+@pytest.mark.parametrize("first", fives(QUICK_SCHEDULES, SCHEDULES))
 def test_random_schedules_break_nothing(partition: str, first: int) -> None:
     for seed in range(first, first + 5):
         islands = 3 + seed % 2

@@ -273,12 +273,16 @@ class Driven:
         assert roster.mandate == self.slot.goes_by
 
 
-@settings(QUICK, max_examples=1_000)
-@given(st.sampled_from(("majority", "continue")), st.lists(events, min_size=5, max_size=40))
-def test_no_order_of_events_breaks_a_rule_of_an_acceptor(partition, happens):
-    driven = Driven(partition)
-    for event in happens:
-        driven.do(event)
+@pytest.mark.parametrize("examples", [300, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_no_order_of_events_breaks_a_rule_of_an_acceptor(examples):
+    @settings(QUICK, max_examples=examples)
+    @given(st.sampled_from(("majority", "continue")), st.lists(events, min_size=5, max_size=40))
+    def drive(partition, happens):
+        driven = Driven(partition)
+        for event in happens:
+            driven.do(event)
+
+    drive()
 
 
 @settings(QUICK, max_examples=300)
