@@ -30,7 +30,7 @@ LAYERS = (
         "host_memory",
         "open_files",
     },
-    {"arguments", "interrupts", "reasons"},
+    {"arguments", "interrupts", "reasons", "spans"},
     {"methods"},
     {"algorithms", "codecs", "models"},
     {"islands", "exchanges", "data"},

@@ -266,6 +266,13 @@ class SharedDataConfig:
         "digest of a corpus's manifest, as `lowcomm data build` prints it: then gpt and hf train on its "
         "tokens, and what it holds out is evaluated; empty = bytes of files",
     )
+    unit_samples: int = setting(
+        0,
+        "samples of a corpus that an island leases at a time, in the order of the data; each is credited "
+        "once. 0 = by the number of its samples. With data.shard an island has a fixed part instead",
+        low=0,
+        high=1 << 30,
+    )
     packing: Literal["across", "apart"] = setting(
         "across",
         "attention in a window of a corpus: across the borders of documents, or within each",

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lowcomm.data.items import Stream, StreamLoader
 from lowcomm.data.rank_stream import RankStream
 from lowcomm.data.samples import Batch, Samples
+from lowcomm.data.unit_loader import UnitLoader
 from lowcomm.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class Loader(RankStream):
         return np.concatenate(parts)
 
 
-Batches = Loader | StreamLoader
+Batches = Loader | StreamLoader | UnitLoader
 """The stream of one rank."""
 
 

@@ -27,6 +27,7 @@ from lowcomm.islands.vectors import HostVectors
 from lowcomm.ledger.certificate import check_certificate
 from lowcomm.ledger.chain import Certified, parse_certified
 from lowcomm.ledger.compacted import Compacted, Part, parse_compacted
+from lowcomm.ledger.credits import credits_after
 from lowcomm.ledger.entry import Entry, run_head
 from lowcomm.ledger.file import update_path
 from lowcomm.ledger.mandate import NOBODY, Authority
@@ -330,6 +331,14 @@ class Auditor:
                 f"outer step {entry.outer_step} of fragment {entry.fragment} names {entry.total_tokens} "
                 f"tokens in all, expected {total}"
             )
+        named = entry.samples
+        if named is not None and (before or entry.outer_step == 1):
+            earlier = before.entry.samples if before else None
+            if named != credits_after(earlier, named.data, named.trained):
+                raise _BadLineError(
+                    f"outer step {entry.outer_step} of fragment {entry.fragment} credits other samples than "
+                    "those of the entry before it and its participants"
+                )
         head = self.found.heads.get(entry.fragment)
         if head is not None and head != entry.previous and entry.hash not in known:
             self.found.rewound += 1

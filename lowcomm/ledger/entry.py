@@ -17,6 +17,8 @@ import msgpack
 
 from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.fields import MAX_COUNT, Fields, checked_int, checked_text
+from lowcomm.ledger.credits import Credits, parse_credits
+from lowcomm.spans import Spans
 from lowcomm.types import Digest, Json, PeerId
 
 MAX_PARTICIPANTS = 4_096
@@ -72,6 +74,8 @@ class Entry:
         update_hash, update_bytes: of the encoded mean.
         state_digest: of anchor and slots after the update.
         previous: hash of the entry before, or the genesis hash.
+        samples: which ones the anchor has seen; None where nobody says so, and in all fragments but the
+            first.
     """
 
     run_id: str
@@ -86,6 +90,7 @@ class Entry:
     state_digest: Digest
     previous: Digest
     contributions: tuple[tuple[int, str], ...] = ()
+    samples: Credits | None = None
 
     def to_json(self) -> dict[str, Json]:
         """As it travels and as it is hashed."""
@@ -104,6 +109,8 @@ class Entry:
         }
         if self.contributions:
             body["contributions"] = [list(named) for named in self.contributions]
+        if self.samples is not None:
+            body["samples"] = self.samples.to_json()
         return body
 
     @cached_property
@@ -125,6 +132,13 @@ class Entry:
             if name == peer:
                 return ContributionId(start, tokens, digest)
         return None
+
+    def samples_of(self, peer: PeerId) -> Spans:
+        """Which ones it credits to `peer`."""
+        trained = self.samples.trained if self.samples else ()
+        return next(
+            (spans for (name, _), spans in zip(self.participants, trained, strict=False) if name == peer), ()
+        )
 
 
 def parse_entry(fields: Fields) -> Entry:
@@ -156,6 +170,7 @@ def parse_entry(fields: Fields) -> Entry:
         state_digest=fields.digest("state_digest"),
         previous=fields.digest("previous"),
         contributions=contributions,
+        samples=parse_credits(fields.inner("samples"), len(participants)) if fields.has("samples") else None,
     )
 
 

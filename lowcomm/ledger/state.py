@@ -27,12 +27,14 @@ from lowcomm.islands.vectors import FP32_BYTES, Blank, HostVectors, Vector, Vect
 from lowcomm.ledger.certificate import Certificate
 from lowcomm.ledger.chain import Certified, Chain
 from lowcomm.ledger.chunks import decode_mean, shares_of, take
+from lowcomm.ledger.credits import Credits, credits_after
 from lowcomm.ledger.entry import Entry, hash_value
 from lowcomm.ledger.pieces import make_manifest, name_of
 from lowcomm.ledger.ranges import chunks_of
 from lowcomm.ledger.residual import Residual
 from lowcomm.ledger.store import UpdateStore
 from lowcomm.ledger.update import Update
+from lowcomm.spans import Spans
 from lowcomm.storage.checkpoint import SLOTS, named_slots
 from lowcomm.types import Digest, Json
 
@@ -151,6 +153,9 @@ class OuterState:
     Args:
         anchors: of the fragments, in order, 1-D fp32; taken one at a time.
         vectors: where states are kept; None = in this process.
+
+    Attributes:
+        data: digest of what entries name samples of; empty where they name none.
     """
 
     def __init__(
@@ -174,6 +179,7 @@ class OuterState:
         self.residuals: list[Residual | None] = [None] * len(self.fragments)
         self.chains = [Chain(run_id, f.index, s.digest) for f, s in zip(fragments, self.states, strict=True)]
         self.updates = UpdateStore(self.size_bytes)
+        self.data = ""
 
     @property
     def size_bytes(self) -> int:
@@ -188,6 +194,11 @@ class OuterState:
     def digest(self) -> Digest:
         """Over all fragments' state digests."""
         return hash_value([state.digest for state in self.states])
+
+    def credits_after(self, fragment: int, trained: Sequence[Spans]) -> Credits | None:
+        """What the next entry credits whose participants have trained on these; the first fragment's does."""
+        last = self.chains[fragment].last
+        return credits_after(last.samples if last else None, self.data, trained) if fragment == 0 else None
 
     def apply(self, entry: Entry, update: Update) -> FragmentState:
         """The state after `entry`, recomputed from the state now and the encoded mean. Pure.

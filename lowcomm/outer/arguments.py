@@ -26,6 +26,7 @@ from lowcomm.exchanges.base import Exchange, lacks
 from lowcomm.islands.base import Island
 from lowcomm.names import NAME_RULE, host_name, is_name
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.spans import Spans, joined
 from lowcomm.types import Json, SharedSettings
 
 _taken: weakref.WeakSet[Exchange] = weakref.WeakSet()
@@ -52,6 +53,7 @@ class Arguments:
     chunk_bytes: int
     shard: int
     num_shards: int
+    unit_samples: int
     folder: Path | None
     keep_updates: int
     snapshot_mbit_s: float
@@ -68,6 +70,7 @@ class Arguments:
         schedule, codec = self.schedule, self.codec
         return {
             "shared.schedule.inner_steps": schedule.inner_steps,
+            **({"shared.data.unit_samples": self.unit_samples} if self.unit_samples else {}),
             "shared.schedule.num_fragments": schedule.num_fragments,
             "shared.schedule.fragmenting": schedule.fragmenting,
             "shared.schedule.mode": schedule.mode,
@@ -112,6 +115,7 @@ class Arguments:
             chunk_bytes=whole("OuterLoop: chunk_bytes", given["chunk_bytes"], least=4, most=4 << 20),
             shard=whole("OuterLoop: shard", given["shard"], least=-1, most=shards - 1 if shards else None),
             num_shards=shards,
+            unit_samples=_unit(given["unit_samples"], given["data_digest"]),
             folder=path("OuterLoop: folder", given["folder"]),
             keep_updates=whole("OuterLoop: keep_updates", given["keep_updates"], least=0),
             snapshot_mbit_s=number("OuterLoop: snapshot_mbit_s", given["snapshot_mbit_s"], least=0),
@@ -129,8 +133,36 @@ SLOTS = "OuterLoop: outer_optimizer: expected init(anchor) to give fp32 tensors 
 ALONE = "this island counts, so 1 waits for nobody"
 WandbMode = Literal["off", "auto", "online", "offline"]
 WANDB_MODES = ("off", "auto", "online", "offline")
+MAX_UNIT = 1 << 32
 MAX_SHARDS = 1_000_000
 """As in recipes; an island that picks one looks at all of them."""
+
+
+def runs_of(given: object) -> Spans:
+    """Runs of samples that `OuterLoop.step` was given, as a set.
+
+    Raises:
+        ArgumentError, ConfigError: they are no pairs of whole numbers.
+    """
+    where, found = "outer.step: samples", []
+    for run in given if isinstance(given, Iterable) else (given,):
+        if not isinstance(run, tuple | list) or len(run) != 2:
+            raise ArgumentError(
+                f"{where}: expected pairs (first, stop), as outer.lease gives, got {show(run)}"
+            )
+        first = whole(where, run[0], least=0)
+        found.append((first, whole(where, run[1], least=first + 1)))
+    return joined(found)
+
+
+def _unit(given: object, data_digest: object) -> int:
+    unit = whole("OuterLoop: unit_samples", given, least=0, most=MAX_UNIT)
+    if unit and not data_digest:
+        raise ConfigError(
+            "OuterLoop: unit_samples: expected data_digest with it, the hash of the data whose samples are "
+            "leased, got none"
+        )
+    return unit
 
 
 def _has(given: object, *names: str) -> bool:

@@ -23,20 +23,22 @@ from lowcomm.algorithms.schedule import Schedule
 from lowcomm.arguments import show
 from lowcomm.clock import Clock
 from lowcomm.codecs.base import Codec
-from lowcomm.errors import ArgumentError
+from lowcomm.errors import ArgumentError, UsageError
 from lowcomm.exchanges.base import Exchange, Traffic
 from lowcomm.islands.base import Island
 from lowcomm.islands.vectors import Vector
 from lowcomm.ledger.entry import MAX_TOKENS, run_head
-from lowcomm.outer.arguments import Arguments, listener, steps_saved
+from lowcomm.outer.arguments import Arguments, listener, runs_of, steps_saved
 from lowcomm.outer.island_side import IslandSide
 from lowcomm.outer.life import Life
 from lowcomm.outer.network import Network, lead_node
 from lowcomm.outer.node import Node
 from lowcomm.outer.records import Records
+from lowcomm.outer.units import unit_state
 from lowcomm.peers.agreement import DATA_DIGEST, FROZEN_DIGEST, check_unchanged
 from lowcomm.recovery.joining import JoinReport
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.spans import Spans, flat, parse_spans
 from lowcomm.storage.files import make_folder
 from lowcomm.types import Digest, Json, PeerId, PeerStatus, RoundReport, SharedSettings
 
@@ -62,6 +64,8 @@ class OuterLoop:
         heartbeat_s, lease_s: signs of life, and the silence after which a peer counts as gone.
         chunk_bytes: fp32 bytes of one separately encoded piece.
         shard, num_shards: the part of the data this island uses (-1 = any free one), of how many.
+        unit_samples: samples in a unit, where islands lease what they train on (`lease`) instead, and entries
+            credit it; 0 = they don't.
         folder: the run folder, made if it isn't there: `ledger.jsonl` gets a line per committed entry;
             snapshots under way and what others may still ask for are kept there. None = no ledger, and
             temporary files.
@@ -101,6 +105,7 @@ class OuterLoop:
         chunk_bytes: int = 1 << 20,
         shard: int = -1,
         num_shards: int = 0,
+        unit_samples: int = 0,
         folder: Path | str | None = None,
         keep_updates: int = 0,
         snapshot_mbit_s: float = 100.0,
@@ -221,6 +226,8 @@ class OuterLoop:
                 )
                 joined = self._network.call(joining)
             report = self._network.run(self._side.joined(joined))
+            if self._node is not None and report.skipped[0] and self._side.resumes:
+                self._network.call(self._node.units.forget())
         if self._records is not None:
             self._records.start(self, report)
         return report
@@ -250,11 +257,40 @@ class OuterLoop:
             self._records.show_loss(known)
         self._network.run(self._side.show_loss(known))
 
-    def step(self, tokens: int) -> tuple[RoundReport, ...]:
+    def lease(self, count: int, again: Spans | None = None) -> Spans:
+        """At least so many samples to train on next, that nobody else has. Collective in the island.
+
+        Samples are numbers in the endless order of the data, the same on all islands. Whoever is gone gives
+        back what no entry credits.
+
+        Args:
+            again: what a checkpoint has of an earlier lease; what is still free of that is returned, and
+                `count` doesn't matter.
+
+        Returns:
+            (first, stop) of runs of samples, ascending.
+
+        Raises:
+            UsageError: before `start`, after `close`, or without `unit_samples`.
+            ConfigError: `count` is no whole number of at least 1.
+        """
+        self._life.require("lease", "joined")
+        if not self._given.unit_samples:
+            raise UsageError("outer.lease: expected OuterLoop(unit_samples=...), got 0: nothing is leased")
+        asked = arguments.whole("outer.lease: count", count, least=1, most=MAX_TOKENS)
+        leased: list[int] | None = None
+        if self._node is not None:
+            units = self._node.units
+            leased = self._network.call(units.lease(asked) if again is None else units.retake(flat(again)))
+        leased = self._island.broadcast(leased)
+        return parse_spans("leased", leased, len(leased))
+
+    def step(self, tokens: int, samples: Spans = ()) -> tuple[RoundReport, ...]:
         """Count an inner step; start and finish the rounds that are due. Collective in the island.
 
         Args:
             tokens: what all ranks of the island together trained on in this inner step; a whole number.
+            samples: (first, stop) of runs of samples that it was trained on, of those that were leased.
 
         Returns:
             The rounds that ended now, committed or not; mostly none.
@@ -271,6 +307,8 @@ class OuterLoop:
             self._vectors.tidy()
         if self._node is not None:
             self._node.raise_fatal()
+        if samples and self._node is not None:
+            self._node.units.trained(runs_of(samples), count)
         reports = self._network.run(self._side.step(count))
         if self._records is not None:
             self._records.stepped(self, reports)
@@ -329,6 +367,8 @@ class OuterLoop:
         state = {**self._side.state_dict(), "digests": dict(self._digests)}
         if self._node is not None:
             state["shard"] = self._node.peers.state.shard
+            if self._given.unit_samples and self._network.running:
+                state["samples"] = self._network.call(self._node.units.state(self._progress.outer_steps[0]))
             if fragments:
                 state["fragments"] = [self.fragment_state(index) for index in range(self.num_fragments)]
         return state
@@ -362,6 +402,7 @@ class OuterLoop:
         self._network.run(self._side.load_state_dict(state))
         if self._node is not None:
             self._network.call(self._node.take_shard(state["shard"]))
+            self._network.call(self._node.units.load(unit_state(state)))
 
     # -- reading -------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ def lead_node(
         return None
     run_id, optimizer = given.exchange.run_id, given.outer_optimizer
     state = OuterState(run_id, fragments, anchors, optimizer, given.codec, given.aggregation, vectors)
+    state.data = given.data_digest if given.unit_samples else ""
     settings = NodeSettings(
         policy=given.round_policy,
         shared={**given.settings, **digests, **given.shared},
@@ -49,6 +50,7 @@ def lead_node(
         lease_s=given.lease_s,
         chunk_bytes=given.chunk_bytes,
         snapshot_mbit_s=given.snapshot_mbit_s,
+        unit_samples=given.unit_samples,
         said=State(shard=given.shard, name=given.name),
     )
     folder = given.folder

@@ -28,7 +28,9 @@ from lowcomm.ledger.state import OuterState, Position
 from lowcomm.ledger.upload_rate import UploadRate
 from lowcomm.outer.submissions import Submissions
 from lowcomm.outer.thread import give_way
+from lowcomm.outer.units import Units
 from lowcomm.peers.acquaintances import REDIAL_LONGEST_S
+from lowcomm.peers.leases import Leases
 from lowcomm.peers.notice import Notice
 from lowcomm.peers.peer import Chains, Peer, State
 from lowcomm.peers.remembered import RememberedPeers
@@ -58,7 +60,7 @@ SEE_OFF_LEASES = 2
 ISLANDS_ONLY = frozenset(
     (
         "ready", "unready", "opened", "roster", "unformed", "joined", "vote", "decided", "rejected", "abort",
-        "again", "mandate",
+        "again", "mandate", "units",
     )
 )  # fmt: skip
 """What a seed or an observer, whose settings nobody compares, may not say."""
@@ -78,6 +80,7 @@ class NodeSettings:
         shared, layout: compared with every peer that greets.
         chunk_bytes: fp32 bytes of one separately encoded piece.
         snapshot_mbit_s: upload rate for snapshots handed to others; 0 = unlimited.
+        unit_samples: in a unit of what islands lease; 0 = they don't.
         said: what it says of itself at first.
     """
 
@@ -88,6 +91,7 @@ class NodeSettings:
     lease_s: float
     chunk_bytes: int
     snapshot_mbit_s: float = 0.0
+    unit_samples: int = 0
     said: State = field(default_factory=State)
 
 
@@ -149,6 +153,8 @@ class Node:
         self.catching_up = CatchingUp(self)
         self.joining = Joining(self, self.catching_up)
         self.shard_claims = ShardClaims(exchange, self.peers, self.requests, self.changed)
+        leases = Leases(exchange, self.peers, self.changed, settings.unit_samples)
+        self.units = Units(exchange, state.chains[0], leases)
         if promises is None and folder is not None:
             promises = FilePromises(folder)
         redo = None
@@ -167,7 +173,7 @@ class Node:
         ]
         self._breaches: dict[PeerId, int] = {}
         self._dropped: list[str] = []
-        self.submissions = Submissions(self, self.catching_up)
+        self.submissions = Submissions(self, self.catching_up, self.units)
         self._control = self._handlers()
 
     def _handlers(self) -> dict[str, Callable[[PeerId, Fields], None]]:
@@ -189,6 +195,7 @@ class Node:
             "branch?": donor.on_branch_request,
             "snapshot?": donor.on_snapshot_request,
             "claim?": self.shard_claims.on_claim,
+            "units": self.units.leases.on_units,
             **dict.fromkeys(("branch", "entries", "snapshot", "claim"), requests.on_reply),
             "ready": lambda peer, fields: self._round(fields).on_ready(peer, fields),
             "roster": lambda peer, fields: self._round(fields).on_roster(peer, fields),
@@ -343,6 +350,7 @@ class Node:
         self, accepted: Accepted, certificate: Certificate | None, sent: Sequence[Contribution]
     ) -> None:
         entry, certified = accepted.entry, Certified(accepted.entry, certificate)
+        self.units.committed(entry)
         self.submissions.committed(accepted, certificate, sent)
         for peer, _ in entry.participants:
             self._breaches.pop(peer, None)
@@ -419,6 +427,7 @@ class Node:
         self.blobs.on_peer_down(peer)
         self.requests.on_peer_down(peer)
         self.shard_claims.on_peer_down(peer)
+        self.units.leases.on_peer_down(peer)
         self.peers.on_peer_down(peer)
         for fragment_round in self.rounds:
             fragment_round.on_peer_down(peer, reason)
@@ -470,6 +479,7 @@ class Node:
         for fragment_round in self.rounds:
             fragment_round.look()
         self.shard_claims.look()
+        self.units.leases.look()
         self.changed.notify()
 
     def _on_refused(self, peer: PeerId, reasons: list[str]) -> None:

@@ -21,6 +21,7 @@ from lowcomm.ledger.entry import Entry
 from lowcomm.ledger.state import Position
 from lowcomm.outer.at_risk import AtRisk, Settlement
 from lowcomm.outer.outcome import Landing, Movement, Outcome, mean_cosine
+from lowcomm.outer.units import Units
 from lowcomm.reasons import why_report
 from lowcomm.recovery.catching_up import CatchingUp
 from lowcomm.recovery.forks import Switch
@@ -80,8 +81,9 @@ class _Call:
 class Submissions:
     """One island's calls for its fragments."""
 
-    def __init__(self, member: Member, catching_up: CatchingUp) -> None:
+    def __init__(self, member: Member, catching_up: CatchingUp, units: Units) -> None:
         self._member, self._catching_up, self._state = member, catching_up, member.state
+        self._units = units
         self._calls: dict[int, _Call] = {}
         self._late: list[list[_Moved]] = [[] for _ in self._state.fragments]
         self._at_risk = [AtRisk(member.pool) for _ in self._state.fragments]
@@ -167,8 +169,12 @@ class Submissions:
             fragment_round.look()
 
     def _announce(self, fragment: int, call: _Call) -> None:
-        self._at_risk[fragment].sends(call.contribution.id)
-        self._member.rounds[fragment].contribute(call.contribution)
+        contribution = call.contribution
+        self._at_risk[fragment].sends(contribution.id)
+        if fragment == 0:
+            offer = replace(contribution.offer, samples=self._units.announce(contribution.id))
+            contribution = replace(contribution, offer=offer)
+        self._member.rounds[fragment].contribute(contribution)
 
     async def _count(self, fragment: int, call: _Call) -> tuple[bool, bool]:
         """Count how the chain has moved; whether it has, and whether by any entry without this island."""
@@ -321,6 +327,8 @@ class Submissions:
     def switched(self, fragment: int, switch: Switch) -> None:
         """A state was taken over; whoever waits, or the next call, counts what that has changed."""
         settlement = self._at_risk[fragment].switched(switch, self._member.signer.peer_id)
+        if fragment == 0:
+            self._units.switched(switch, settlement.dropped if settlement else 0)
         self._moved(fragment, _Moved(self._state.position(fragment), settlement=settlement))
 
     def _moved(self, fragment: int, move: _Moved) -> None:

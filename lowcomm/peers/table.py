@@ -40,7 +40,7 @@ from lowcomm.types import Digest, Json, Layout, PeerId, PeerStatus
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL = 11
+PROTOCOL = 12
 RECORD_TTL_S = 60.0
 STRANGERS_SAY = frozenset(("hello", "refuse", "dropped", "terms?", "terms"))
 EXPLAIN_S = 20.0

@@ -8,6 +8,7 @@ it can be run under all orders of events, and is (`lowcomm.sim.checker`).
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from lowcomm.errors import ProtocolError
 from lowcomm.ledger.certificate import Ballot, Certificate
@@ -78,13 +79,16 @@ class RoundMachine:
     def contribute(self, offer: Offer, now_s: float) -> None:
         """This peer is due: announce its contribution, or one that others may still commit."""
         decision = self.decision
-        if len(decision.sent) >= MAX_SENT and offer.id not in decision.sent:
-            offer = Offer(decision.sent[-1], offer.norm, offer.inner_step, offer.speed)
-        decision.offer = offer
+        decision.offer = replace(offer, id=self.goes_as(offer.id))
         decision.refusal = self.assembly.unformed = None
         self._held_since_s = now_s
         if not self._held(now_s):
             self._announce(now_s)
+
+    def goes_as(self, contribution: ContributionId) -> ContributionId:
+        """What is announced where this peer is due with a contribution: that one, or one before it."""
+        sent = self.decision.sent
+        return sent[-1] if len(sent) >= MAX_SENT and contribution not in sent else contribution
 
     def abandon(self, now_s: float, *, answers: bool) -> None:
         """Give up on this round, and say so. Training goes on; promises and an accepted update stay.
@@ -396,7 +400,10 @@ class RoundMachine:
             stale = (
                 f"it has accepted an update in ballot {decision.accepted[0].attempt}, still to be finished"
             )
-        elif roster.entry is None and ContributionId(member.start, member.tokens, member.sum) != offer.id:
+        elif roster.entry is None and (
+            ContributionId(member.start, member.tokens, member.sum) != offer.id
+            or member.samples != offer.samples
+        ):
             stale = "it contributes something else by now"
         if stale:  # its leader can't have known; it hears what holds as soon as this peer is free
             self.assembly.take_call(leader, roster.outer_step, roster.previous, now_s)

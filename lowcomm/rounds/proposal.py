@@ -153,6 +153,7 @@ def make_roster(
                 said.offer.speed,
                 said.offer.id.start,
                 said.offer.id.sum,
+                said.offer.samples,
             )
             for peer, said in sorted(chosen.items())
         ),

@@ -19,6 +19,7 @@ from lowcomm.errors import ProtocolError
 from lowcomm.exchanges.base import Signer
 from lowcomm.exchanges.fields import Fields, checked_float, checked_int, checked_text
 from lowcomm.ledger.certificate import NO_BALLOT, Ballot, parse_ballot
+from lowcomm.ledger.credits import parse_samples
 from lowcomm.ledger.entry import (
     MAX_PARTICIPANTS,
     MAX_TOKENS,
@@ -29,6 +30,7 @@ from lowcomm.ledger.entry import (
     parse_entry,
     parse_sum,
 )
+from lowcomm.spans import Spans, flat
 from lowcomm.types import Digest, Json, PeerId
 
 NO_SUM = "0" * SUM_LENGTH
@@ -43,6 +45,7 @@ class Participant:
     Attributes:
         tokens: its weight in the mean.
         start, sum: which contribution it is, see `ContributionId`.
+        samples: which ones it was trained on; empty where it doesn't say.
         norm: L2 norm of its pseudo-gradient.
         inner_step: where it stood when it became due; who is out of step takes over the furthest.
         speed: as it has measured it; all derive from these how many inner steps each takes next.
@@ -55,6 +58,7 @@ class Participant:
     speed: Speed = UNMEASURED
     start: int = 0
     sum: str = NO_SUM
+    samples: Spans = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +100,8 @@ class Roster:
             "ballot": self.ballot.to_json(),
             "previous": self.previous,
             "participants": [
-                [m.peer, m.tokens, m.norm, m.inner_step, *m.speed, m.start, m.sum] for m in self.participants
+                [m.peer, m.tokens, m.norm, m.inner_step, *m.speed, m.start, m.sum, list(flat(m.samples))]
+                for m in self.participants
             ],
             "stops": list(self.stops),
             "chunk_elements": self.chunk_elements,
@@ -135,10 +140,10 @@ def parse_roster(fields: Fields) -> Roster:
     """
     participants = []
     for item in fields.items("participants", MAX_PARTICIPANTS):
-        if not isinstance(item, list) or len(item) != 8:
+        if not isinstance(item, list) or len(item) != 9:
             raise ProtocolError(
                 "roster.participants: expected [peer, tokens, norm, inner_step, step_s, step_tokens, start, "
-                "sum]"
+                "sum, samples]"
             )
         participants.append(
             Participant(
@@ -149,6 +154,7 @@ def parse_roster(fields: Fields) -> Roster:
                 parse_speed("roster.speed", item[4:6]),
                 checked_int("roster.start", item[6], 0, MAX_TOTAL_TOKENS),
                 parse_sum(item[7]),
+                parse_samples(Fields("roster", {"samples": item[8]}), "samples"),
             )
         )
     names = [member.peer for member in participants]

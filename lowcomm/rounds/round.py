@@ -194,7 +194,9 @@ class FragmentRound:
         """This peer is due."""
         self._sent[contribution.id] = contribution
         self._refresh()
-        self.machine.contribute(contribution.offer, _now_s())
+        goes_as = self._sent.get(self.machine.goes_as(contribution.id), contribution)
+        offer = replace(contribution.offer, samples=goes_as.offer.samples)
+        self.machine.contribute(offer, _now_s())
         self._act()
 
     def next_deadline_s(self) -> float:

@@ -60,6 +60,7 @@ async def reduce_update(
         state_digest=staged.after.digest,
         previous=roster.previous,
         contributions=tuple((m.start, m.sum) for m in roster.participants),
+        samples=context.state.credits_after(roster.fragment, [m.samples for m in roster.participants]),
     )
     return Accepted(
         roster.ballot,
@@ -106,6 +107,9 @@ async def fetch_update(
             f"entry {entry.outer_step} names {entry.total_tokens} tokens in all, expected "
             f"{chain.total_tokens} before it and its own {entry.tokens}"
         )
+    trained = entry.samples.trained if entry.samples else ()
+    if entry.samples != context.state.credits_after(fragment, trained):
+        raise ProtocolError(f"entry {entry.outer_step} credits other samples than those of its participants")
     check_cut(entry.stops, entry.chunk_elements, elements)
     if entry.update_bytes > most:
         raise ProtocolError(

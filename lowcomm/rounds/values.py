@@ -18,6 +18,7 @@ from lowcomm.ledger.certificate import (
     parse_ballot,
     parse_goodbye,
 )
+from lowcomm.ledger.credits import parse_samples
 from lowcomm.ledger.entry import (
     MAX_PARTICIPANTS,
     MAX_TOKENS,
@@ -30,6 +31,7 @@ from lowcomm.ledger.entry import (
 from lowcomm.ledger.mandate import MAX_SIGNATURE, Mandate, parse_mandate
 from lowcomm.peers.peer import Chains, State
 from lowcomm.rounds.roster import Roster, parse_speed
+from lowcomm.spans import Spans, flat, size
 from lowcomm.types import BallotEnd, Digest, Json, PeerId, Reason, ReasonKind
 
 
@@ -57,12 +59,18 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What an island says of its contribution."""
+    """What an island says of its contribution.
+
+    Attributes:
+        samples: which ones it was trained on; empty where the island doesn't say, and in all fragments but
+            the first.
+    """
 
     id: ContributionId
     norm: float
     inner_step: int
     speed: Speed = UNMEASURED
+    samples: Spans = ()
 
     @property
     def tokens(self) -> int:
@@ -113,6 +121,7 @@ class Ready:
             "promised": self.promised.to_json(),
             "accepted": _accepted_json(self.accepted),
             "speed": list(self.offer.speed),
+            **({"samples": list(flat(self.offer.samples))} if self.offer.samples else {}),
             "stalled": [str(peer) for peer in self.stalled],
             **({"rates": self.rates} if self.rates else {}),
             **({"mandate": self.mandate} if self.mandate else {}),
@@ -134,9 +143,12 @@ def parse_ready(fields: Fields) -> Ready:
         parse_sum(fields.text("sum")),
     )
     speed = parse_speed("ready.speed", fields.items("speed", 2))
+    samples = parse_samples(fields, "samples") if fields.has("samples") else ()
+    if size(samples) > named.tokens:
+        raise ProtocolError(f"ready.samples: expected at most one for each of {named.tokens} tokens")
     return Ready(
         previous=fields.digest("previous"),
-        offer=Offer(named, norm, fields.integer("inner_step"), speed),
+        offer=Offer(named, norm, fields.integer("inner_step"), speed, samples),
         promised=parse_ballot(fields, "promised"),
         accepted=_parse_accepted(fields),
         stalled=tuple(PeerId(peer) for peer in fields.texts("stalled", MAX_PARTICIPANTS)),

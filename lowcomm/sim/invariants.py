@@ -6,6 +6,7 @@ from collections import defaultdict
 
 from lowcomm.ledger.entry import Entry
 from lowcomm.sim.swarm import Outcome, name
+from lowcomm.spans import size
 
 
 def broken(outcome: Outcome) -> list[str]:
@@ -15,6 +16,7 @@ def broken(outcome: Outcome) -> list[str]:
         *_one_history(outcome),
         *_monotone(outcome),
         *_tokens(outcome),
+        *_samples(outcome),
         *(lost(outcome) if outcome.settings.policy.partition == "majority" else ()),
         *_together_again(outcome),
     ]
@@ -100,6 +102,25 @@ def _tokens(outcome: Outcome) -> list[str]:
                     f"{name(life.number)}, fragment {fragment}: trained {trained} tokens, "
                     f"credited {credited}, still to come {left}"
                 )
+    return problems
+
+
+def _samples(outcome: Outcome) -> list[str]:
+    """G8 in samples, each of one token: the anchor has seen as many as tokens are credited, or says of which
+    it has not that they came twice.
+    """
+    problems = []
+    for life in outcome.final:
+        last = life.node.state.chains[0].last
+        named = last.samples if last else None
+        if last is None or named is None:
+            continue
+        seen = size(named.credited)
+        if seen + named.twice + named.uncounted != last.total_tokens:
+            problems.append(
+                f"{name(life.number)}: {last.total_tokens} tokens are credited, and {seen} samples with "
+                f"{named.twice} twice"
+            )
     return problems
 
 

@@ -34,7 +34,8 @@ from lowcomm.outer.outcome import Outcome
 from lowcomm.rounds.policy import RoundPolicy
 from lowcomm.rounds.promises import Promises
 from lowcomm.sim.disk import SimExecutor
-from lowcomm.types import Digest, Layout, RoundReport, TensorSpec
+from lowcomm.spans import Spans, beginning, flat, joined, parse_spans, size, without
+from lowcomm.types import Digest, Json, Layout, RoundReport, TensorSpec
 
 T = TypeVar("T")
 
@@ -63,6 +64,7 @@ class IslandSettings:
         join_timeout_s: silence after which whoever joins gives up.
         save_every: inner steps between two checkpoints, which outlive crashes; 0 = none.
         finishes: whether an island ends with last rounds, as after its last inner step, or breaks off.
+        unit_samples: of what islands lease; a sample counts one token.
     """
 
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
@@ -77,6 +79,7 @@ class IslandSettings:
     join_timeout_s: float = 60.0
     save_every: int = 0
     finishes: bool = False
+    unit_samples: int = 7
 
 
 @dataclass(slots=True)
@@ -95,6 +98,11 @@ class Record:
     ) -> None:
         """See `LedgerFile`."""
         self.snapshots.append((fragment, outer_step, head))
+
+
+def spans_of(numbers: list[int]) -> Spans:
+    """What `Units` hands out."""
+    return parse_spans("leased", numbers, len(numbers))
 
 
 class LoopClock:
@@ -203,12 +211,15 @@ class SimIsland:
                 lease_s=settings.lease_s,
                 chunk_bytes=settings.chunk_bytes,
                 snapshot_mbit_s=settings.snapshot_mbit_s,
+                unit_samples=settings.unit_samples,
             ),
             ledger_file=self.record,
             folder=folder,
             promises=promises if settings.policy.partition == "majority" else None,
             pool=self.pool,
         )
+        state.data = "toy samples"
+        self._ahead: Spans = ()
         standing = [state.position(fragment.index) for fragment in fragments]
         self.side = IslandSide(self.model, fragments, schedule, optimizer, LoopClock(), standing)
         self.progress = self.side.progress
@@ -237,6 +248,7 @@ class SimIsland:
             self.model.values.copy_(self.saved["model"])
             self.credited = list(self.saved["credited"])
             await self._run(self.side.load_state_dict(self.saved))
+            await node.units.load(self.saved["samples"])
         self.phase = "joining"
         await self._run(self.side.joins())
         fresh, timeout_s = not self.side.resumes, settings.join_timeout_s
@@ -244,14 +256,21 @@ class SimIsland:
         report = await self._run(self.side.joined(joined))
         self.credited = [sum(pair) for pair in zip(self.credited, report.credits, strict=True)]
         self.goes_on = self.side.resumes or any(report.credits)
+        if report.skipped[0] and self.side.resumes:
+            await node.units.forget()
+        if self.saved is not None:
+            self._ahead = spans_of(await node.units.retake(flat(self.saved["ahead"])))
         self.phase = "training"
         self.joined_s = loop.time()
         while loop.time() < until_s():
             await asyncio.sleep(self._step_s(loop.time()))
+            tokens = 10 + self.number
+            samples = await self._draw(tokens)
             self._train()
-            self._landed(await self._run(self.side.step(10 + self.number)))
+            node.units.trained(samples, tokens)
+            self._landed(await self._run(self.side.step(tokens)))
             if settings.save_every and self.progress.inner_step % settings.save_every == 0:
-                self._save()
+                self._save(await node.units.state(self.progress.outer_steps[0]))
         last = self.side.finish() if settings.finishes else self.side.land(everything=True)
         self._landed(await self._run(last))
         self.phase = "leaving"
@@ -284,7 +303,16 @@ class SimIsland:
             index = report.fragment
             self.intervals.append((index, self._began_s[index], report.inner_steps))
 
-    def _save(self) -> None:
+    async def _draw(self, count: int) -> Spans:
+        """The samples of an inner step."""
+        while size(self._ahead) < count:
+            leased = await self.node.units.lease(count - size(self._ahead))
+            self._ahead = joined((*self._ahead, *spans_of(leased)))
+        drawn = beginning(self._ahead, count)
+        self._ahead = without(self._ahead, drawn)
+        return drawn
+
+    def _save(self, samples: list[Json]) -> None:
         """Keep what a checkpoint has."""
         fragments = [self.side.fragment_state(index) for index in range(len(self.credited))]
         self.saved = copy.deepcopy(
@@ -293,6 +321,8 @@ class SimIsland:
                 "fragments": fragments,
                 "model": self.model.values,
                 "credited": self.credited,
+                "samples": samples,
+                "ahead": self._ahead,
             }
         )
 

@@ -64,7 +64,8 @@ class Data(Protocol):
         facts: for the start line of metrics.jsonl.
 
     It may have a `manifest`, bytes that name all of it; they are kept in the run folder, for `lowcomm
-    provenance`.
+    provenance`. With `unit_samples` islands lease units of so many of its `samples` (all of the training
+    part, the same on all islands) instead of having a shard each.
     """
 
     source: str

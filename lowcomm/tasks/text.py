@@ -16,6 +16,9 @@ from lowcomm.errors import ConfigError
 from lowcomm.tasks.base import Data
 from lowcomm.types import Json
 
+UNITS, MOST_IN_UNIT = 256, 1_024
+"""Into so many units an epoch is cut, unless these were larger."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
@@ -28,6 +31,7 @@ class TextSource:
         holdout_fraction: of files; what a corpus holds out is in it.
         manifest: digest of the corpus's; empty = bytes of files.
         apart: attention does not cross the borders of documents.
+        unit_samples: of a corpus, that an island leases at a time; 0 = by the number of its samples.
         cache_gb: what is kept of a corpus behind a URL.
     """
 
@@ -37,6 +41,7 @@ class TextSource:
     holdout_fraction: float = 0.0
     manifest: str = ""
     apart: bool = False
+    unit_samples: int = 0
     cache_gb: float = 0.0
 
     @functools.cached_property
@@ -93,7 +98,14 @@ class TextSource:
             DataError: it can't be read, or not be divided as asked.
         """
         if self.manifest:
-            return CorpusData(self._corpus, context=context, seed=seed, shards=self.shards, apart=self.apart)
+            return CorpusData(
+                self._corpus,
+                context=context,
+                seed=seed,
+                shards=self.shards,
+                apart=self.apart,
+                unit_samples=self.unit_samples,
+            )
         text = load_text(
             self.source,
             text_key=self.text_key,
@@ -138,13 +150,29 @@ class TextData:
 
 
 class CorpusData:
-    """A corpus of tokens as the `Data` of a task; an island's part are blocks of successive samples."""
+    """A corpus of tokens as the `Data` of a task; islands lease its samples, fixed parts are blocks of them.
 
-    def __init__(self, corpus: Opened, *, context: int, seed: int, shards: int, apart: bool) -> None:
+    Attributes:
+        unit_samples: in a unit, see `OuterLoop.lease`.
+    """
+
+    def __init__(
+        self, corpus: Opened, *, context: int, seed: int, shards: int, apart: bool, unit_samples: int = 0
+    ) -> None:
         self._corpus, self._context, self._apart = corpus, context, apart
         self._seed = seed
         self.source, self.digest, self.num_shards = corpus.source, corpus.manifest.digest, shards
         self.manifest = corpus.manifest.encode()
+        self._unit_samples = unit_samples
+
+    @functools.cached_property
+    def unit_samples(self) -> int:
+        return self._unit_samples or min(MOST_IN_UNIT, max(1, self.samples.count(0) // UNITS))
+
+    @functools.cached_property
+    def samples(self) -> CorpusWindows:
+        """All of the training part."""
+        return CorpusWindows(self._corpus, context=self._context, seed=self._seed, apart=self._apart)
 
     @property
     def facts(self) -> Mapping[str, Json]:
@@ -157,8 +185,7 @@ class CorpusData:
         }
 
     def training(self, shard: int) -> Dealt:
-        windows = CorpusWindows(self._corpus, context=self._context, seed=self._seed, apart=self._apart)
-        return Dealt(windows, shard, self.num_shards)
+        return Dealt(self.samples, shard, self.num_shards)
 
     def evaluation(self, samples: int, batch_size: int) -> Iterable[HeldOut]:
         return held_out(

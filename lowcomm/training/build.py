@@ -70,6 +70,7 @@ def build_task(config: Config) -> Task:
         **{name: offered[name] for name in ("source", "text_key", "shards", "holdout_fraction")},
         manifest=config.shared.data.manifest,
         apart=config.shared.data.packing == "apart",
+        unit_samples=config.shared.data.unit_samples,
         cache_gb=config.data.cache_gb,
     )
     adapter = read_table(task.adapter) if is_table(task.adapter) else {}
@@ -227,12 +228,14 @@ def build_outer_loop(
     folder: Path | None,
     clock: Clock,
     data_digest: str = "",
+    unit_samples: int = 0,
     agreed: Mapping[str, Json] | None = None,
 ) -> OuterLoop:
     """The outer loop of the recipe around `island`; `exchange` is None on ranks that don't lead.
 
     Args:
         data_digest: of the text; not compared where islands have their own.
+        unit_samples: see `leased_units`.
         agreed: what is compared beside it and the settings, by name.
     """
     settings, policy = config.exchange, config.shared.round
@@ -252,7 +255,8 @@ def build_outer_loop(
         lease_s=settings.lease_s,
         chunk_bytes=settings.chunk_bytes,
         shard=config.data.shard,
-        num_shards=config.shared.data.shards if config.shared.data.same else 0,
+        num_shards=config.shared.data.shards if config.shared.data.same and not unit_samples else 0,
+        unit_samples=unit_samples,
         folder=folder,
         keep_updates=config.train.keep_updates,
         snapshot_mbit_s=settings.snapshot_mbit_s,

@@ -25,8 +25,9 @@ from lowcomm.clock import Clock, SystemClock
 from lowcomm.config.load import shared_digest, to_dict, to_toml
 from lowcomm.config.schema import Config
 from lowcomm.data.corpus.manifest import MANIFEST
-from lowcomm.data.loader import Batches, open_loader
+from lowcomm.data.loader import Batches
 from lowcomm.data.samples import Batch
+from lowcomm.data.unit_loader import UnitLoader
 from lowcomm.errors import ArgumentError, LossError, StorageError
 from lowcomm.exchanges.base import Exchange
 from lowcomm.interrupts import Interrupts
@@ -64,6 +65,7 @@ from lowcomm.training.fitting import (
 from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.training.given import Given, make_optimizers, recipe_of
 from lowcomm.training.inner_step import inner_step
+from lowcomm.training.loading import island_number, leased_units, make_loader
 from lowcomm.training.opening import agreement, opening, require_same_data
 from lowcomm.training.phases import JOINING, Phases
 from lowcomm.types import Json, RoundReport
@@ -218,8 +220,12 @@ class Trainer:
         self._phases.begin("taking over the state")
         join = outer.join(over=self._is_over(outer))
         if resumed_from is None:  # a model may draw random numbers, such as dropout's
-            seed_rng(config.shared.seed, join.inner_step, self._rank, max(0, join.shard))
-        loader = self._make_loader(data, join, loader_state)
+            seed_rng(config.shared.seed, join.inner_step, self._rank, island_number(outer, island, join))
+        loader = make_loader(config, data, outer, join, island)
+        if loader_state is not None:
+            loader.load_state_dict(loader_state)
+        if join.tokens_credited and not isinstance(loader, UnitLoader):
+            loader.skip(join.tokens_credited)
         saver = Saver(checkpoints)
         stack.callback(saver.close)
         run = _Run(island, outer, loader, saver, data, journal)
@@ -268,6 +274,7 @@ class Trainer:
             folder=folder.path if folder else None,
             clock=self._clock,
             data_digest=data.digest,
+            unit_samples=leased_units(config, data),
             agreed=agreed,
         )
 
@@ -283,20 +290,6 @@ class Trainer:
             outer.load_state_dict({**parts["outer"], "fragments": fragments})
             journal.resume(Counts.of(parts["counts"]))
             return self._take_rank(step, parts["ranks"])
-
-    def _make_loader(self, data: Data, join: JoinReport, state: dict[str, Any] | None) -> Batches:
-        """The island's data, from where it goes on."""
-        loader = open_loader(
-            data.training(max(0, join.shard)),
-            batch_size=self._config.train.batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-        if state is not None:
-            loader.load_state_dict(state)
-        if join.tokens_credited:
-            loader.skip(join.tokens_credited)
-        return loader
 
     def _log_start(self, run: _Run, join: JoinReport, resumed_from: int | None) -> None:
         config, outer = self._config, run.outer
@@ -393,7 +386,8 @@ class Trainer:
             losses.append(loss)
             norms.append(norm)
             run.journal.computed(self._clock.monotonic_s() - began_s, run.data_s)
-            reports = outer.step(tokens)
+            trained = run.loader.take_trained() if isinstance(run.loader, UnitLoader) else ()
+            reports = outer.step(tokens, trained)
             since_tokens += tokens
             log_now = outer.inner_step % config.train.log_every == 0 or self._is_over(outer)
             save_now = self._checkpoint_due(outer, reports)

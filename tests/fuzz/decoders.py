@@ -38,6 +38,7 @@ from lowcomm.exchanges.swarm.links import Links
 from lowcomm.exchanges.swarm.streams import FrameDecoder
 from lowcomm.ledger.blobs import Blobs
 from lowcomm.ledger.certificate import Ballot, parse_ballot
+from lowcomm.ledger.credits import Credits
 from lowcomm.ledger.entry import ContributionId, Entry, hash_bytes, parse_entry
 from lowcomm.ledger.mandate import Mandate, parse_mandate
 from lowcomm.ledger.pieces import check_manifest, make_manifest, name_of
@@ -62,16 +63,17 @@ ENTRY = Entry(
     run_id="run", fragment=0, outer_step=3, participants=((PeerId("a"), 10), (PeerId("b"), 20)),
     total_tokens=90, stops=(4, 8), chunk_elements=4, update_hash=HASH, update_bytes=32,
     state_digest=HASH, previous=HASH,
+    samples=Credits(data=HASH, trained=(((0, 4), (9, 10)), ()), credited=((0, 10),), twice=1),
 )  # fmt: skip
 ROSTER = Roster(
     fragment=0, outer_step=4, ballot=Ballot(1, "a"), previous=HASH,
-    participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10)), Participant(PeerId("b"), 20, 2.0, 5)),
+    participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10), samples=((3, 9),)), Participant(PeerId("b"), 20, 2.0, 5)),
     stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=Ballot(1, "a"), holders=(PeerId("a"),),
     absent=(PeerId("c"),),
 )  # fmt: skip
 READY = Ready(
     HASH,
-    Offer(ContributionId(7, 10, "0" * 32), 1.5, 30, Speed(0.5, 10)),
+    Offer(ContributionId(7, 10, "0" * 32), 1.5, 30, Speed(0.5, 10), ((3, 9),)),
     Ballot(1, "a"),
     (Ballot(1, "a"), ENTRY),
     (PeerId("b"),),
