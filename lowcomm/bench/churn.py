@@ -18,7 +18,7 @@ from pathlib import Path
 from lowcomm import codecs
 from lowcomm.algorithms.outer_optimizers.nesterov import nesterov
 from lowcomm.algorithms.schedule import Schedule
-from lowcomm.bench.churn_figures import Churn, Life, all_stay, churn_figures
+from lowcomm.bench.churn_figures import Churn, Life, all_stay, churn_figures, unit_figures
 from lowcomm.bench.outcome import Outcome, Tell
 from lowcomm.bench.payload import Payload, bench_swarm
 from lowcomm.bench.peer import PROGRAM, Peer
@@ -26,8 +26,10 @@ from lowcomm.bench.settings import ChurnBench
 from lowcomm.clock import Clock, SystemClock
 from lowcomm.errors import ExchangeError
 from lowcomm.launching.children import Children
+from lowcomm.ledger.audit import Audit, Auditor
 from lowcomm.outer.loop import OuterLoop
 from lowcomm.rounds.policy import RoundPolicy
+from lowcomm.spans import Spans, beginning, joined, size, without
 from lowcomm.types import Json
 
 PRELOAD = ["lowcomm.bench.churn", "lowcomm.exchanges.swarm.hivemind_node", "torch._dynamo"]
@@ -63,7 +65,8 @@ def measure_churn(bench: ChurnBench, tell: Tell) -> Churn:
     ):
         scene = _Scene(bench, Path(folder), peers)
         scene.play(tell)
-        return churn_figures(bench, scene.lives, scene.exits)
+        units = unit_figures(bench.unit_samples, scene.last_ledger(), scene.begun)
+        return churn_figures(bench, scene.lives, scene.exits, units)
 
 
 class _Scene:
@@ -74,7 +77,7 @@ class _Scene:
         self._pause = threading.Event()
         self._ended: set[int] = set()
         self.lives: list[Life] = []
-        self.exits = 0
+        self.exits = self.begun = 0
 
     def _now_s(self) -> float:
         return self._clock.monotonic_s()
@@ -105,11 +108,24 @@ class _Scene:
         self._wait(lambda: len(self._inside()) == len(self._staying()), "a joiner is not in")
         last = self._height() + SETTLE_ROUNDS
         self._wait(lambda: self._height() >= last, "nothing commits after the last event")
+        credited = Auditor(Audit(), self._ledger(self._inside()[0])).found.samples
+        self.begun = credited.credited[-1][1] if credited else 0
+        while self._now_s() < due_s + bench.settle_s:
+            self._pause.wait(LOOK_S)
+            self._look()
         for life in self._inside():
             self._end(life, killed=False)
         for life in self.lives:
             self._peers.wait_for_end(life.number, LEAVE_S)
         self._look()
+
+    def last_ledger(self) -> Audit:
+        """What the ledger of the island tells that was in it last."""
+        newest = max(self.lives, key=lambda life: life.outer_step)
+        return Auditor(Audit(), self._ledger(newest)).found
+
+    def _ledger(self, life: Life) -> Path:
+        return self._folder / str(life.number) / "ledger.jsonl"
 
     def _start(self, expected: int) -> None:
         bench, folder = self._bench, self._folder / str(len(self.lives))
@@ -125,6 +141,8 @@ class _Scene:
                 "step_s": bench.step_s,
                 "deadline_s": bench.deadline_s,
                 "partition": bench.partition,
+                "unit_samples": bench.unit_samples,
+                "step_samples": bench.step_samples,
             }
         )
         self.lives.append(Life(number=number, started_s=self._now_s()))
@@ -193,7 +211,11 @@ def take_part(peer: Peer) -> None:
         ),
         expected_peers=settings["expected_peers"],
         folder=Path(settings["folder"]),
+        data_digest="churn",
+        unit_samples=settings["unit_samples"],
     )
+    ahead: Spans = ()
+    count = settings["step_samples"]
     leave = peer.asked()
     with contextlib.closing(outer):
         outer.connect(on_address=lambda address: peer.tell("address", address=address))
@@ -201,9 +223,13 @@ def take_part(peer: Peer) -> None:
         report = outer.join()
         peer.tell("joined", peer=outer.peer_id, how=report.how)
         while not leave.is_set():
+            if size(ahead) < count:
+                ahead = joined((*ahead, *outer.lease(count)))
+            samples = beginning(ahead, count)
+            ahead = without(ahead, samples)
             payload.train()
             peer.wait(settings["step_s"])
-            for done in outer.step(tokens=1):
+            for done in outer.step(count, samples):
                 peer.tell(
                     "round",
                     outer_step=done.outer_step,

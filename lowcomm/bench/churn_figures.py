@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from lowcomm.bench.settings import ChurnBench
+from lowcomm.ledger.audit import Audit
+from lowcomm.spans import joined, size, without
 from lowcomm.types import Json
 
 WITHIN_ROUNDS = 2
@@ -86,6 +88,29 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Units:
+    """What the ledger credits at the end.
+
+    Attributes:
+        credited: units whose samples are all credited.
+        twice: units with a sample that entries credit more than once.
+        missing: units that are not credited, of those before the furthest one at the last event.
+        samples, samples_twice: credited, and credited again.
+    """
+
+    credited: int
+    twice: int
+    missing: int
+    samples: int
+    samples_twice: int
+
+    @property
+    def row(self) -> str:
+        """For the table."""
+        return f"{self.credited}, {self.twice}, {self.missing}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Churn:
     """The figures.
 
@@ -104,6 +129,7 @@ class Churn:
         rounds_s: from the first round to the last one.
         gap_s: longest time between two commits.
         ballots: how many of the islands' commits took how many.
+        units: what the ledger credits.
     """
 
     bench: ChurnBench
@@ -124,6 +150,7 @@ class Churn:
     rounds_s: float
     gap_s: float
     ballots: Mapping[str, int]
+    units: Units
 
     HEADINGS: ClassVar[tuple[str, ...]] = ("churn", "")
 
@@ -153,6 +180,7 @@ class Churn:
             ),
             ("joiners that took a snapshot", f"{self.snapshots} of {self.joins}"),
             ("longest time between two commits", f"{self.gap_s:.1f} s"),
+            ("units credited, with a sample twice, missing", self.units.row),
             ("one history, equal states at the end", "yes" if self.equal else "NO"),
         ]
 
@@ -161,12 +189,33 @@ class Churn:
         return {**asdict(self), "within": self.within}
 
 
-def churn_figures(bench: ChurnBench, lives: Sequence[Life], exits: int) -> Churn:
+def unit_figures(unit: int, audit: Audit, begun: int) -> Units:
+    """What a ledger credits.
+
+    Args:
+        unit: samples in one.
+        begun: the sample up to which units had been begun when the last island had come or gone.
+    """
+    named = audit.samples
+    credited = named.credited if named else ()
+    whole = joined((-(-first // unit), stop // unit) for first, stop in credited)
+    twice = joined((first // unit, (stop - 1) // unit + 1) for first, stop in audit.twice)
+    return Units(
+        credited=size(whole),
+        twice=size(twice),
+        missing=size(without(((0, begun // unit),), whole)) if begun >= unit else 0,
+        samples=size(credited),
+        samples_twice=named.twice if named else 0,
+    )
+
+
+def churn_figures(bench: ChurnBench, lives: Sequence[Life], exits: int, units: Units) -> Churn:
     """What follows from the islands' events.
 
     Args:
         lives: of all islands; the first `bench.islands` of them did not join a run that was there.
         exits: islands that were asked to leave, those at the end left out.
+        units: see `unit_figures`.
     """
     rounds, joiners = committed_rounds(lives), lives[bench.islands :]
     commits = [event for life in lives for event in life.commits]
@@ -202,6 +251,7 @@ def churn_figures(bench: ChurnBench, lives: Sequence[Life], exits: int) -> Churn
         rounds_s=rounds[-1].committed_s - rounds[0].began_s if rounds else 0.0,
         gap_s=max((b.committed_s - a.committed_s for a, b in itertools.pairwise(rounds)), default=0.0),
         ballots=ballots,
+        units=units,
     )
 
 

@@ -332,6 +332,8 @@ class ChurnBench(Settings):
         elements, codec: of the model and of its pseudo-gradients.
         inner_steps, step_s: between two rounds, and the timed wait of each.
         deadline_s: of a round.
+        unit_samples, step_samples: in a unit that islands lease, and in an inner step.
+        settle_s: after the last event, so that what islands held that were killed is given back, and trained.
     """
 
     NAME, MODULE = "churn", "lowcomm.bench.churn"
@@ -347,6 +349,9 @@ class ChurnBench(Settings):
     inner_steps: int = 20
     step_s: float = 0.05
     deadline_s: float = 10.0
+    unit_samples: int = 16
+    step_samples: int = 8
+    settle_s: float = seconds(75.0, "after the last event: what was killed gives its units back after 60")
     seed: int = option(0, "who leaves, and how", metavar="N")
     partition: Partition = option("majority", "who may commit")
 

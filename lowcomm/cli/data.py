@@ -78,6 +78,14 @@ def add_parser(commands: Subparsers) -> None:
     add_json(part)
     part = add_command(
         parts,
+        "account",
+        about="say which units of a corpus a run's ledger credits once, twice, or not",
+        example="lowcomm data account runs/words/island-0",
+    )
+    part.add_argument("run_dir", metavar="RUN", type=Path, help="an island's run folder")
+    add_json(part)
+    part = add_command(
+        parts,
         "tokenizer",
         about="train a BPE on the text of a source",
         example="lowcomm data tokenizer 'texts/*.jsonl' --size 32000 --out tokenizer",
@@ -100,7 +108,29 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do one of the parts."""
     check_writable(args.json)
-    return {"build": _build, "inspect": _inspect, "verify": _verify, "tokenizer": _tokenizer}[args.part](args)
+    parts = {
+        "build": _build, "inspect": _inspect, "verify": _verify, "account": _account, "tokenizer": _tokenizer
+    }  # fmt: skip
+    return parts[args.part](args)
+
+
+def _account(args: argparse.Namespace) -> int:
+    from lowcomm.training.account import account_of
+
+    found = account_of(args.run_dir)
+    if args.json:
+        write_json(args.json, found.to_dict())
+    if args.json != "-":
+        print(
+            f"{found.units:,} units of {found.unit_samples:,} samples, {found.epochs:,} epochs done: "
+            f"{found.credited_once:,} credited once, {found.credited_twice:,} twice, {found.missing:,} "
+            f"missing of epochs that are done, {found.begun:,} of the one under way not yet"
+        )
+        rows = [[name, f"{tokens:,}"] for name, tokens in found.tokens_by_source.items()]
+        print_table(["source", "tokens"], rows)
+    if found.problem:
+        print_error(found.problem)
+    return EXIT_FAILED if found.problem else EXIT_DONE
 
 
 def _build(args: argparse.Namespace) -> int:

@@ -147,6 +147,8 @@ def _corpus(config: Config) -> Iterator[tuple[str, str]]:
         )
     if data.packing == "apart" and not data.manifest:
         yield "shared.data.packing", "expected across without shared.data.manifest, got apart"
+    if data.unit_samples and not data.manifest:
+        yield "shared.data.unit_samples", f"expected 0 without shared.data.manifest, got {data.unit_samples}"
     if data.manifest and kind == "given":
         yield "shared.data.manifest", "expected nothing with kind = given, whose data a Python program has"
 

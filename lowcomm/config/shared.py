@@ -20,6 +20,7 @@ LATER: dict[str, Json] = {
     "shared.data.same": True,
     "shared.data.manifest": "",
     "shared.data.packing": "across",
+    "shared.data.unit_samples": 0,
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,
     "shared.round.operator": "",

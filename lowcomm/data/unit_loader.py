@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,18 @@ Lease = Callable[[int, Spans | None], Spans]
 """`OuterLoop.lease`."""
 
 
+class Ordered(Protocol):
+    """Samples in an order, see `Samples`."""
+
+    def count(self, epoch: int) -> int: ...
+
+    def places(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]: ...
+
+
 class Numbering:
     """Samples of all epochs, numbered one after the other."""
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Ordered) -> None:
         self._samples, self._begins = samples, [0]
 
     def place(self, number: int) -> tuple[int, int]:

@@ -27,12 +27,13 @@ from lowcomm.islands.vectors import HostVectors
 from lowcomm.ledger.certificate import check_certificate
 from lowcomm.ledger.chain import Certified, parse_certified
 from lowcomm.ledger.compacted import Compacted, Part, parse_compacted
-from lowcomm.ledger.credits import credits_after
+from lowcomm.ledger.credits import Credits, credits_after
 from lowcomm.ledger.entry import Entry, run_head
 from lowcomm.ledger.file import update_path
 from lowcomm.ledger.mandate import NOBODY, Authority
 from lowcomm.ledger.state import FragmentState, OuterState, saved_state
 from lowcomm.ledger.update import Update
+from lowcomm.spans import Spans, common, joined
 from lowcomm.types import Digest, Json, PeerId
 
 SHOWN = 40
@@ -71,6 +72,8 @@ class Audit:
         mandates: entries that an operator's mandate has led to.
         compacted: entries that the first line stands for, and who has signed it.
         credited: tokens of each peer in fragment 0, as far as the file tells.
+        samples: which ones the anchor has seen, as the newest entry of fragment 0 says; None = it doesn't.
+        twice: those of them that entries of the file credit to two, or again.
         rewound: entries that a restart left behind, or applied again.
         replayed: entries whose state was recomputed from the encoded update.
         states: states in checkpoints that equal the digest in their entry.
@@ -97,6 +100,8 @@ class Audit:
     compacted: int = 0
     signer: str = ""
     credited: dict[PeerId, int] = field(default_factory=dict)
+    samples: Credits | None = None
+    twice: Spans = ()
 
     @property
     def valid(self) -> bool:
@@ -190,6 +195,22 @@ class Auditor:
         self.found.fragments = max(fragments, max(self.found.heads, default=-1) + 1)
         credited = self.newest_part(0).credits
         self.found.credited = {peer: credit.tokens for peer, credit in credited.items()}
+        self._account_for_samples()
+
+    def _account_for_samples(self) -> None:
+        """What the history of fragment 0 credits, and what of that more than once."""
+        head = self.found.heads.get(0)
+        tip = self._known.get(head) if head else None
+        self.found.samples = tip.entry.samples if tip else None
+        twice: list[tuple[int, int]] = []
+        while tip is not None and tip.entry.samples is not None:
+            before = self._known.get(tip.entry.previous)
+            seen = before.entry.samples.credited if before and before.entry.samples else ()
+            for spans in tip.entry.samples.trained if before or tip.entry.outer_step == 1 else ():
+                twice += common(spans, seen)
+                seen = joined((*seen, *spans))
+            tip = before
+        self.found.twice = joined(twice)
 
     def _no_entries(self) -> str:
         if self.found.snapshots:

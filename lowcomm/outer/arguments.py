@@ -70,7 +70,7 @@ class Arguments:
         schedule, codec = self.schedule, self.codec
         return {
             "shared.schedule.inner_steps": schedule.inner_steps,
-            **({"shared.data.unit_samples": self.unit_samples} if self.unit_samples else {}),
+            **({"data.unit_samples": self.unit_samples} if self.unit_samples else {}),
             "shared.schedule.num_fragments": schedule.num_fragments,
             "shared.schedule.fragmenting": schedule.fragmenting,
             "shared.schedule.mode": schedule.mode,

@@ -25,12 +25,11 @@ from lowcomm.spans import Spans, beginning, common, flat, joined, parse_spans, s
 from lowcomm.types import PeerId
 
 WINDOW = 16
-"""Free units for each island that one is chosen from: the wider, the longer those that can't hear each other
-choose apart; the narrower, the closer the order of the data is kept."""
+"""Free units for each island that one is chosen from, at least: twice as many as are asked for, so that these
+are mostly its own. The wider, the longer those that can't hear each other choose apart; the narrower, the
+closer the order of the data is kept."""
 GIVEN_BACK_S = 60.0
-"""Whoever is gone without a goodbye keeps what it holds for so long."""
-REMEMBERED_S = 1_800.0
-"""And its right to units for so long, so that two halves choose apart."""
+"""Whoever is gone without a goodbye keeps what it holds, and its right to units, for so long."""
 TELL_PATIENCE_S = 3.0
 """A newcomer waits so long for the others to say what they hold."""
 
@@ -96,15 +95,11 @@ class Leases:
     def held_by_others(self) -> Spans:
         """What is not free, as others hold it."""
         now_s = asyncio.get_running_loop().time()
-        for peer in [peer for peer, gone_s in self._gone_s.items() if now_s - gone_s > REMEMBERED_S]:
+        for peer in self._theirs.keys() - self._peers.linked.keys():
+            self._gone_s.setdefault(peer, now_s)
+        for peer in [peer for peer, gone_s in self._gone_s.items() if now_s - gone_s > GIVEN_BACK_S]:
             del self._gone_s[peer], self._theirs[peer]
-        here = {peer.id for peer in self._peers.live() if peer.state.phase != "leaving"}
-        return joined(
-            span
-            for peer, held in self._theirs.items()
-            if peer in here or now_s - self._gone_s.get(peer, now_s) <= GIVEN_BACK_S
-            for span in held
-        )
+        return joined(span for held in self._theirs.values() for span in held)
 
     def choose(self, count: int, taken: Spans) -> Spans:
         """At least so many samples, in whole units as far as these are free.
@@ -115,7 +110,8 @@ class Leases:
         islands = [*{self._signer.peer_id, *self._training(), *self._gone_s}]
         chosen: list[tuple[int, int]] = []
         while count > 0:
-            window = list(self._free(joined((*taken, *chosen)), WINDOW * len(islands)))
+            wide = max(WINDOW, 2 * -(-count // self._unit)) * len(islands)
+            window = list(self._free(joined((*taken, *chosen)), wide))
             rank = self._ranks(np.array([number for number, _ in window], dtype=np.uint64), islands)
             for place in np.flatnonzero(rank == rank.min()).tolist():
                 chosen += window[place][1]

@@ -20,6 +20,11 @@ UNITS, MOST_IN_UNIT = 256, 1_024
 """Into so many units an epoch is cut, unless these were larger."""
 
 
+def samples_in_unit(epoch: int) -> int:
+    """Where no recipe says it, by the samples of an epoch."""
+    return min(MOST_IN_UNIT, max(1, epoch // UNITS))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
     """What a recipe says of it.
@@ -167,7 +172,7 @@ class CorpusData:
 
     @functools.cached_property
     def unit_samples(self) -> int:
-        return self._unit_samples or min(MOST_IN_UNIT, max(1, self.samples.count(0) // UNITS))
+        return self._unit_samples or samples_in_unit(self.samples.count(0))
 
     @functools.cached_property
     def samples(self) -> CorpusWindows:

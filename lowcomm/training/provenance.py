@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowcomm.config.schema import Config
 from lowcomm.data.corpus.manifest import MANIFEST, Manifest
 from lowcomm.errors import DataError
+from lowcomm.ledger.audit import Audit
 from lowcomm.metrics.factory import METRICS_FILE
 from lowcomm.metrics.jsonl import read_lines
+from lowcomm.training.account import tokens_by_source
 from lowcomm.training.verification import law_of, verify
 from lowcomm.types import Json
 
@@ -20,14 +23,16 @@ class Source:
     """A source of the corpus.
 
     Attributes:
-        tokens: of those that were credited, in proportion to its part of an epoch: which samples a round was
-            made of the ledger does not tell.
+        tokens: of those that were credited.
+        exact: all of them are of samples that entries name; else the rest is in proportion to its part of an
+            epoch.
     """
 
     name: str
     licence: str
     origin: str
     tokens: int
+    exact: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ class Provenance:
         yield f"- {what} `{digest}`"
         for source in self.sources:
             said = [source.name, source.licence or "licence not said", source.origin]
-            about = "about " if len(self.sources) > 1 else ""
+            about = "" if source.exact or len(self.sources) == 1 else "about "
             yield f"- source {', '.join(filter(None, said))}: {about}{source.tokens:,} tokens"
         for island in self.islands:
             share, name = 100 * island.tokens / max(1, self.tokens), island.name or "of unknown name"
@@ -109,7 +114,7 @@ def provenance_of(run_dir: Path, *, states: bool = True) -> Provenance:
     tokens = sum(audit.credited.values())
     pinned = config.shared.data.manifest if config is not None else ""
     problem, sources = audit.problem, tuple[Source, ...]()
-    if pinned:
+    if config is not None and pinned:
         try:
             manifest = Manifest.read(run_dir)
         except DataError as error:
@@ -120,7 +125,7 @@ def provenance_of(run_dir: Path, *, states: bool = True) -> Provenance:
                     f"{run_dir / MANIFEST}: expected the manifest {pinned[:12]} of shared.data.manifest, got "
                     f"{manifest.digest[:12]}"
                 )
-            sources = _shares(manifest, tokens)
+            sources = _sources(config, manifest, audit, tokens)
     elif config is not None and start:
         known = str(config.data.source)
         sources = (Source(name=known, licence="", origin="", tokens=tokens),)
@@ -140,13 +145,21 @@ def provenance_of(run_dir: Path, *, states: bool = True) -> Provenance:
     )
 
 
-def _shares(manifest: Manifest, tokens: int) -> tuple[Source, ...]:
-    """So many tokens, by what an epoch has of each source."""
+def _sources(config: Config, manifest: Manifest, audit: Audit, tokens: int) -> tuple[Source, ...]:
+    """The tokens of each: of the samples that entries name; of the rest by what an epoch has of each."""
+    named = tokens_by_source(config, manifest, audit)
+    rest = max(0, tokens - int(named.sum()))
     weights = [source.weight * source.tokens for source in manifest.sources]
-    ends = [round(tokens * sum(weights[: place + 1]) / sum(weights)) for place in range(len(weights))]
+    ends = [round(rest * sum(weights[: place + 1]) / sum(weights)) for place in range(len(weights))]
     return tuple(
-        Source(name=source.name, licence=source.licence, origin=source.origin, tokens=end - begin)
-        for source, begin, end in zip(manifest.sources, [0, *ends], ends, strict=False)
+        Source(
+            name=source.name,
+            licence=source.licence,
+            origin=source.origin,
+            tokens=int(known) + end - begin,
+            exact=rest == 0,
+        )
+        for source, known, begin, end in zip(manifest.sources, named, [0, *ends], ends, strict=False)
     )
 
 

@@ -23,7 +23,7 @@ TIMEOUT_S = 280.0
 @pytest.mark.processes
 def test_islands_come_and_go_and_one_history_stays(tmp_path: Path) -> None:
     out = tmp_path / "churn.json"
-    options = ["--events", "4", "--every-s", "0.1", "--json", str(out)]
+    options = ["--events", "4", "--every-s", "0.1", "--settle-s", "1", "--json", str(out)]
     command = [sys.executable, "-m", "lowcomm", "bench", "churn", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -33,6 +33,8 @@ def test_islands_come_and_go_and_one_history_stays(tmp_path: Path) -> None:
     assert len(churn["waited"]) + churn["never"] <= 2
     assert churn["rounds"] >= 6
     assert churn["forks"] == 0
+    assert churn["units"]["credited"] > 0
+    assert churn["units"]["samples_twice"] == 0
     assert churn["equal"] is True
 
 
@@ -85,12 +87,12 @@ def test_nobody_else_goes_before_a_round_without_who_has_gone() -> None:
 def test_a_round_without_a_live_island_and_a_fork_are_seen() -> None:
     steady = life(0, 0.0, 99.0, {1: (10.0, ["p0", "p1"]), 2: (20.0, ["p0"])})
     other = life(1, 0.0, 99.0, {1: (10.1, ["p0", "p1"])})
-    churn = churn_figures(ChurnBench(islands=2), [steady, other], exits=0)
+    churn = churn_figures(ChurnBench(islands=2), [steady, other], exits=0, units=NONE)
     assert (churn.rounds, churn.full, churn.share) == (2, 1, 0.75)
     assert churn.short == ((2, 2, 1),)
     assert churn.forks == 0
     other.events[-1]["digest"] = "another"
-    assert churn_figures(ChurnBench(islands=2), [steady, other], exits=0).forks == 1
+    assert churn_figures(ChurnBench(islands=2), [steady, other], exits=0, units=NONE).forks == 1
 
 
 def test_too_few_islands_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

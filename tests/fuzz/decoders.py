@@ -67,7 +67,10 @@ ENTRY = Entry(
 )  # fmt: skip
 ROSTER = Roster(
     fragment=0, outer_step=4, ballot=Ballot(1, "a"), previous=HASH,
-    participants=(Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10), samples=((3, 9),)), Participant(PeerId("b"), 20, 2.0, 5)),
+    participants=(
+        Participant(PeerId("a"), 10, 1.0, 5, Speed(0.5, 10), samples=((3, 9),)),
+        Participant(PeerId("b"), 20, 2.0, 5),
+    ),
     stops=(4, 8), chunk_elements=4, entry=ENTRY, accepted_in=Ballot(1, "a"), holders=(PeerId("a"),),
     absent=(PeerId("c"),),
 )  # fmt: skip

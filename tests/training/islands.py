@@ -90,7 +90,7 @@ def train_islands(
         own_config = replace(
             config,
             out=str(out / f"island-{number}"),
-            data=replace(config.data, shard=number),
+            data=replace(config.data, shard=-1 if config.shared.data.manifest else number),
             exchange=replace(config.exchange, expected_peers=islands),
         )
         return Trainer(own(number, own_config), exchange=exchange)

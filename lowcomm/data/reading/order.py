@@ -93,6 +93,17 @@ class Order:
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int64), *parts])
 
+    def sources(self, epoch: int, places: _Numbers | None = None) -> _Numbers:
+        """(sources,) how many windows of each source are at these places; without them those of an epoch."""
+        table = self._epoch(epoch)
+        if places is None:
+            chunks, counts = table.chunks, np.diff(table.stops, prepend=0)
+        else:
+            chunks, counts = np.searchsorted(self.starts, places, side="right") - 1, np.ones_like(places)
+        found: _Numbers = np.zeros(len(self._weights), dtype=np.int64)
+        np.add.at(found, self._sources[chunks], counts)
+        return found
+
     def block(self, epoch: int, number: int) -> int:
         """The block of a window by its number in the epoch's order."""
         return int(np.searchsorted(self._epoch(epoch).blocks, number, side="right"))
