@@ -100,6 +100,11 @@ class LaunchPlan:
     ranks: int = 1
     profile: str | None = None
 
+    @property
+    def _leases(self) -> bool:
+        """Whether islands lease what they train on instead of having a shard each."""
+        return bool(self.config.shared.data.manifest) and self.config.data.shard < 0
+
     def check(self) -> None:
         """Refuse what can't work before anything is started.
 
@@ -107,7 +112,7 @@ class LaunchPlan:
             ConfigError: more islands than shards.
         """
         shards = self.config.shared.data.shards
-        if self.islands > shards:
+        if self.islands > shards and not self._leases:
             raise ConfigError(
                 f"--islands {self.islands}: expected at most shared.data.shards = {shards};"
                 f" add --set shared.data.shards={self.islands}"
@@ -124,7 +129,7 @@ class LaunchPlan:
     def command(self, index: int, initial_peers: Sequence[str], group_address: str) -> list[str]:
         """The command line of one island."""
         settings = [
-            f"data.shard={index}",
+            *(() if self._leases else (f"data.shard={index}",)),
             f"island.name={json.dumps(self.island_name(index))}",
             f"exchange.expected_peers={max(self.islands, self.config.exchange.expected_peers)}",
             f"exchange.initial_peers={json.dumps(list(initial_peers))}",

@@ -41,7 +41,7 @@ class Units:
 
     def __init__(self, signer: Signer, chain: Chain, leases: Leases) -> None:
         self._signer, self._chain, self.leases = signer, chain, leases
-        self._reserved: Spans = ()
+        self._reserved: list[tuple[int, int]] = []  # each of one unit, in the order in which they were taken
         self._leased: Spans = ()
         self._waiting: list[_Trained] = []
         self._posted: deque[_Trained] = deque()
@@ -89,18 +89,25 @@ class Units:
         else:
             await self.leases.know_others()
         self._asked_s = now_s
-        self._reserved = without(self._reserved, self.leases.yielded(self._reserved))
-        self._reserved = without(self._reserved, self.credited)
+        gone = joined((*self.leases.yielded(joined(self._reserved)), *self.credited))
+        self._reserved = [part for span in self._reserved for part in without((span,), gone)]
         wanted = count + int(self._samples_per_s * AHEAD_S)
-        if (lacking := wanted - size(self._reserved)) > 0:
+        if (lacking := wanted - size(joined(self._reserved))) > 0:
             taken = joined((*self.credited, *self.held, *self.leases.held_by_others()))
-            self._reserved = joined((*self._reserved, *self.leases.choose(lacking, taken)))
-        count = max(count, int(self._samples_per_s * HANDED_S))
-        leased = self.leases.beginning(self._reserved, count)
-        self._reserved = without(self._reserved, leased)
+            self._reserved += self.leases.choose(lacking, taken)
+        leased = self._hand_out(max(count, int(self._samples_per_s * HANDED_S)))
         self._leased, self._handed = joined((*self._leased, *leased)), size(leased)
         self.leases.tell(self.held)
         return flat(leased)
+
+    def _hand_out(self, count: int) -> Spans:
+        """At least so many of the reserved samples, those that others have known of for longest."""
+        found: list[tuple[int, int]] = []
+        while self._reserved and count > 0:
+            span = self._reserved.pop(0)
+            found.append(span)
+            count -= span[1] - span[0]
+        return joined(found)
 
     async def retake(self, samples: Sequence[int]) -> list[int]:
         """What of these, leased by an earlier process of this island, is still free; it is leased again."""

@@ -21,7 +21,7 @@ from lowcomm.ledger.credits import MAX_CREDITED
 from lowcomm.ledger.entry import hash_value
 from lowcomm.peers.notice import Notice
 from lowcomm.peers.table import Peers
-from lowcomm.spans import Spans, beginning, common, flat, joined, parse_spans, size, without
+from lowcomm.spans import Spans, common, flat, joined, parse_spans, size, without
 from lowcomm.types import PeerId
 
 WINDOW = 16
@@ -101,8 +101,8 @@ class Leases:
             del self._gone_s[peer], self._theirs[peer]
         return joined(span for held in self._theirs.values() for span in held)
 
-    def choose(self, count: int, taken: Spans) -> Spans:
-        """At least so many samples, in whole units as far as these are free.
+    def choose(self, count: int, taken: Spans) -> list[tuple[int, int]]:
+        """At least so many samples, in whole units as far as these are free; each span is of one unit.
 
         Args:
             taken: credited, or held by anybody.
@@ -118,15 +118,7 @@ class Leases:
                 count -= size(window[place][1])
                 if count <= 0:
                     break
-        return joined(chosen)
-
-    def beginning(self, reserved: Spans, count: int) -> Spans:
-        """The first so many samples, and those after them to the end of a unit."""
-        found = beginning(reserved, count)
-        if found:
-            end = -(-found[-1][1] // self._unit) * self._unit
-            found = common(reserved, joined((*found, (found[0][0], end))))
-        return found
+        return chosen
 
     def yielded(self, reserved: Spans) -> Spans:
         """What of units that are leased but not begun another island has taken, by a better right."""

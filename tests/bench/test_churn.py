@@ -9,15 +9,20 @@ import pytest
 
 from lowcomm.bench.churn_figures import (
     Life,
+    Units,
     all_stay,
     churn_figures,
     committed_rounds,
     joiners_waits,
+    unit_figures,
 )
 from lowcomm.bench.settings import ChurnBench
 from lowcomm.cli.main import main
+from lowcomm.ledger.audit import Audit
+from lowcomm.ledger.credits import Credits
 
 TIMEOUT_S = 280.0
+NONE = Units(credited=0, twice=0, missing=0, samples=0, samples_twice=0)
 
 
 @pytest.mark.processes
@@ -36,6 +41,15 @@ def test_islands_come_and_go_and_one_history_stays(tmp_path: Path) -> None:
     assert churn["units"]["credited"] > 0
     assert churn["units"]["samples_twice"] == 0
     assert churn["equal"] is True
+
+
+def test_units_that_a_ledger_credits() -> None:
+    samples = Credits(data="x", trained=(), credited=((0, 10), (12, 21)), twice=3)
+    audit = Audit(samples=samples, twice=((5, 8),))
+    found = unit_figures(4, audit, begun=22)
+    # whole are 0 to 7 and 12 to 19; 8 to 11 lacks two samples, 20 to 23 had only begun
+    assert found == Units(credited=4, twice=1, missing=1, samples=19, samples_twice=3)
+    assert unit_figures(4, Audit(), begun=0) == NONE
 
 
 def life(number: int, joined_s: float, gone_s: float, rounds: dict[int, tuple[float, list[str]]]) -> Life:

@@ -48,6 +48,7 @@ RUN_BY = {
     "lowcomm data tokenizer": "tests/cli/test_data.py::test_build_writes_what_scripts_read",
     "lowcomm data inspect": "tests/cli/test_data.py::test_inspect_shows_sources_steps_and_documents",
     "lowcomm data verify": "tests/cli/test_data.py::test_verify_names_the_chunk_that_differs",
+    "lowcomm data account": "tests/training/test_provenance.py::test_each_unit_is_credited_once",
     "lowcomm provenance": "tests/training/test_provenance.py::test_it_says_what_the_ledger_credits",
     "lowcomm recover": "tests/e2e/test_recover.py::test_one_of_three_goes_on_with_a_newcomer",
     "lowcomm invite": "tests/exchanges/test_access.py::test_invite_prints_a_token_that_works",

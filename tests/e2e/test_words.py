@@ -41,7 +41,7 @@ def test_a_tokenizer_a_corpus_two_islands_and_a_folder_for_transformers(tmp_path
     manifest = json.loads(built.read_text())["manifest"]
     settings = (
         f"shared.data.manifest={manifest}", f"data.source={corpus}", f"shared.task.model={MODEL}",
-        "shared.model.context=32", "shared.data.shards=2", "shared.schedule.inner_steps=10", "train.steps=40",
+        "shared.model.context=32", "shared.schedule.inner_steps=10", "train.steps=40",
         "train.eval_windows=16", "metrics.wandb=off",
     )  # fmt: skip
     run = tmp_path / "run"
@@ -50,6 +50,10 @@ def test_a_tokenizer_a_corpus_two_islands_and_a_folder_for_transformers(tmp_path
     summaries = [json.loads((run / f"island-{i}" / "summary.json").read_text()) for i in range(2)]
     assert len({summary["digest"] for summary in summaries}) == 1
     assert summaries[0]["eval_loss"] < math.log(SIZE) - 0.3
+    lowcomm("data", "account", run / "island-1", "--json", tmp_path / "account.json")
+    account = json.loads((tmp_path / "account.json").read_text())
+    assert (account["credited_twice"], account["missing"]) == (0, 0)
+    assert account["samples"] == sum(summary["tokens_credited"] for summary in summaries) // 32
     lowcomm("export", run / "island-1", "--out", tmp_path / "out")
 
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

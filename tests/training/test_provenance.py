@@ -43,10 +43,24 @@ def test_it_says_what_the_ledger_credits(
     assert [island["peer"] for island in found["islands"]] == ["island-0", "island-1"]
     assert found["tokens"] == sum(source["tokens"] for source in found["sources"]) == 2 * trained
     web, books = found["sources"]
-    assert web["tokens"] / books["tokens"] == pytest.approx(8 * 31 / (2 * 8 * 16), rel=0.01)
+    assert web["tokens"] / books["tokens"] == pytest.approx(8 * 31 / (2 * 8 * 16), rel=0.3)
+    assert web["exact"]
     out = capsys.readouterr().out
     assert f"ledger head `{found['head']}`, {2 * trained:,} tokens" in out
     assert f"- source books, licence not said: {books['tokens']:,} tokens" in out
+
+
+def test_each_unit_is_credited_once(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "account.json"
+    assert main(["data", "account", str(run / "island-0"), "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert (found["credited_twice"], found["samples_twice"], found["missing"]) == (0, 0, 0)
+    assert found["units"] == found["credited_once"] + found["begun"]
+    assert found["samples"] == 2 * 20 * 4
+    provenance = provenance_of(run / "island-0")
+    assert found["tokens_by_source"] == {source.name: source.tokens for source in provenance.sources}
+    assert found["manifest"] == provenance.manifest
+    assert "0 twice, 0 missing of epochs that are done" in capsys.readouterr().out
 
 
 def test_both_islands_say_the_same(run: Path) -> None:
