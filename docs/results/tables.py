@@ -17,7 +17,7 @@ import front_page
 import learning_tables
 import long_tables
 import wan_tables
-from lowcomm.bench.churn_figures import Churn
+from lowcomm.bench.churn_figures import Churn, Units
 from lowcomm.bench.deaths import Death
 from lowcomm.bench.donors import Donors
 from lowcomm.bench.settings import ChurnBench, DonorBench
@@ -326,10 +326,11 @@ def _deaths(path: Path) -> Part:
 def _churn(path: Path) -> Part:
     log = json.loads(path.read_text(encoding="utf-8"))["churn"]
     bench = ChurnBench(**log["bench"])
-    churn = Churn(**{**{key: value for key, value in log.items() if key != "within"}, "bench": bench})
+    told = {**log, "bench": bench, "units": Units(**log["units"])}
+    churn = Churn(**{key: value for key, value in told.items() if key != "within"})
     return Part(
         "Joins and leaves",
-        "Who is alive takes part, and who comes is in by its second round.",
+        "Who is alive takes part, and who comes is in by its third round; each sample is credited once.",
         f"At most {bench.islands} islands, {bench.events} joins and leaves (`lowcomm bench churn`)",
         table(Churn.HEADINGS, churn.rows()),
     )

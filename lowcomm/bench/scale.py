@@ -150,6 +150,7 @@ class _Swarm:
             ),
             lease_s=bench.lease_s,
             error_feedback=False,
+            unit_samples=0,
         )
 
     async def run(self) -> ScaleFigures:

@@ -175,6 +175,7 @@ def _virtual_run(bench: SoakBench, tell: Tell) -> list[Sample]:
         step_s=STEP_S,
         lease_s=5 * STEP_S,
         error_feedback=False,
+        unit_samples=0,
     )
     limit_s = 2 * STEP_S * bench.rounds + 10 * DEADLINE_S
     return run_virtually(_watch(bench, settings, limit_s, tell), limit_s)

@@ -23,9 +23,11 @@ from lowcomm.types import Json
 
 logger = logging.getLogger(__name__)
 
-AHEAD_S, HANDED_S = 2.0, 0.5
-"""Units are leased so long before they are trained on, so that who else has taken one says so in time; and so
-much of them is handed out at a time."""
+HANDED_S, HANDED_PER_ISLAND_S = 0.5, 0.05
+"""Samples for so long are handed out at a time, or for so long for each island, as leases are told to all."""
+AHEAD = 4
+"""So many times as many are reserved before they are handed out, so that who else has taken one says so in
+time."""
 MOST_UNLANDED = 64
 """Entries that are committed here and not in the local parameters yet: one at most, and some room."""
 _Trained = tuple[Spans, int]
@@ -91,11 +93,13 @@ class Units:
         self._asked_s = now_s
         gone = joined((*self.leases.yielded(joined(self._reserved)), *self.credited))
         self._reserved = [part for span in self._reserved for part in without((span,), gone)]
-        wanted = count + int(self._samples_per_s * AHEAD_S)
+        pace_s = max(HANDED_S, HANDED_PER_ISLAND_S * self.leases.islands)
+        handed = max(count, int(self._samples_per_s * pace_s))
+        wanted = AHEAD * handed if self._samples_per_s else count
         if (lacking := wanted - size(joined(self._reserved))) > 0:
             taken = joined((*self.credited, *self.held, *self.leases.held_by_others()))
             self._reserved += self.leases.choose(lacking, taken)
-        leased = self._hand_out(max(count, int(self._samples_per_s * HANDED_S)))
+        leased = self._hand_out(handed)
         self._leased, self._handed = joined((*self._leased, *leased)), size(leased)
         self.leases.tell(self.held)
         return flat(leased)

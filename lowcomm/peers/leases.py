@@ -49,6 +49,11 @@ class Leases:
         self._held: Spans = ()
         self._rights: dict[PeerId, np.uint64] = {}
 
+    @property
+    def islands(self) -> int:
+        """How many train, this one included."""
+        return 1 + len(self._training())
+
     async def know_others(self) -> None:
         """Wait for those who train to say what they hold."""
         loop = asyncio.get_running_loop()

@@ -64,7 +64,7 @@ class IslandSettings:
         join_timeout_s: silence after which whoever joins gives up.
         save_every: inner steps between two checkpoints, which outlive crashes; 0 = none.
         finishes: whether an island ends with last rounds, as after its last inner step, or breaks off.
-        unit_samples: of what islands lease; a sample counts one token.
+        unit_samples: of what islands lease, a sample counts one token; 0 = they lease nothing.
     """
 
     policy: RoundPolicy = field(default_factory=lambda: RoundPolicy(deadline_s=2.0))
@@ -267,7 +267,8 @@ class SimIsland:
             tokens = 10 + self.number
             samples = await self._draw(tokens)
             self._train()
-            node.units.trained(samples, tokens)
+            if samples:
+                node.units.trained(samples, tokens)
             self._landed(await self._run(self.side.step(tokens)))
             if settings.save_every and self.progress.inner_step % settings.save_every == 0:
                 self._save(await node.units.state(self.progress.outer_steps[0]))
@@ -305,6 +306,8 @@ class SimIsland:
 
     async def _draw(self, count: int) -> Spans:
         """The samples of an inner step."""
+        if not self._settings.unit_samples:
+            return ()
         while size(self._ahead) < count:
             leased = await self.node.units.lease(count - size(self._ahead))
             self._ahead = joined((*self._ahead, *spans_of(leased)))
