@@ -127,6 +127,8 @@ class Units:
     def announce(self, contribution: ContributionId) -> Spans:
         """The samples of a contribution: those that have waited longest."""
         self._drain()
+        if not self._waiting:
+            return ()
         tokens = contribution.tokens
         self._announced[contribution] = None
         if len(self._announced) > KEPT_HEADS:
@@ -155,6 +157,8 @@ class Units:
 
     def committed(self, entry: Entry) -> None:
         """An entry was committed here."""
+        if entry.samples is None:
+            return
         self._drain()
         gone = self._credit(entry) if self._is_own(entry) else []
         self._credited.append((entry.outer_step, gone))
