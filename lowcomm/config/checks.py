@@ -38,6 +38,7 @@ def _broken(config: Config) -> Iterator[tuple[str, str]]:
     yield from _task(config)
     yield from _model(config)
     yield from _corpus(config)
+    yield from _global_batch(config)
     yield from _shares(config)
     yield from _outer(config.shared.outer)
     yield from _aggregation(config)
@@ -151,6 +152,22 @@ def _corpus(config: Config) -> Iterator[tuple[str, str]]:
         yield "shared.data.unit_samples", f"expected 0 without shared.data.manifest, got {data.unit_samples}"
     if data.manifest and kind == "given":
         yield "shared.data.manifest", "expected nothing with kind = given, whose data a Python program has"
+
+
+def _global_batch(config: Config) -> Iterator[tuple[str, str]]:
+    asked, train = config.shared.data.global_batch_tokens, config.train
+    if asked and train.grad_accumulation > 1:
+        yield (
+            "train.grad_accumulation",
+            f"expected 1 with shared.data.global_batch_tokens = {asked}, which says how many batches are "
+            f"accumulated, got {train.grad_accumulation}",
+        )
+    if asked and config.island.engine == "deepspeed":
+        yield (
+            "shared.data.global_batch_tokens",
+            "expected 0 with island.engine = deepspeed, which accumulates a fixed number of batches, got "
+            f"{asked}",
+        )
 
 
 def _shares(config: Config) -> Iterator[tuple[str, str]]:

@@ -273,6 +273,13 @@ class SharedDataConfig:
         low=0,
         high=1 << 30,
     )
+    global_batch_tokens: int = setting(
+        0,
+        "tokens (samples, where these are counted) of an inner step of all islands: each accumulates "
+        "an equal part, so more of it where fewer islands are there; 0 = train.grad_accumulation says it",
+        low=0,
+        high=1 << 40,
+    )
     packing: Literal["across", "apart"] = setting(
         "across",
         "attention in a window of a corpus: across the borders of documents, or within each",

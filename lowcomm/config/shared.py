@@ -21,6 +21,7 @@ LATER: dict[str, Json] = {
     "shared.data.manifest": "",
     "shared.data.packing": "across",
     "shared.data.unit_samples": 0,
+    "shared.data.global_batch_tokens": 0,
     "shared.inner.schedule": "cosine",
     "shared.inner.decay_fraction": 0.2,
     "shared.round.operator": "",

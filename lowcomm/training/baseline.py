@@ -34,6 +34,7 @@ from lowcomm.training.build import build_lr_schedule, build_model, build_optimiz
 from lowcomm.training.device import choose_device
 from lowcomm.training.evaluation import evaluate
 from lowcomm.training.inner_step import checked_loss
+from lowcomm.training.loading import micro_steps
 from lowcomm.training.trainer import EVAL_BATCH
 from lowcomm.types import Json
 
@@ -90,7 +91,8 @@ def baseline_key(config: Config, islands: int, recipe: Path | None) -> str:
             if name in ("steps", "batch_size", "grad_accumulation", "eval_windows")
         },
         "data": {"source": compared.data.source, "text_key": compared.data.text_key}
-        | ({"manifest": text.manifest, "packing": text.packing} if text.manifest else {}),
+        | ({"manifest": text.manifest, "packing": text.packing} if text.manifest else {})
+        | ({"global_batch_tokens": text.global_batch_tokens} if text.global_batch_tokens else {}),
     }
     canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return blake3(canonical.encode("utf-8")).hexdigest()
@@ -133,6 +135,9 @@ def run_baseline(
         raise ConfigError(f"expected at most shared.data.shards = {data.num_shards} islands, got {islands}")
     size = config.train.batch_size
     loaders = [open_loader(data.training(index), batch_size=size) for index in range(islands)]
+    batches = micro_steps(config, loaders[0].batch_tokens, islands)
+    train = dataclasses.replace(config.train, grad_accumulation=batches)
+    config = dataclasses.replace(config, train=train)
     device = choose_device(config.train.device)
     with _threads(threads or len(os.sched_getaffinity(0))):
         model = build_model(config, task).to(device)

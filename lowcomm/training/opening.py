@@ -16,7 +16,7 @@ from lowcomm.training.build import autocast
 from lowcomm.types import Json
 
 
-def opening(config: Config, island: Island, data: Data, loader: Batches) -> dict[str, Json]:
+def opening(config: Config, island: Island, data: Data, loader: Batches, micro_steps: int) -> dict[str, Json]:
     """The facts of the start line.
 
     `data_digest` and what the data itself tells (of text: `documents`, `text_bytes`, `left_out_files` and
@@ -37,7 +37,7 @@ def opening(config: Config, island: Island, data: Data, loader: Batches) -> dict
         "precision": "bf16" if autocast(config, device) else "fp32",
         "engine": engine,
         "ranks": island.world_size,
-        "step_tokens": loader.batch_tokens * config.train.grad_accumulation,
+        "step_tokens": loader.batch_tokens * micro_steps,
     }
 
 

@@ -65,7 +65,13 @@ from lowcomm.training.fitting import (
 from lowcomm.training.garbage import exempt_from_collection
 from lowcomm.training.given import Given, make_optimizers, recipe_of
 from lowcomm.training.inner_step import inner_step
-from lowcomm.training.loading import island_number, leased_units, make_loader
+from lowcomm.training.loading import (
+    island_number,
+    leased_units,
+    make_loader,
+    micro_steps,
+    warn_of_batches,
+)
 from lowcomm.training.opening import agreement, opening, require_same_data
 from lowcomm.training.phases import JOINING, Phases
 from lowcomm.types import Json, RoundReport
@@ -228,7 +234,8 @@ class Trainer:
             loader.skip(join.tokens_credited)
         saver = Saver(checkpoints)
         stack.callback(saver.close)
-        run = _Run(island, outer, loader, saver, data, journal)
+        batches = micro_steps(config, loader.batch_tokens, len(join.peers))
+        run = _Run(island, outer, loader, saver, data, journal, batches)
         if folder is not None:
             folder.note_data(data.digest)
             if manifest := getattr(data, "manifest", b""):
@@ -242,6 +249,7 @@ class Trainer:
                 to_toml(config),
             )
             stack.callback(journal.sinks.close)
+            warn_of_batches(config, loader.batch_tokens, len(join.peers))
             self._log_start(run, join, resumed_from)
         self._phases.now = "training"
         return self._work(run, folder)
@@ -311,7 +319,7 @@ class Trainer:
             resumed_from=resumed_from,
             peers=list(join.peers),
             counts=asdict(run.journal.earlier),
-            **opening(config, run.island, run.data, run.loader),
+            **opening(config, run.island, run.data, run.loader, run.micro_steps),
         )
 
     def _work(self, run: _Run, folder: RunFolder | None) -> Summary:
@@ -375,13 +383,13 @@ class Trainer:
         config, outer = self._config, run.outer
         losses: list[Tensor] = []
         norms: list[Tensor] = []
-        tokens = run.loader.batch_tokens * config.train.grad_accumulation
         since_s, since_tokens = self._clock.monotonic_s(), 0
         self._interrupts.can_wait = True
         while not self._is_over(outer):
             if run.island.any_rank(self._interrupts.asked):
                 return True
             began_s, run.data_s = self._clock.monotonic_s(), 0.0
+            tokens = run.loader.batch_tokens * run.micro_steps
             loss, norm = self._inner_step(run)
             losses.append(loss)
             norms.append(norm)
@@ -408,11 +416,11 @@ class Trainer:
         return False
 
     def _inner_step(self, run: _Run) -> tuple[Tensor, Tensor]:
-        """One optimizer step on `grad_accumulation` batches; see `inner_step`."""
+        """One optimizer step on `micro_steps` batches; see `inner_step`."""
         config, inner = self._config, self._config.shared.inner
         done, whole = run.outer.inner_step, config.train.steps
         if config.train.tokens:
-            step_tokens = run.loader.batch_tokens * config.train.grad_accumulation
+            step_tokens = run.loader.batch_tokens * run.micro_steps
             done, whole = run.outer.swarm_tokens + step_tokens - 1, config.train.tokens
         set_lr(run.island.optimizers, build_lr_schedule(config).factor(done, whole))
         try:
@@ -420,7 +428,7 @@ class Trainer:
                 run.island,
                 self._task,
                 partial(self._next_batch, run),
-                micro_steps=config.train.grad_accumulation,
+                micro_steps=run.micro_steps,
                 clip_norm=inner.clip_norm,
                 autocast=autocast(config, self._device),
             )
@@ -451,6 +459,9 @@ class Trainer:
         every = self._config.train.eval_every
         for report in reports:
             run.journal.round(report)
+            if report.committed and report.fragment == 0:
+                islands = len(report.participants)
+                run.micro_steps = micro_steps(self._config, run.loader.batch_tokens, islands)
         if every and any(r.committed and r.fragment == 0 and r.outer_step % every == 0 for r in reports):
             self._evaluate(run)
 
@@ -523,6 +534,7 @@ class _Run:
     """What one call of `fit` works on.
 
     Attributes:
+        micro_steps: batches of an inner step.
         data_s: for how long the inner step has waited for its batches.
     """
 
@@ -532,4 +544,5 @@ class _Run:
     saver: Saver
     data: Data
     journal: Journal
+    micro_steps: int
     data_s: float = 0.0
