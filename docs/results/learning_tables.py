@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,50 @@ def _runs(path: Path) -> str:
         "times fewer bytes",
     )
     return table(headings, rows)
+
+
+def words(path: Path) -> Part:
+    """Models of transformers on tokens."""
+    losses: dict[tuple[str, str], dict[int, float]] = {}
+    sent: dict[tuple[str, str], str] = {}
+    parameters: dict[str, int] = {}
+    equal = True
+    for line in read_log(path):
+        model, run = re.split(r", (?=\d+ islands|data-parallel)", str(line["name"]))
+        losses.setdefault((model, run), {})[int(line["seed"])] = float(line["eval_loss"])
+        if line["kind"] == "islands":
+            sent[model, run] = f"{max(line['bytes_sent']) / 1e6:.0f} MB"
+            equal = equal and line["digests_equal"] and not line["rounds_failed"]
+        parameters[model] = int(line["parameters"])
+    rows = []
+    for (model, run), found in sorted(losses.items()):
+        reference = losses[model, "data-parallel of 2"]
+        gaps = [f"{found[seed] / reference[seed] - 1:+.1%}" for seed in sorted(found) if seed in reference]
+        own = run == "data-parallel of 2"
+        by_seed = ", ".join(f"{loss:.4f}" for _, loss in sorted(found.items()))
+        rows.append(
+            (
+                model,
+                f"{parameters[model]:,}",
+                run,
+                by_seed,
+                "-" if own else ", ".join(gaps),
+                sent.get((model, run), "-"),
+            )
+        )
+    headings = (
+        "model", "trained parameters", "run", "eval loss, by seed", "against data-parallel",
+        "sent by each island",
+    )  # fmt: skip
+    ends = "All rounds of the islands committed, and all ended with equal digests." if equal else ""
+    return Part(
+        "Models of transformers on tokens",
+        "With AdamW and batches of 4 windows two islands stay behind data-parallel training of 8, by less "
+        f"with shorter intervals. {ends}",
+        "A BPE of 4,096, held-out loss in nats per token; Llamas train 1,200 steps, the others 600, LoRA on "
+        "top of a Llama of 300 steps (`lowcomm bench learning recipes/studies/words.toml`)",
+        table(headings, rows),
+    )
 
 
 def short_runs(path: Path) -> Part:

@@ -55,6 +55,7 @@ def _questions() -> dict[str, list[tuple[str, Callable[..., Part | None]]]]:
         "Does it learn as well as data-parallel training?": [
             ("quickstart.json", learning.quickstart),
             ("learning.jsonl", learning.learning),
+            ("words.jsonl", learning.words),
             ("short_runs.jsonl", learning.short_runs),
             ("adamw_sweep.jsonl", learning.sweep),
             ("muon_sweep.jsonl", learning.sweep),
