@@ -54,16 +54,20 @@ def reading(path: Path) -> Part:
     speed = {name: line["tokens_per_s"] for name, line in lines.items()}
     others = [f"{speed['lowcomm'] / speed['datasets']:.1f} times `datasets`"] if "datasets" in speed else []
     missing = f"; not installed, and so not compared: {', '.join(log['missing'])}" if log["missing"] else ""
+    waits = [line["waited_share"] for what, line in lines.items() if what.startswith("training")][::-1]
     small, large = (lines[f"{gb:g} GB"] for gb in (log["bench"]["gb"][0], log["bench"]["gb"][-1]))
     return Part(
         "Reading a corpus",
         f"A rank reads {speed['lowcomm'] / speed['numpy']:.1f} times as fast as nanoGPT's loop over one "
         f"mapped file{', ' if others else ''}{', '.join(others)}; it takes {small['memory_mb']:.0f} and "
         f"{large['memory_mb']:.0f} MB at {small['what']} and {large['what']}, and has the first batch "
-        f"after {small['first_batch_s']:.1f} and {large['first_batch_s']:.1f} s.",
+        f"after {small['first_batch_s']:.1f} and {large['first_batch_s']:.1f} s. Over HTTP it takes "
+        f"{lines['HTTP']['link_share']:.0%} of the link. Where the link carries the tokens, inner "
+        f"steps spend {waits[0]:.1%} of the time of training on their batches; from the disk {waits[1]:.1%}.",
         f"{log['bench']['compared_gb']:g} GB of tokens, batches of {log['bench']['batch_size']} windows of "
         f"{log['bench']['context']:,}; HTTP at {log['bench']['mbit_s']:g} Mbit/s; the first batch counts "
-        "from the start of the process, torch's import included; waiting without the first quarter"
+        "from the start of the process, torch's import included, of training from its first step; training "
+        "without the first quarter, over a link of twice its highest speed from the disk"
         f"{missing} (`lowcomm bench reading`)",
         table(HEADINGS, [row(line) for line in log["readers"]]),
     )

@@ -52,28 +52,31 @@ console = "off"
 
 
 def train_from_disk(root: Path, corpus: Path, manifest: Manifest) -> dict[str, Json]:
-    """Some steps where nothing is waited for, as figures of a reader.
+    """Some steps where nothing is waited for, as figures of a reader; `peak_tokens_per_s` of a few of them.
 
     Args:
         root: a folder for what is made.
     """
-    return _figures(_train(root, str(corpus), manifest, SPEED_STEPS))
+    lines = _train(root, str(corpus), manifest, SPEED_STEPS)
+    return {**_figures(lines), "peak_tokens_per_s": max(line["tokens_per_s"] for line in lines)}
 
 
 def train_over_http(
     root: Path, corpus: Path, manifest: Manifest, *, tokens_per_s: float, used: float
 ) -> dict[str, Json]:
-    """An epoch over a link of which training takes a part, as figures of a reader.
+    """An epoch over a link of which training takes a part at most, as figures of a reader.
 
     Args:
         root: a folder for what is made.
-        tokens_per_s: of training, where nothing is waited for.
+        tokens_per_s: of training at its fastest, where nothing is waited for.
         used: that part.
     """
-    mbit_s = tokens_per_s * manifest.vocabulary.token_bytes * 8 / used / 1e6
+    token_mbit = manifest.vocabulary.token_bytes * 8 / 1e6
+    mbit_s = tokens_per_s * token_mbit / used
     steps = manifest.tokens // STEP_TOKENS - 1 - len(manifest.training)
     with LimitedServer(corpus, mbit_s) as server:
-        return {**_figures(_train(root, server.url, manifest, steps)), "mbit_s": mbit_s}
+        found = _figures(_train(root, server.url, manifest, steps))
+    return {**found, "mbit_s": mbit_s, "used_share": float(str(found["tokens_per_s"])) * token_mbit / mbit_s}
 
 
 def _figures(lines: list[dict[str, Any]]) -> dict[str, Json]:

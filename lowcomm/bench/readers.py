@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,6 @@ class Job:
         source: a corpus, or what that reader has in place of it.
         manifest: digest of the corpus's.
         batches: that are read.
-        pause_s: between two of them, as a training step would.
         began_s: when the process was started, on this machine's monotonic clock.
     """
 
@@ -48,36 +46,24 @@ class Job:
     context: int
     batch_size: int
     batches: int
-    pause_s: float = 0.0
     began_s: float
 
     def run(self) -> dict[str, Json]:
-        """Read, and say how that went.
-
-        Memory is what came on top while reading; `waited_share` of the time without the first quarter.
-        """
+        """Read, and say how that went; memory is what came on top while reading."""
         clock, before = SystemClock(), anonymous_bytes()
         next_batch = READERS[self.reader](self)
         next_batch()
         first_s = clock.monotonic_s() - self.began_s
-        pause = threading.Event()
-        begun_s, waited_s, settled_s = clock.monotonic_s(), 0.0, 0.0
-        for count in range(self.batches):
-            asked_s = clock.monotonic_s()
-            if count == self.batches // 4:
-                waited_s, settled_s = 0.0, asked_s
+        begun_s = clock.monotonic_s()
+        for _ in range(self.batches):
             next_batch()
-            waited_s += clock.monotonic_s() - asked_s
-            if self.pause_s:
-                pause.wait(self.pause_s)
-        ended_s = clock.monotonic_s()
-        took_s, tokens = ended_s - begun_s, self.batches * self.batch_size * self.context
+        took_s = clock.monotonic_s() - begun_s
+        tokens = self.batches * self.batch_size * self.context
         return {
             "reader": self.reader,
             "tokens": tokens,
             "tokens_per_s": tokens / took_s,
             "first_batch_s": first_s,
-            "waited_share": waited_s / (ended_s - settled_s),
             "seconds": took_s,
             "memory_mb": (anonymous_bytes() - before) / 1e6,
         }

@@ -443,7 +443,7 @@ class ReadingBench(Settings):
     batch_size: int = count(12, "windows")
     batches: int = count(2000, "that are timed")
     trained_tokens: int = option(
-        1_500_000, "that an island trains on, its link 1.25 times as fast", metavar="N", least=200_000
+        1_500_000, "that an island trains on, its link twice as fast", metavar="N", least=200_000
     )
 
 
