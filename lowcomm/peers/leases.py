@@ -64,8 +64,8 @@ class Leases:
             await self._changed.wait(min(0.1, left_s))
 
     def tell(self, held: Spans) -> None:
-        """Tell all others what this island holds."""
-        self._held = held
+        """Tell all others what this island holds, as far as they listen."""
+        self._held = held[:MAX_CREDITED]
         self.look()
 
     def look(self) -> None:
