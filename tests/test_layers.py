@@ -51,7 +51,7 @@ LAYERS = (
 )
 LAYER = {unit: number for number, layer in enumerate(LAYERS) for unit in layer}
 ON_A_LINE = ("ledger", "peers", "rounds", "recovery", "outer", "training")
-IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers", "peft")
+IN_ONE_MODULE = ("hivemind", "deepspeed", "wandb", "tensorboard", "transformers", "peft", "lm_eval")
 HEAVY = (
     *IN_ONE_MODULE,
     "torch",
@@ -196,10 +196,10 @@ def test_clocks_are_read_in_clock_only() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    imported_as = {"scikit-learn": "sklearn"}
+    imported_as = {"scikit-learn": "sklearn", "lm-eval": "lm_eval"}
     extras = [
         name
-        for extra in ("cleaning", "data", "deepspeed", "digits", "hf", "hub", "peft", "zstd")
+        for extra in ("cleaning", "data", "deepspeed", "digits", "eval", "hf", "hub", "peft", "zstd")
         for name in project["optional-dependencies"][extra]
     ]
     names = [re.split(r"[^\w-]", name)[0] for name in [*project["dependencies"], *extras]]

@@ -23,7 +23,7 @@ from lowcomm.interrupts import interrupted_by_any
 
 COMMANDS = (
     "quickstart", "train", "launch", "seed", "status", "report", "export", "ledger", "recover", "invite",
-    "provenance", "data", "plan", "simulate", "doctor", "bench", "chaos",
+    "provenance", "data", "eval", "plan", "simulate", "doctor", "bench", "chaos",
 )  # fmt: skip
 TRACEBACK = "LOWCOMM_TRACEBACK"
 GROUPS = "lowcomm.islands.group"

@@ -29,6 +29,7 @@ RUN_BY = {
     "lowcomm launch recipes/words.toml": WORDS,
     "lowcomm seed": SITES,
     "lowcomm status": SITES,
+    "lowcomm eval": "tests/training/test_harness.py::test_a_task_of_ones_own",
     "lowcomm export": SITES,
     "lowcomm bench round": "tests/bench/test_sites.py::test_rounds_commit_and_agree",
     "lowcomm bench utilisation": "tests/bench/test_sites.py::test_utilisation_adds_up",
